@@ -1,0 +1,140 @@
+"""The frozen CLIP: an image trunk with hooks, a text encoder, and the fingerprint of their weights."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfp.clip.trunk import ImageTrunk
+from sfp.errors import SFPError, unknown_choice
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class FrozenCLIP:
+    """A frozen CLIP ViT. Made by ``load_clip``.
+
+    Linear and convolution weights of the image tower are kept in ``precision``; layer norms, class and positional
+    embeddings, and the whole text tower stay in float32.
+
+    Attributes:
+        name, pretrained: what it was loaded as.
+        quick_gelu: whether its MLPs use ``x * sigmoid(1.702 x)``.
+        trunk: the image tower, an ``ImageTrunk``.
+        logit_scale: the learned temperature, exp(.) applied.
+        encoded_texts: how many texts have gone through the text tower so far.
+    """
+
+    def __init__(
+        self,
+        model: open_clip.CLIP,
+        *,
+        name: str,
+        pretrained: str,
+        quick_gelu: bool,
+        device: torch.device,
+        precision: str,
+        positional_resize: str = "scale",
+    ):
+        if precision not in PRECISIONS:
+            raise unknown_choice("precision", precision, PRECISIONS)
+        self.name, self.pretrained, self.quick_gelu = name, pretrained, quick_gelu
+        self.precision = precision
+        self.model = model.float().eval().requires_grad_(False)
+        self.fingerprint = _fingerprint(model)  # of the weights as loaded, before any rounding
+        _round_weights(model.visual, PRECISIONS[precision])
+        self.model = model.to(device)
+        self.trunk = ImageTrunk(model.visual, positional_resize)
+        self.logit_scale = float(model.logit_scale.exp())
+        self.encoded_texts = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the width of the joint image-text space."""
+        return self.model.visual.proj.shape[1]
+
+    @functools.cached_property
+    def tokenizer(self) -> open_clip.SimpleTokenizer:
+        return open_clip.SimpleTokenizer(context_length=self.model.context_length)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (n, T) on the CPU, T the longest text's length.
+
+        Raises:
+            SFPError: a text has more tokens than the context holds.
+        """
+        context = self.model.context_length
+        for text in texts:
+            if len(self.tokenizer.encode(text)) + 2 > context:
+                raise SFPError(f"The text {text[:60]!r}... has more than the {context - 2} tokens that CLIP reads; shorten it.")
+        ids = self.tokenizer(list(texts), context_length=context)
+        return ids[:, : int((ids.argmax(1) + 1).max())]
+
+    @torch.inference_mode()
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Text embeddings (n, D) float32, not normalised, of token ids (n, T), T at most the context length.
+
+        A causal tower doesn't see what follows the end token, so cutting the padding changes nothing.
+        """
+        model, length = self.model, ids.shape[1]
+        ids = ids.to(self.device)
+        x = model.token_embedding(ids) + model.positional_embedding[:length]
+        x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+        ends = model.ln_final(x[torch.arange(len(ids), device=ids.device), ids.argmax(-1)])
+        self.encoded_texts += len(ids)
+        return ends @ model.text_projection
+
+    @torch.inference_mode()
+    def encode_image(self, windows: Tensor) -> Tensor:
+        """Class-token embedding of windows (B, 3, H, W): (B, D) float32, not normalised."""
+        return self.trunk.readout(self.trunk.run(windows)[:, 0]).float()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """RGB (..., 3, H, W) uint8 or float in [0, 255] to CLIP's normalised float32."""
+        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) * 255 for v in (PIXEL_MEAN, PIXEL_STD))
+        return (images.float() - mean) / std
+
+    def __repr__(self) -> str:
+        trunk = self.trunk
+        return (
+            f"FrozenCLIP({self.name!r}, {self.pretrained!r}, {trunk.layers} layers of {trunk.width}, patch {trunk.patch}, "
+            f"{'QuickGELU' if self.quick_gelu else 'GELU'}, {self.precision} on {self.device})"
+        )
+
+
+def _round_weights(visual: nn.Module, dtype: torch.dtype) -> None:
+    """Convolution, linear and attention weights and the projection to ``dtype``; layer norms and embeddings stay."""
+    for module in visual.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.to(dtype)
+        elif isinstance(module, nn.MultiheadAttention):
+            for parameter in (module.in_proj_weight, module.in_proj_bias):
+                if parameter is not None:
+                    parameter.data = parameter.data.to(dtype)
+    visual.proj.data = visual.proj.data.to(dtype)
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """SHA-256 of names, shapes and float32 bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Rows of float32 length one; a zero row stays zero."""
+    return F.normalize(vectors.float(), dim=-1)

@@ -1,0 +1,279 @@
+"""``load_clip``: a frozen CLIP by open_clip's names and tags, from a local file, or from a state dict."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfp.clip.checkpoints import Checkpoint, Sizes, from_state_dict, read_checkpoint, read_sizes
+from sfp.errors import SFPError, unknown_choice
+
+TOYLAND_FILE = Path(__file__).parent / "toyland.safetensors"
+TOYLAND_SHA256 = ""
+_QUICK = "-quickgelu"
+_NETWORK_PATIENCE = 6.0  # seconds
+
+
+def load_clip(
+    model: str = "ViT-B-16",
+    pretrained: str | os.PathLike | Mapping[str, Any] = "openai",
+    *,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    quick_gelu: bool | None = None,
+    positional_resize: str = "scale",
+):
+    """A frozen CLIP ViT.
+
+    Args:
+        model: open_clip's name (``ViT-B-16``, ``ViT-L-14-quickgelu``) or OpenAI's spelling (``ViT-B/16``); ``Toyland``
+            is the tiny model that comes with this package.
+        pretrained: an open_clip tag (``openai``, ``laion400m_e32``, ``metaclip_400m``); the path of a checkpoint
+            (OpenAI or open_clip layout, ``.pt``, ``.safetensors`` or OpenAI's TorchScript archive); or a state dict,
+            whose sizes are read from its shapes.
+        device: CUDA where there is one, else the CPU, if None.
+        precision: ``fp32``, ``bf16`` or ``fp16`` for the image tower; fp32 on a CPU and fp16 elsewhere, if None.
+        quick_gelu: the activation, where neither tag nor file tells; OpenAI's QuickGELU is assumed, with a warning.
+        positional_resize: how positions are made for other grids, see ``resize_positions``.
+
+    Returns:
+        A ``FrozenCLIP``.
+
+    Raises:
+        SFPError: unknown name or tag, a tag that needs the other activation than the name says, a file that is no
+            CLIP ViT, or weights that must be downloaded while there is no network.
+    """
+    _require_torchvision_pair()
+    import open_clip
+
+    from sfp.clip.clip import FrozenCLIP
+
+    device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SFPError("device='cuda' was asked for, but this torch sees no CUDA GPU; use device='cpu'.")
+    architecture = _open_clip_name(model)
+    tag = "a state dict" if isinstance(pretrained, Mapping) else str(pretrained)
+    if isinstance(pretrained, Mapping):
+        checkpoint = from_state_dict(dict(pretrained))
+    elif tag.lower() == "toyland" or (architecture == "Toyland" and tag == "openai"):
+        checkpoint, architecture, tag = _read_toyland(), "Toyland", "toyland"
+    elif _is_file_name(tag):
+        checkpoint = read_checkpoint(Path(tag).expanduser())
+        quick_gelu = _activation_of_file(Path(tag), model, checkpoint, quick_gelu)
+    else:
+        checkpoint, told = _fetch(architecture, tag)
+        if quick_gelu is not None and quick_gelu != told:
+            raise SFPError(f"quick_gelu={quick_gelu} disagrees with the weights {tag!r}, trained with quick_gelu={told}; leave it out.")
+        quick_gelu = told
+    if quick_gelu is None:
+        quick_gelu = True if checkpoint.quick_gelu is None else checkpoint.quick_gelu
+
+    sizes = read_sizes(checkpoint.weights, checkpoint.source)
+    config = open_clip.get_model_config(architecture) or {}
+    if isinstance(pretrained, Mapping) or architecture == "Toyland":
+        config = config if _agrees(config, sizes) else {}
+    elif config and not _agrees(config, sizes):
+        if architecture.removesuffix(_QUICK) != "ViT-B-16":  # the default name promises nothing about a file's sizes
+            raise SFPError(
+                f"{checkpoint.source} holds a ViT with {sizes.layers} layers of {sizes.width} and patch {sizes.patch}, which is not "
+                f"{model}; name the model that the file was made for."
+            )
+        config = {}
+    network = _build(sizes, config, quick_gelu)
+    try:
+        network.load_state_dict(checkpoint.weights, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n")[1:2]).strip()
+        raise SFPError(f"The weights of {checkpoint.source} don't fit a CLIP ViT of their own sizes: {reason[:200]}") from error
+    return FrozenCLIP(
+        network,
+        name=architecture if config or architecture == "Toyland" else f"ViT {sizes.layers}x{sizes.width}/{sizes.patch}",
+        pretrained=tag,
+        quick_gelu=quick_gelu,
+        device=device,
+        precision=precision or ("fp32" if device.type == "cpu" else "fp16"),
+        positional_resize=positional_resize,
+    )
+
+
+def _open_clip_name(model: str) -> str:
+    """open_clip's spelling of a model name.
+
+    Raises:
+        SFPError: no such model, or not a ViT.
+    """
+    import open_clip
+
+    if model.lower() == "toyland":
+        return "Toyland"
+    name = model.replace("/", "-").replace("@", "-").removesuffix("px")
+    vits = [known for known in open_clip.list_models() if known.startswith("ViT-") and "SigLIP" not in known]
+    if name not in vits:
+        raise unknown_choice("CLIP model", model, ["Toyland", *vits])
+    return name
+
+
+def _is_file_name(tag: str) -> bool:
+    return Path(tag).suffix in (".pt", ".pth", ".bin", ".safetensors") or os.sep in tag or Path(tag).is_file()
+
+
+def _read_toyland() -> Checkpoint:
+    if not TOYLAND_FILE.is_file():
+        raise SFPError(f"The built-in Toyland weights are missing at {TOYLAND_FILE}; install the package again, or run tools/train_toyland.py.")
+    if hashlib.sha256(TOYLAND_FILE.read_bytes()).hexdigest() != TOYLAND_SHA256:
+        raise SFPError(f"The built-in Toyland weights at {TOYLAND_FILE} are damaged (SHA-256 differs); install the package again.")
+    return read_checkpoint(TOYLAND_FILE)
+
+
+def _activation_of_file(path: Path, model: str, checkpoint: Checkpoint, asked: bool | None) -> bool:
+    """The activation of local weights: what was asked for, what the file tells, its name, the model's name."""
+    told = checkpoint.quick_gelu
+    if told is None:
+        told = _activation_of_name(path)
+    if told is None and ("/" in model or model.endswith(_QUICK)):
+        told = True
+    if asked is not None and told is not None and asked != told:
+        raise SFPError(f"quick_gelu={asked} disagrees with {path}, which was trained with quick_gelu={told}; leave it out.")
+    if told is False and model.endswith(_QUICK):
+        raise SFPError(f"{model} means QuickGELU, but {path} was trained with plain GELU; name the model {model.removesuffix(_QUICK)}.")
+    if asked is not None or told is not None:
+        return bool(asked if asked is not None else told)
+    warnings.warn(
+        f"{path} doesn't tell its activation; OpenAI's QuickGELU is assumed. If it was trained with plain GELU (LAION, DataComp), "
+        "pass quick_gelu=False.",
+        stacklevel=3,
+    )
+    return True
+
+
+def _activation_of_name(path: Path) -> bool | None:
+    """Tags of known training sets in a path, such as the folders of Hugging Face's cache, tell the activation."""
+    text = str(path).lower()
+    if any(tag in text for tag in ("openai", "metaclip", "dfn", "quickgelu")):
+        return True
+    if any(tag in text for tag in ("laion", "datacomp", "commonpool")):
+        return False
+    return None
+
+
+def _fetch(architecture: str, tag: str) -> tuple[Checkpoint, bool]:
+    """Weights of an open_clip tag, from its cache or the network, and whether they were trained with QuickGELU.
+
+    Raises:
+        SFPError: unknown tag, the wrong activation in the name, or no network.
+    """
+    import open_clip
+
+    plain = architecture.removesuffix(_QUICK)
+    if architecture == "Toyland":
+        raise SFPError(f"The Toyland model has no weights {tag!r}; leave pretrained out, or give the path of a checkpoint.")
+    tags = {t for name in (plain, plain + _QUICK) for t in open_clip.list_pretrained_tags_by_model(name)}
+    if tag not in tags:
+        raise unknown_choice(f"weights for {plain}", tag, sorted(tags))
+    entry = open_clip.get_pretrained_cfg(plain, tag) or open_clip.get_pretrained_cfg(plain + _QUICK, tag)
+    quick_gelu = bool(entry.get("quick_gelu", False))
+    if architecture.endswith(_QUICK) and not quick_gelu:
+        raise SFPError(f"{architecture} means QuickGELU, but the weights {tag!r} were trained with plain GELU; name the model {plain}.")
+    path = _cached_file(entry)
+    if path is None:
+        _require_network(entry, plain, tag)
+        try:
+            path = Path(open_clip.download_pretrained(entry))
+        except Exception as error:  # the hub's and urllib's errors have no common base
+            reason = str(error).strip().split("\n")[0][:160]
+            raise SFPError(f"The weights {tag!r} of {plain} could not be downloaded ({reason}). {_offline_hint(entry)}") from error
+    return read_checkpoint(path), quick_gelu
+
+
+def _cached_file(entry: Mapping[str, Any]) -> Path | None:
+    """Where the weights lie already: Hugging Face's cache or open_clip's folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, file = entry.get("hf_hub", "").rpartition("/")
+    for name in ([file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]) if repository else []:
+        found = try_to_load_from_cache(repository, name)
+        if isinstance(found, str):
+            return Path(found)
+    url = entry.get("url", "")
+    local = Path("~/.cache/clip").expanduser() / Path(url).name
+    return local if url and local.is_file() else None
+
+
+def _require_network(entry: Mapping[str, Any], name: str, tag: str) -> None:
+    """Asks the download's host once, so that its absence is known in seconds instead of a minute of retries."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co") if entry.get("hf_hub") else entry.get("url", "")
+
+    def ask() -> bool:
+        request = urllib.request.Request(host, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=_NETWORK_PATIENCE).close()
+        except urllib.error.HTTPError:
+            return True  # somebody answered
+        except (urllib.error.URLError, socket.timeout, OSError):
+            return False
+        return True
+
+    pool = ThreadPoolExecutor(1)  # a hanging name lookup obeys no timeout of urllib's
+    try:
+        reached = not offline and pool.submit(ask).result(timeout=_NETWORK_PATIENCE + 1)
+    except FutureTimeout:
+        reached = False
+    finally:
+        pool.shutdown(wait=False)
+    if not reached:
+        why = "HF_HUB_OFFLINE is set" if offline else "there is no network"
+        raise SFPError(f"The weights {tag!r} of {name} are not on this machine and {why}. {_offline_hint(entry)}")
+
+
+def _offline_hint(entry: Mapping[str, Any]) -> str:
+    url = Path(urllib.parse.urlparse(entry.get("url", "")).path).name
+    hub = entry.get("hf_hub", "").rstrip("/")
+    names = " or ".join(filter(None, (url, f"open_clip_model.safetensors of {hub} on Hugging Face" if hub else "")))
+    return (
+        f"Bring the file {names} from elsewhere and pass its path as pretrained (config: model.pretrained), or use the built-in "
+        "Toyland model, which needs no download (model='Toyland'; config: configs/cfg_toyland.py)."
+    )
+
+
+def _agrees(config: Mapping[str, Any], sizes: Sizes) -> bool:
+    vision = config.get("vision_cfg", {})
+    return all(vision.get(key) == getattr(sizes, name) for key, name in (("layers", "layers"), ("width", "width"), ("patch_size", "patch")))
+
+
+def _build(sizes: Sizes, config: Mapping[str, Any], quick_gelu: bool):
+    """An open_clip CLIP of these sizes; heads are the named model's, or 64 wide as in every OpenAI model."""
+    import open_clip
+
+    vision = dict(image_size=sizes.grid * sizes.patch, layers=sizes.layers, width=sizes.width, patch_size=sizes.patch)
+    vision["head_width"] = config.get("vision_cfg", {}).get("head_width", 64)
+    vision["mlp_ratio"] = sizes.mlp_width / sizes.width
+    text = dict(context_length=sizes.context, vocab_size=sizes.vocabulary, width=sizes.text_width, layers=sizes.text_layers)
+    text["heads"] = config.get("text_cfg", {}).get("heads", max(1, sizes.text_width // 64))
+    with torch.device("cpu"):
+        return open_clip.CLIP(sizes.embed_dim, vision, text, quick_gelu=quick_gelu)
+
+
+def _require_torchvision_pair() -> None:
+    """Raises SFPError where torch and torchvision are not built for each other."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        from importlib.metadata import version
+
+        raise SFPError(
+            f"torch {version('torch')} and torchvision {version('torchvision')} are not a pair ({error}); install both from one place, "
+            "for instance: pip install torch==2.15.0 torchvision==0.29.2"
+        ) from error

@@ -1,0 +1,33 @@
+"""Positional embeddings for other patch grids (methods.md 0.4)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfp.errors import unknown_choice
+
+RESIZES = ("scale", "size")
+
+
+def resize_positions(positions: Tensor, native: tuple[int, int], grid: tuple[int, int], resize: str = "scale") -> Tensor:
+    """Positional embedding (1 + N, C) float32 of a native grid, for another grid: (1 + h * w, C).
+
+    The class position stays. ``scale`` is DINO's way, which SCLIP, NACLIP, ClearCLIP, ProxyCLIP, CLIPtrase, SC-CLIP
+    and SFP use: bicubic with the scale factors ((h + 0.1) / g, (w + 0.1) / g), which also place the samples.
+    ``size`` is bicubic to the exact size. The native grid itself comes back untouched.
+    """
+    if resize not in RESIZES:
+        raise unknown_choice("positional resize", resize, RESIZES)
+    if grid == native:
+        return positions
+    patches = positions[1:].float().reshape(1, *native, -1).permute(0, 3, 1, 2)
+    if resize == "scale":
+        # +0.1 keeps floor(native * factor) at the wanted count where the division rounds down
+        factors = tuple((new + 0.1) / old for new, old in zip(grid, native, strict=True))
+        patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
+    else:
+        patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    assert patches.shape[-2:] == grid
+    return torch.cat([positions[:1].float(), patches.flatten(2)[0].T])

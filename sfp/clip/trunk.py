@@ -1,0 +1,230 @@
+"""The frozen image trunk of a CLIP ViT, layer by layer, with hooks.
+
+``ImageTrunk.run`` walks the blocks and hands each one's ``LayerState`` to the hooks that ask for that layer. A hook
+that returns tokens replaces them, one that returns nothing observes. Attention weights are made only in layers where
+a hook asks for them; elsewhere fused attention runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfp.clip.positions import resize_positions
+from sfp.errors import SFPError
+
+
+class Attention(IntEnum):
+    """How much of a layer's attention weights a hook asks for."""
+
+    NONE = 0
+    ROWS = 1  # the class token's row and column, and the diagonal, per head
+    MAP = 2  # also the whole map, averaged over heads
+
+
+@dataclass
+class LayerState:
+    """What one block did. N patches on ``grid`` = (h, w), row-major; the class token comes first.
+
+    Attributes:
+        layer: 1-based block number l.
+        grid: (h, w).
+        inputs: X^{l-1}, (B, 1 + N, C).
+        tokens: X^l, (B, 1 + N, C); at the hook point "attention", the stream before the MLP.
+        q, k, v: (B, heads, 1 + N, head width), biases included.
+        cls_row: attention of the class token to each patch, (B, heads, N), if asked for.
+        cls_column: attention of each patch to the class token, (B, heads, N), if asked for.
+        diagonal: attention of each patch to itself, (B, heads, N), if asked for.
+        attention: a^l, the map averaged over heads, (B, 1 + N, 1 + N), if asked for.
+        outliers: mask (B, N), set by the purifying hook.
+        outlier_scores: the scores behind it, (B, N).
+    """
+
+    layer: int
+    grid: tuple[int, int]
+    inputs: Tensor
+    tokens: Tensor
+    q: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
+    cls_row: Tensor | None = None
+    cls_column: Tensor | None = None
+    diagonal: Tensor | None = None
+    attention: Tensor | None = None
+    outliers: Tensor | None = None
+    outlier_scores: Tensor | None = None
+
+    @property
+    def patches(self) -> Tensor:
+        """X^l_pat, (B, N, C)."""
+        return self.tokens[:, 1:]
+
+    @property
+    def cls(self) -> Tensor:
+        """X^l_cls, (B, C)."""
+        return self.tokens[:, 0]
+
+
+@dataclass
+class Hook:
+    """A function on the states of some layers.
+
+    Attributes:
+        function: takes a ``LayerState``; returns tokens (B, 1 + N, C) to replace the state's, or nothing.
+        layers: 1-based block numbers.
+        attention: what the function reads of the attention weights.
+        point: "block" (the block's output) or "attention" (the stream after attention, before the MLP).
+    """
+
+    function: Callable[[LayerState], Tensor | None]
+    layers: Collection[int]
+    attention: Attention = Attention.NONE
+    point: str = "block"
+
+
+class Block:
+    """One pre-norm transformer block, taken apart. Weights are read from open_clip's module."""
+
+    def __init__(self, module: nn.Module):
+        attention = module.attn
+        if getattr(attention, "in_proj_weight", None) is None:
+            raise SFPError("This CLIP's attention has no joint in_proj_weight; only open_clip's plain CLIP ViTs are supported.")
+        self.ln_1, self.ln_2, self.mlp_layers = module.ln_1, module.ln_2, module.mlp
+        self.scale_1, self.scale_2 = getattr(module, "ls_1", nn.Identity()), getattr(module, "ls_2", nn.Identity())
+        self.in_weight, self.in_bias = attention.in_proj_weight, attention.in_proj_bias
+        self.out = attention.out_proj
+        self.heads = attention.num_heads
+
+    def normed(self, tokens: Tensor) -> Tensor:
+        """LN1(X), (B, T, C)."""
+        return layer_norm(tokens, self.ln_1)
+
+    def qkv(self, normed: Tensor, only: slice | None = None) -> tuple[Tensor, ...]:
+        """Q, K, V (or some of them) of LN1(X), biases included: (B, heads, T, head width) each."""
+        width = normed.shape[-1]
+        parts = range(3)[only or slice(None)]
+        rows = slice(parts[0] * width, (parts[-1] + 1) * width)
+        bias = None if self.in_bias is None else self.in_bias[rows]
+        joint = F.linear(normed, self.in_weight[rows], bias)
+        joint = joint.unflatten(-1, (len(parts), self.heads, width // self.heads))
+        return joint.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def values(self, normed: Tensor) -> Tensor:
+        """V of LN1(X): (B, heads, T, head width)."""
+        return self.qkv(normed, slice(2, 3))[0]
+
+    def project(self, mixed: Tensor) -> Tensor:
+        """W_o concat_heads(.) + b_o: (B, heads, T, head width) to (B, T, C)."""
+        return self.scale_1(self.out(mixed.transpose(1, 2).flatten(2)))
+
+    def mlp(self, tokens: Tensor) -> Tensor:
+        """MLP(LN2(X)), without the residual, (B, T, C)."""
+        return self.scale_2(self.mlp_layers(layer_norm(tokens, self.ln_2)))
+
+
+class ImageTrunk:
+    """Image tower of a frozen CLIP ViT: patch embedding, blocks, readout.
+
+    Attributes:
+        layers: number of blocks L.
+        width: C. heads: heads per block. patch: patch size in pixels. native_grid: (g, g) that it was trained at.
+    """
+
+    def __init__(self, visual: nn.Module, positional_resize: str = "scale"):
+        self.visual = visual
+        self.positional_resize = positional_resize
+        self.blocks = [Block(module) for module in visual.transformer.resblocks]
+        self.layers = len(self.blocks)
+        self.heads = self.blocks[0].heads
+        self.width = visual.conv1.out_channels
+        self.patch = visual.conv1.kernel_size[0]
+        self.native_grid = tuple(visual.grid_size)
+        self.dtype = visual.conv1.weight.dtype
+        self._positions: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def last_block(self) -> Block:
+        return self.blocks[-1]
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Patch grid (h, w) of a window; remainders smaller than a patch are dropped.
+
+        Raises:
+            SFPError: the window is smaller than a patch.
+        """
+        grid = (height // self.patch, width // self.patch)
+        if 0 in grid:
+            raise SFPError(f"A window of {height}x{width} pixels is smaller than one patch ({self.patch}); use larger windows.")
+        return grid
+
+    def embed(self, windows: Tensor) -> Tensor:
+        """X^0 = ln_pre([cls; patches] + positions): (B, 3, H, W) to (B, 1 + N, C)."""
+        if windows.ndim != 4 or windows.shape[1] != 3 or not windows.is_floating_point():
+            raise SFPError(f"Windows must be a float tensor (B, 3, H, W), got {tuple(windows.shape)} {windows.dtype}.")
+        grid = self.grid_of(*windows.shape[-2:])
+        visual = self.visual
+        patches = visual.conv1(windows.to(self.dtype)).flatten(2).transpose(1, 2)
+        cls = visual.class_embedding.to(self.dtype).expand(len(patches), 1, -1)
+        if grid not in self._positions:
+            if len(self._positions) > 32:  # whole-image mode meets many grids
+                self._positions.clear()
+            resized = resize_positions(visual.positional_embedding.detach(), self.native_grid, grid, self.positional_resize)
+            self._positions[grid] = resized.to(self.dtype)
+        return layer_norm(torch.cat([cls, patches], 1) + self._positions[grid], visual.ln_pre)
+
+    def run(self, windows: Tensor, hooks: Sequence[Hook] = (), last: int | None = None) -> Tensor:
+        """Blocks 1..last on windows (B, 3, H, W) float: X^last, (B, 1 + N, C). ``last`` is L if not given."""
+        tokens = self.embed(windows)
+        grid = self.grid_of(*windows.shape[-2:])
+        for layer in range(1, 1 + (self.layers if last is None else last)):
+            here = [hook for hook in hooks if layer in hook.layers]
+            tokens = self.step(layer, tokens, grid, here)
+        return tokens
+
+    def step(self, layer: int, tokens: Tensor, grid: tuple[int, int], hooks: Sequence[Hook] = ()) -> Tensor:
+        """One block with its hooks: X^{l-1} to X^l, (B, 1 + N, C)."""
+        block = self.blocks[layer - 1]
+        state = LayerState(layer, grid, tokens, tokens)
+        state.q, state.k, state.v = block.qkv(block.normed(tokens))
+        mixed = _attend(state, max((hook.attention for hook in hooks), default=Attention.NONE))
+        state.tokens = tokens + block.project(mixed)
+        _call(hooks, "attention", state)
+        state.tokens = state.tokens + block.mlp(state.tokens)
+        _call(hooks, "block", state)
+        return state.tokens
+
+    def readout(self, tokens: Tensor) -> Tensor:
+        """LN_post and the projection P into the joint space: (..., C) to (..., D), not normalised."""
+        return layer_norm(tokens, self.visual.ln_post) @ self.visual.proj
+
+
+def _call(hooks: Sequence[Hook], point: str, state: LayerState) -> None:
+    for hook in hooks:
+        if hook.point == point:
+            replaced = hook.function(state)
+            if replaced is not None:
+                state.tokens = replaced
+
+
+def _attend(state: LayerState, wanted: Attention) -> Tensor:
+    """softmax(Q K^T / sqrt(d_h)) V, (B, heads, T, head width); fills the state's attention as far as wanted."""
+    if wanted == Attention.NONE:
+        return F.scaled_dot_product_attention(state.q, state.k, state.v)
+    logits = (state.q * state.q.shape[-1] ** -0.5) @ state.k.transpose(-2, -1)
+    weights = logits.softmax(-1, dtype=torch.float32)
+    state.cls_row, state.cls_column = weights[:, :, 0, 1:], weights[:, :, 1:, 0]
+    state.diagonal = weights.diagonal(dim1=-2, dim2=-1)[..., 1:]
+    if wanted == Attention.MAP:
+        state.attention = weights.mean(1)
+    return weights.to(state.v.dtype) @ state.v
+
+
+def layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Layer norm computed in float32 and cast back (methods.md 0.5)."""
+    normed = F.layer_norm(tokens.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+    return normed.to(tokens.dtype)

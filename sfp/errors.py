@@ -1,0 +1,19 @@
+"""The one exception for what a user can mend: its message is one sentence with what, where and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SFPError(ValueError):
+    """Wrong input. Command-line programs print its message and exit with code 2, without a traceback."""
+
+
+def unknown_choice(kind: str, given: object, choices: Iterable[str]) -> SFPError:
+    """The error for a name that is not among the choices, offering the closest one."""
+    choices = list(choices)
+    lowered = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(str(given).lower(), lowered, n=1, cutoff=0.5)
+    hint = f"; did you mean {lowered[close[0]]!r}?" if close else "."
+    return SFPError(f"Unknown {kind} {given!r}{hint} Choose one of: {', '.join(choices)}.")

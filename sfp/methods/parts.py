@@ -1,0 +1,52 @@
+"""Parts that several methods share: self-self attention, masked similarity, aggregation, Sinkhorn normalisation.
+
+All in float32, every statistic per image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfp.clip.clip import unit
+
+
+def self_attention_logits(u: Tensor) -> Tensor:
+    """U U^T / sqrt(d_h) per head: (B, heads, T, d_h) to (B, heads, T, T) float32."""
+    u = u.float()
+    return (u * u.shape[-1] ** -0.5) @ u.transpose(-2, -1)
+
+
+def cosine_similarity(tokens: Tensor) -> Tensor:
+    """G = F F^T of unit rows, (B, N, C) to (B, N, N)."""
+    rows = unit(tokens)
+    return rows @ rows.transpose(1, 2)
+
+
+def cut_below(similarity: Tensor, beta: float) -> Tensor:
+    """thr_beta(G): entries below beta become 0."""
+    return similarity.masked_fill(similarity < beta, 0.0)
+
+
+def aggregate(similarity: Tensor, tokens: Tensor) -> Tensor:
+    """rn(G) X: each row of G divided by its sum + 1e-6, then applied to tokens (B, N, C)."""
+    weights = similarity / (similarity.sum(-1, keepdim=True) + 1e-6)
+    return weights @ tokens.float()
+
+
+def masked_similarity_attention(similarity: Tensor, scale: float = 3.0) -> Tensor:
+    """softmax over rows of B = scale (G - mean(G)), negative entries left out; (B, N, N), one map for all heads.
+
+    The mean runs over the entries of one image. A token always keeps itself, so that no row is empty.
+    """
+    bias = scale * (similarity - similarity.mean((1, 2), keepdim=True))
+    diagonal = torch.eye(bias.shape[-1], dtype=torch.bool, device=bias.device)
+    return bias.masked_fill((bias < 0) & ~diagonal, float("-inf")).softmax(-1)
+
+
+def sinkhorn(matrix: Tensor, iterations: int, epsilon: float = 1e-6) -> Tensor:
+    """Rows divided by their sums, then columns by theirs, ``iterations`` times; zero columns stay zero. (B, N, N)."""
+    for _ in range(iterations):
+        matrix = matrix / matrix.sum(2, keepdim=True).clamp(min=epsilon)
+        matrix = matrix / matrix.sum(1, keepdim=True).clamp(min=epsilon)
+    return matrix

@@ -1,0 +1,149 @@
+"""SFP: "SFP: training-free open-vocabulary segmentation by purifying CLIP's features" as published (ICCV 2025).
+
+    SOM (Eq. 4-5)   S^l = { i : a^l_{i,i} < a^l_{cls,i} }, repaired by their clean neighbours after every layer l < L
+    SAE (Eq. 6-7)   A_SAE = softmax(lambda (Q Q^T + K K^T) / sqrt(d_h)); F_SAE = last block with A_SAE as attention
+    HAI (Eq. 8-11)  A_HAI = Sinkhorn(sum over l < L of a^l without outlier columns); F_vis = A_HAI F_SAE
+
+Where the text leaves something open (methods.md 1.11) the reading is an option, its default named first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfp.clip.clip import FrozenCLIP
+from sfp.clip.trunk import Attention, Hook, LayerState
+from sfp.errors import SFPError, unknown_choice
+from sfp.methods.method import METHODS, Method
+from sfp.methods.parts import self_attention_logits, sinkhorn
+
+RESIDUALS = ("full", "ffn", "none", "cls")
+
+
+@METHODS.register("SFP")
+class SFP(Method):
+    """SOM after layers 1..L-1, SAE as the last block, HAI over the result.
+
+    Args:
+        clip: the frozen CLIP.
+        sae: use SAE; the ordinary last block if False.
+        sae_lambda: lambda.
+        sae_residual: "full" (residuals around attention and FFN), "ffn" (F_SOM plus the FFN of the mixed tokens, Eq. 7
+            as printed), "none" (neither residual nor FFN, as ClearCLIP), "cls" (no residual, plus ``sae_cls_weight``
+            times the class token, as released).
+        sae_cls_weight: weight of the class token for "cls".
+        sae_values: "projected" (W_o A W_v LN1(F_SOM)), or "literal" (A F_SOM, as Eq. 6-7 abbreviate).
+        sae_cls_key: whether the class token is a key and value of SAE's attention.
+        hai: use HAI.
+        hai_iterations: rounds of row and column normalisation.
+        hai_first_layer: first layer l_0 of the sum.
+        hai_cls: keep the class token's row and column while mixing.
+        hai_rows: rows of outlier tokens are "kept" or "zeroed".
+        hai_place: mix "before" or "after" LN_post and projection.
+    """
+
+    own_purify = True
+    own_pm = "SOM"
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        *,
+        sae: bool = True,
+        sae_lambda: float = 0.5,
+        sae_residual: str = "full",
+        sae_cls_weight: float = 0.3,
+        sae_values: str = "projected",
+        sae_cls_key: bool = True,
+        hai: bool = True,
+        hai_iterations: int = 1,
+        hai_first_layer: int = 1,
+        hai_cls: bool = False,
+        hai_rows: str = "kept",
+        hai_place: str = "before",
+        **options,
+    ):
+        super().__init__(clip, **options)
+        for option, value, choices in (
+            ("sae_residual", sae_residual, RESIDUALS),
+            ("sae_values", sae_values, ("projected", "literal")),
+            ("hai_rows", hai_rows, ("kept", "zeroed")),
+            ("hai_place", hai_place, ("before", "after")),
+        ):
+            if value not in choices:
+                raise unknown_choice(f"{option} of SFP", value, choices)
+        if hai_iterations < 0:
+            raise SFPError(f"hai_iterations of SFP is {hai_iterations}; give a count of at least 0.")
+        (self.hai_first_layer,) = self.check_layers("hai_first_layer", [hai_first_layer])
+        self.sae, self.sae_lambda, self.sae_residual, self.sae_cls_weight = sae, sae_lambda, sae_residual, sae_cls_weight
+        self.sae_values, self.sae_cls_key = sae_values, sae_cls_key
+        self.hai, self.hai_iterations, self.hai_cls = hai, hai_iterations, hai_cls
+        self.hai_rows, self.hai_place = hai_rows, hai_place
+
+    def tokens(self, windows: Tensor) -> Tensor:
+        return self._mixed(windows, project=False)
+
+    @torch.inference_mode()
+    def __call__(self, windows: Tensor) -> Tensor:
+        windows = windows.to(self.clip.device)
+        return self._mixed(windows, project=True).unflatten(1, self.trunk.grid_of(*windows.shape[-2:]))
+
+    def _mixed(self, windows: Tensor, project: bool) -> Tensor:
+        """F_vis (B, N, C), or read out (B, N, D)."""
+        last = self.trunk.layers - 1
+        total: list[Tensor] = []
+        integrate = Hook(lambda state: self._integrate(state, total), range(self.hai_first_layer, last + 1), Attention.MAP)
+        purified = self.trunk.run(windows, self.hooks(*([integrate] if self.hai else [])), last=last)  # F_SOM
+        if self.sae:
+            features = self._sae(purified)
+        else:
+            features = self.trunk.step(self.trunk.layers, purified, self.trunk.grid_of(*windows.shape[-2:]))
+        if project and self.hai_place == "after":
+            features = self.trunk.readout(features)
+        if self.hai:
+            features = self._mix(total[0], features)
+        else:
+            features = features[:, 1:]
+        return self.trunk.readout(features) if project and self.hai_place == "before" else features
+
+    def _sae(self, purified: Tensor) -> Tensor:
+        """F_SAE (B, 1 + N, C) of F_SOM, Eq. 6-7."""
+        block = self.trunk.last_block
+        q, k, v = block.qkv(block.normed(purified))
+        logits = self.sae_lambda * (self_attention_logits(q) + self_attention_logits(k))
+        if not self.sae_cls_key:
+            logits[..., 0] = float("-inf")
+        weights = logits.softmax(-1)  # A_SAE
+        if self.sae_values == "projected":
+            mixed = block.project(weights.to(v.dtype) @ v)
+        else:
+            mixed = weights.mean(1).to(purified.dtype) @ purified
+        if self.sae_residual == "full":
+            stream = purified + mixed
+            return stream + block.mlp(stream)
+        if self.sae_residual == "ffn":
+            return purified + block.mlp(mixed)
+        if self.sae_residual == "cls":
+            return mixed + self.sae_cls_weight * purified[:, :1]
+        return mixed
+
+    def _integrate(self, state: LayerState, total: list[Tensor]) -> None:
+        """Add a^l, its outlier columns zeroed, to the sum over layers (Eq. 8-9)."""
+        attention = state.attention
+        if state.outliers is not None:
+            out = torch.cat([torch.zeros_like(state.outliers[:, :1]), state.outliers], 1)
+            attention = attention.masked_fill(out[:, None, :], 0.0)
+            if self.hai_rows == "zeroed":
+                attention = attention.masked_fill(out[:, :, None], 0.0)
+        attention = attention if self.hai_cls else attention[:, 1:, 1:]
+        if total:
+            total[0] += attention
+        else:
+            total.append(attention.clone())
+
+    def _mix(self, total: Tensor, features: Tensor) -> Tensor:
+        """A_HAI F_SAE (Eq. 10-11), the class token dropped."""
+        normalised = sinkhorn(total, self.hai_iterations)  # A_HAI
+        mixed = normalised @ (features if self.hai_cls else features[:, 1:]).float()
+        return (mixed[:, 1:] if self.hai_cls else mixed).to(features.dtype)

@@ -1,0 +1,7 @@
+"""Outlier detectors, one file each, and the repair of what they find."""
+
+from sfp.outliers.detector import DETECTORS, Detector, build_detector, list_detectors
+from sfp.outliers.purify import Purifier
+from sfp.outliers.repair import repair
+
+__all__ = ["DETECTORS", "Detector", "Purifier", "build_detector", "list_detectors", "repair"]
