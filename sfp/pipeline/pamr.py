@@ -1,0 +1,65 @@
+"""PAMR: pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020; constants of methods.md 4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
+_CHUNK_BYTES = 256 << 20
+
+
+def pamr(image: Tensor, scores: Tensor, iterations: int, dilations: Sequence[int] = (8, 16)) -> Tensor:
+    """Score maps refined by the colours around each pixel.
+
+    Args:
+        image: normalised, (B, 3, H', W'); resized to the maps' size.
+        scores: (B, Q, H, W).
+        iterations: T; 0 returns the scores.
+        dilations: D, distances of the 8 neighbours in pixels.
+
+    Returns:
+        (B, Q, H, W) float32.
+    """
+    scores = scores.float()
+    if iterations == 0:
+        return scores
+    image = F.interpolate(image.float(), size=scores.shape[-2:], mode="bilinear", align_corners=True)
+    weights = _affinities(image, dilations)  # (B, 8 |D|, H, W)
+    maps_at_once = max(1, _CHUNK_BYTES // (weights.shape[1] * scores[0, 0].numel() * 4))
+    refined = torch.empty_like(scores)
+    for b in range(len(scores)):
+        for start in range(0, scores.shape[1], maps_at_once):
+            maps = scores[b, start : start + maps_at_once]
+            for _ in range(iterations):
+                maps = _weighted_neighbours(maps, weights[b], dilations)
+            refined[b, start : start + maps_at_once] = maps
+    return refined
+
+
+def _neighbours(maps: Tensor, dilations: Sequence[int]):
+    """The maps (..., H, W) seen from each neighbour, replicate padding, one at a time."""
+    height, width = maps.shape[-2:]
+    for reach in dilations:
+        padded = F.pad(maps, (reach,) * 4, mode="replicate")
+        for dy, dx in _OFFSETS:
+            yield padded[..., reach * (1 + dy) :, reach * (1 + dx) :][..., :height, :width]
+
+
+def _affinities(image: Tensor, dilations: Sequence[int]) -> Tensor:
+    around = torch.stack(list(_neighbours(image, dilations)), 2)  # (B, 3, 8 |D|, H, W)
+    # the centre belongs to each dilation's 3x3 patch, so it counts |D| times
+    with_centre = torch.cat([around, image.unsqueeze(2).expand(-1, -1, len(dilations), -1, -1)], 2)
+    deviation = with_centre.std(2, keepdim=True)
+    affinity = -(around - image.unsqueeze(2)).abs() / (1e-8 + 0.1 * deviation)
+    return affinity.mean(1).softmax(1)
+
+
+def _weighted_neighbours(maps: Tensor, weights: Tensor, dilations: Sequence[int]) -> Tensor:
+    total = torch.zeros_like(maps)
+    for weight, seen in zip(weights, _neighbours(maps[None], dilations), strict=True):
+        total += weight * seen[0]
+    return total

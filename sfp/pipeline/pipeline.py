@@ -1,0 +1,149 @@
+"""The one straight way: image, windows, method, similarity to text, stitched scores, labels."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfp.clip.clip import unit
+from sfp.clip.text_bank import TextBank
+from sfp.errors import SFPError
+from sfp.methods import Method
+from sfp.pipeline.decode import decode, enlarge_rows
+from sfp.pipeline.pamr import pamr
+from sfp.pipeline.vocabulary import Vocabulary
+from sfp.pipeline.windows import cut, stitch, window_grid
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a method's features become labels (methods.md 3.3, 4); part of every result.
+
+    Attributes:
+        window: side of the sliding window in pixels; 0 for the whole image at once.
+        stride: step between windows in pixels.
+        logit_scale: factor of the averaged cosines before the softmax.
+        prob_thd: least probability of a pixel's class; others become class 0.
+        area_thd: least share of a class among foreground pixels, None for no such rule.
+        pamr_iterations, pamr_dilations: refinement; 0 for none.
+    """
+
+    window: int = 224
+    stride: int = 112
+    logit_scale: float = 40.0
+    prob_thd: float = 0.0
+    area_thd: float | None = None
+    pamr_iterations: int = 0
+    pamr_dilations: tuple[int, ...] = (8, 16)
+
+    def __post_init__(self):
+        if self.window < 0 or (self.window and not 0 < self.stride <= self.window):
+            raise SFPError(f"window={self.window}, stride={self.stride} leave gaps; give 0 < stride <= window, or window=0 for whole images.")
+        if not self.logit_scale > 0:
+            raise SFPError(f"logit_scale={self.logit_scale} must be above 0.")
+        for name in ("prob_thd", "area_thd"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise SFPError(f"{name}={value} must lie in [0, 1].")
+        if self.pamr_iterations < 0 or any(d < 1 for d in self.pamr_dilations):
+            raise SFPError(f"PAMR needs iterations >= 0 and dilations >= 1, got {self.pamr_iterations} and {self.pamr_dilations}.")
+        object.__setattr__(self, "pamr_dilations", tuple(self.pamr_dilations))
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Pipeline:
+    """A method, a vocabulary and a protocol; both doors, the mmseg segmentor and ``Segmenter``, walk through it.
+
+    Args:
+        method: windows (B, 3, H, W) to features (B, h, w, D).
+        text_bank: makes the text vectors.
+        protocol: windows, thresholds, refinement.
+        windows_at_once: largest batch of windows.
+    """
+
+    def __init__(self, method: Method, text_bank: TextBank, protocol: Protocol | None = None, windows_at_once: int = 32):
+        self.method, self.text_bank = method, text_bank
+        self.protocol = protocol or Protocol()
+        self.windows_at_once = windows_at_once
+
+    @property
+    def device(self) -> torch.device:
+        return self.method.clip.device
+
+    def embed_text(self, vocabulary: Vocabulary) -> Tensor:
+        """Unit text vectors of all queries (Q, D)."""
+        return self.text_bank.encode(vocabulary.queries)
+
+    @torch.inference_mode()
+    def score(self, images: Sequence[Tensor], text: Tensor) -> list[Tensor]:
+        """Averaged cosines of normalised images (3, H, W): (Q, H, W) float32 each.
+
+        Windows of all images that have one size go through the method as one batch (of bounded size).
+        """
+        protocol = self.protocol
+        grids = [window_grid(*image.shape[1:], protocol.window, protocol.stride) for image in images]
+        places: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        for i, grid in enumerate(grids):
+            for j, window in enumerate(grid):
+                places[window.size].append((i, j))
+        maps: dict[tuple[int, int], Tensor] = {}
+        for members in places.values():
+            for start in range(0, len(members), self.windows_at_once):
+                chunk = members[start : start + self.windows_at_once]
+                batch = torch.cat([cut(images[i], [grids[i][j]]) for i, j in chunk])
+                cosines = unit(self.method(batch)) @ text.T  # S_{i,q} = <F_i, T_q>
+                maps.update(zip(chunk, cosines.permute(0, 3, 1, 2), strict=True))
+        return [
+            stitch(torch.stack([maps[i, j] for j in range(len(grid))]), grid, *image.shape[1:])
+            for i, (image, grid) in enumerate(zip(images, grids, strict=True))
+        ]
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        images: Sequence[Tensor],
+        vocabulary: Vocabulary,
+        text: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        keep_probabilities: bool = False,
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Labels of images.
+
+        Args:
+            images: normalised float tensors (3, h, w), at the size that the windows slide over.
+            vocabulary: the classes.
+            text: their text vectors, from ``embed_text``.
+            sizes: (H, W) of each label map, usually the image file's size.
+            keep_probabilities: also return class probabilities.
+
+        Returns:
+            For each image labels (H, W) int64, and probabilities (K, H, W) float32 or None.
+
+        Raises:
+            SFPError: an image holds NaN or infinite numbers.
+        """
+        protocol = self.protocol
+        images = [image.to(self.device) for image in images]
+        for number, image in enumerate(images):
+            if not bool(torch.isfinite(image).all()):
+                raise SFPError(f"Image {number} of the batch has NaN or infinite pixels; check how it was read and normalised.")
+        class_of_query = torch.tensor(vocabulary.class_of_query, device=self.device)
+        results = []
+        for image, scores, size in zip(images, self.score(images, text), sizes, strict=True):
+            if protocol.pamr_iterations:
+                scores = enlarge_rows(scores, size, slice(0, size[0]))
+                scores = pamr(image[None], scores[None], protocol.pamr_iterations, protocol.pamr_dilations)[0]
+            results.append(
+                decode(
+                    scores, size, class_of_query, logit_scale=protocol.logit_scale, prob_thd=protocol.prob_thd,
+                    area_thd=protocol.area_thd, keep_probabilities=keep_probabilities,
+                )
+            )  # fmt: skip
+        return results
