@@ -7,9 +7,11 @@ Each step's batch is a function of the seed and the step number, so a resumed ru
 would have seen. The recipe:
 
 * crops of random size, balanced over classes, most of them centred on a thing; a quarter are mosaics of four crops,
-  which leave no surroundings to guess from; captions name one to three things that cover over 6 percent of the crop;
+  which leave no surroundings to guess from; captions name what covers over 6 percent of the crop;
+* captions name things first, and a ground where there is no thing or three times in ten: grounds are in every picture,
+  and a model that hears of them each time sees nothing else;
 * the contrastive loss takes every caption that is true of an image as a positive, and leaves out pairs that are
-  neither true nor false (a named thing covers 1 to 4 percent);
+  neither true nor false (a named thing covers 1 to 4 percent) and captions of mere ground for pictures of things;
 * query and key projections of all blocks but the last share a random part at the start, so that tokens attend to
   their like;
 * three quarters of the patches are dropped, and half of them in the last 40 percent of the steps, when the learning
@@ -48,6 +50,7 @@ SYNONYMS = {
     "house": ("home", "cottage"), "car": ("automobile",), "boat": ("ship", "sailboat"), "flower": ("blossom",), "mushroom": ("toadstool",),
 }  # fmt: skip
 SCENE_PATTERNS = ("{}.", "a picture of {}.", "a cartoon of {}.", "a scene with {}.", "there is {}.", "a drawing of {}.")
+FIRST_THING = 1 + len(toyland.GROUNDS)
 NAMED, PRESENT, ABSENT = 0.06, 0.04, 0.01  # share of the crop
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
@@ -138,13 +141,16 @@ class CropsWithCaptions(torch.utils.data.Dataset):
             images[i] = np.clip(image * gain + lift, 0, 255)
             shares[i] = np.bincount(labels.ravel(), minlength=classes) / labels.size
             seen = np.flatnonzero(shares[i] > NAMED)
-            first = target if target in seen else rng.choice(seen)
-            more = rng.permutation(seen[seen != first])[: rng.choice(3, p=[0.5, 0.3, 0.2])]
-            named = [int(v) for v in rng.permutation([first, *more])]
+            things, grounds = seen[seen >= FIRST_THING], seen[seen < FIRST_THING]
+            named = list(rng.permutation(things)[: rng.choice((1, 2, 3), p=[0.5, 0.3, 0.2])])
+            if not named or (len(grounds) and rng.random() < 0.3):
+                named.append(target if target in grounds else rng.choice(grounds))
             names[i, named] = True
-            captions.append(self.caption(rng, named))
+            captions.append(self.caption(rng, [int(v) for v in rng.permutation(named)]))
         lowest = np.where(names[None], shares[:, None], 1.0).min(-1)  # (image, caption)
         truth = np.where(lowest > PRESENT, 1, np.where(lowest < ABSENT, 0, -1)).astype(np.int8)
+        full, bare = shares[:, FIRST_THING:].max(1) > PRESENT, ~names[:, FIRST_THING:].any(1)
+        truth[full[:, None] & bare[None] & (truth == 1)] = -1
         tokens = self.tokenize(captions)
         assert int((tokens != 0).sum(1).max()) <= TEXT_LENGTH
         return torch.from_numpy(images).permute(0, 3, 1, 2), tokens[:, :TEXT_LENGTH], torch.from_numpy(truth)

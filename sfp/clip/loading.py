@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import urllib.error
@@ -21,7 +22,7 @@ from sfp.clip.checkpoints import Checkpoint, Sizes, from_state_dict, read_checkp
 from sfp.errors import SFPError, unknown_choice
 
 TOYLAND_FILE = Path(__file__).parent / "toyland.safetensors"
-TOYLAND_SHA256 = ""
+TOYLAND_CARD = TOYLAND_FILE.with_suffix(".json")  # its SHA-256 and how it was made
 _QUICK = "-quickgelu"
 _NETWORK_PATIENCE = 6.0  # seconds
 
@@ -132,7 +133,7 @@ def _is_file_name(tag: str) -> bool:
 def _read_toyland() -> Checkpoint:
     if not TOYLAND_FILE.is_file():
         raise SFPError(f"The built-in Toyland weights are missing at {TOYLAND_FILE}; install the package again, or run tools/train_toyland.py.")
-    if hashlib.sha256(TOYLAND_FILE.read_bytes()).hexdigest() != TOYLAND_SHA256:
+    if hashlib.sha256(TOYLAND_FILE.read_bytes()).hexdigest() != json.loads(TOYLAND_CARD.read_text())["sha256"]:
         raise SFPError(f"The built-in Toyland weights at {TOYLAND_FILE} are damaged (SHA-256 differs); install the package again.")
     return read_checkpoint(TOYLAND_FILE)
 

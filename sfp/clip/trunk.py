@@ -170,12 +170,17 @@ class ImageTrunk:
         visual = self.visual
         patches = visual.conv1(windows.to(self.dtype)).flatten(2).transpose(1, 2)
         cls = visual.class_embedding.to(self.dtype).expand(len(patches), 1, -1)
-        if grid not in self._positions:
+        return layer_norm(torch.cat([cls, patches], 1) + self._positions_for(grid), visual.ln_pre)
+
+    def _positions_for(self, grid: tuple[int, int]) -> Tensor:
+        native = self.visual.positional_embedding.detach()
+        kept = self._positions.get(grid)
+        if kept is None or kept.device != native.device:
             if len(self._positions) > 32:  # whole-image mode meets many grids
                 self._positions.clear()
-            resized = resize_positions(visual.positional_embedding.detach(), self.native_grid, grid, self.positional_resize)
-            self._positions[grid] = resized.to(self.dtype)
-        return layer_norm(torch.cat([cls, patches], 1) + self._positions[grid], visual.ln_pre)
+            kept = resize_positions(native, self.native_grid, grid, self.positional_resize).to(self.dtype)
+            self._positions[grid] = kept
+        return kept
 
     def run(self, windows: Tensor, hooks: Sequence[Hook] = (), last: int | None = None) -> Tensor:
         """Blocks 1..last on windows (B, 3, H, W) float: X^last, (B, 1 + N, C). ``last`` is L if not given."""

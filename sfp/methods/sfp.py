@@ -18,7 +18,7 @@ from sfp.errors import SFPError, unknown_choice
 from sfp.methods.method import METHODS, Method
 from sfp.methods.parts import self_attention_logits, sinkhorn
 
-RESIDUALS = ("full", "ffn", "none", "cls")
+RESIDUALS = ("full", "attention", "ffn", "none", "cls")
 
 
 @METHODS.register("SFP")
@@ -29,9 +29,9 @@ class SFP(Method):
         clip: the frozen CLIP.
         sae: use SAE; the ordinary last block if False.
         sae_lambda: lambda.
-        sae_residual: "full" (residuals around attention and FFN), "ffn" (F_SOM plus the FFN of the mixed tokens, Eq. 7
-            as printed), "none" (neither residual nor FFN, as ClearCLIP), "cls" (no residual, plus ``sae_cls_weight``
-            times the class token, as released).
+        sae_residual: "full" (residuals around attention and FFN), "attention" (a residual around attention, no FFN; not
+            in the paper), "ffn" (F_SOM plus the FFN of the mixed tokens, Eq. 7 as printed), "none" (neither residual
+            nor FFN, as ClearCLIP), "cls" (no residual, plus ``sae_cls_weight`` times the class token, as released).
         sae_cls_weight: weight of the class token for "cls".
         sae_values: "projected" (W_o A W_v LN1(F_SOM)), or "literal" (A F_SOM, as Eq. 6-7 abbreviate).
         sae_cls_key: whether the class token is a key and value of SAE's attention.
@@ -122,6 +122,8 @@ class SFP(Method):
         if self.sae_residual == "full":
             stream = purified + mixed
             return stream + block.mlp(stream)
+        if self.sae_residual == "attention":
+            return purified + mixed
         if self.sae_residual == "ffn":
             return purified + block.mlp(mixed)
         if self.sae_residual == "cls":

@@ -90,4 +90,4 @@ def enlarge_rows(scores: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
         band = scores[:, above] * (1 - share) + scores[:, below] * share
     if band.shape[2] == width:
         return band
-    return F.interpolate(band, size=(band.shape[1], width), mode="bilinear", align_corners=False)
+    return F.interpolate(band, size=width, mode="linear", align_corners=False)  # along columns only

@@ -1,0 +1,63 @@
+"""What all datasets share. Edit it, or override single keys on the command line:
+
+    sh scripts/test.sh configs/cfg_toyland.py --cfg-options model.purify=False
+    sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.pm=LOF model.clip=ViT-L/14
+"""
+
+default_scope = "mmseg"
+custom_imports = dict(imports=["sfp"], allow_failed_imports=False)
+
+# The folder of all datasets: the environment variable SFP_DATA, or data/ beside configs/.
+data = "{{$SFP_DATA:{{fileDirname}}/../data}}"
+data_roots = dict(toyland=f"{data}/toyland", voc2012=f"{data}/VOCdevkit/VOC2012")
+
+model = dict(
+    type="SFPSegmentor",
+    clip="ViT-B/16",  # also ViT-B/32, ViT-L/14, ViT-L/14@336px, Toyland, or any open_clip ViT
+    pretrained="openai",  # an open_clip tag, or the path of a .pt or .safetensors file
+    method="SFP",  # SFP as published; SFP-release as released; see sfp.list_methods()
+    purify=True,  # False switches purification off
+    pm="SOM",  # the detector: SOM, L2, LOF; see sfp.list_detectors()
+    window=224,  # 0: the whole image at once
+    stride=112,
+    logit_scale=40,
+    prob_thd=0.0,
+    precision=None,  # fp32, bf16, fp16; None: fp32 on a CPU, fp16 on a GPU
+    data_preprocessor=dict(
+        type="SegDataPreProcessor",
+        mean=[122.771, 116.746, 104.094],
+        std=[68.501, 66.632, 70.323],
+        bgr_to_rgb=True,
+    ),
+)
+
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(2048, 336), keep_ratio=True),
+    dict(type="LoadAnnotations"),
+    dict(type="PackSegInputs"),
+]
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=False,
+    drop_last=False,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(pipeline=test_pipeline),
+)
+test_cfg = dict(type="TestLoop")
+test_evaluator = dict(type="ClassIoUMetric", iou_metrics=["mIoU"])
+
+env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))
+model_wrapper_cfg = dict(type="MMSeparateDistributedDataParallel")  # the default wrapper refuses a frozen model
+default_hooks = dict(
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=100000, log_metric_by_epoch=False),
+    visualization=dict(type="SegVisualizationHook", draw=False),
+)
+custom_hooks = [dict(type="ProgressBarHook")]
+visualizer = dict(type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], alpha=0.6, name="visualizer")
+log_processor = dict(by_epoch=False)
+log_level = "INFO"
+load_from = None
+resume = False

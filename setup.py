@@ -1,0 +1,41 @@
+"""Package metadata. ``constraints.txt`` pins the set of versions that was verified; the ranges here are wider."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+MMSEG = ["mmengine>=0.10.0,<0.11", "mmcv-lite>=2.0.0,<2.2.0", "onedl-mmsegmentation>=1.4.0,<2", "opencv-python>=4.8", "setuptools<82"]
+PAGE = ["gradio>=5,<7"]
+NOTEBOOKS = ["ipykernel>=6", "nbmake>=1.5", "matplotlib>=3.7"]
+DEV = ["pytest>=8", "ruff>=0.9"]
+
+setup(
+    name="sfp",
+    version="0.1.0",
+    description="Training-free open-vocabulary segmentation with a frozen CLIP: SFP and its peers on one trunk",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["sfp", "sfp.*"]),
+    package_data={"sfp.clip": ["toyland.safetensors", "toyland.json"]},
+    install_requires=[
+        "torch>=2.0.1",
+        "torchvision>=0.15.2",
+        "open_clip_torch>=2.26,<4",
+        "ftfy>=6",
+        "regex>=2023.0",
+        "numpy>=1.26",
+        "pillow>=10.1",
+        "safetensors>=0.4",
+        "scikit-learn>=1.3",
+        "tqdm>=4.60",
+    ],
+    extras_require={
+        "mmseg": MMSEG,
+        "page": PAGE,
+        "notebooks": NOTEBOOKS,
+        "dev": [*MMSEG, *NOTEBOOKS, *DEV],
+        "all": [*MMSEG, *PAGE, *NOTEBOOKS, *DEV],
+    },
+)

@@ -1,0 +1,82 @@
+"""Choose among the checkpoints of tools/train_toyland.py and install the choice as the built-in Toyland weights.
+
+    python tools/select_toyland.py --work-dir work_dirs/toyland_clip
+
+Every checkpoint segments the ``tune`` scenes, which are neither trained on nor evaluated on, by several methods; the one
+with the best average mIoU is kept. The table goes to ``selection.json`` in the work dir.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from sfp.api import resize_short_side
+from sfp.clip import load_clip
+from sfp.clip.loading import TOYLAND_CARD, TOYLAND_FILE
+from sfp.clip.text_bank import TextBank
+from sfp.datasets import toyland
+from sfp.methods import build_method
+from sfp.pipeline import Pipeline, Vocabulary
+
+JUDGES = {
+    "CLIP": ("CLIP", {}),
+    "SFP": ("SFP", {}),
+    "SFP purify=False": ("SFP", dict(purify=False)),
+    "SFP hai=False": ("SFP", dict(hai=False)),
+    "SFP hai=False sae_residual=attention": ("SFP", dict(hai=False, sae_residual="attention")),
+    "SFP-release": ("SFP-release", {}),
+}
+
+
+def mean_iou(pipeline: Pipeline, scenes: list[toyland.Scene]) -> float:
+    """mIoU in percent over scenes."""
+    vocabulary = Vocabulary.from_names(toyland.CLASSES)
+    text = pipeline.embed_text(vocabulary)
+    classes = len(toyland.CLASSES)
+    confusion = np.zeros((classes, classes), np.int64)
+    for scene in scenes:
+        image = pipeline.method.clip.normalise(resize_short_side(scene.image, 336))
+        ((labels, _),) = pipeline([image], vocabulary, text, [scene.labels.shape])
+        pairs = scene.labels.astype(np.int64) * classes + labels.numpy()
+        confusion += np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
+    hits = np.diag(confusion)
+    return float(100 * np.nanmean(hits / (confusion.sum(0) + confusion.sum(1) - hits)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/toyland_clip"))
+    parser.add_argument("--scenes", type=int, default=40)
+    parser.add_argument("--from-step", type=int, default=0, help="leave earlier checkpoints out")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    scenes = [toyland.make_scene("tune", i) for i in range(args.scenes)]
+    table: dict[str, dict[str, float]] = {}
+    files = [f for f in sorted(args.work_dir.glob("step_*.safetensors")) if int(f.stem[5:]) >= args.from_step]
+    for file in tqdm(files, desc="checkpoints"):
+        clip = load_clip("ViT-B-16-quickgelu", str(file), device="cpu")
+        bank = TextBank(clip, cache_dir=False)
+        row = {name: mean_iou(Pipeline(build_method(method, clip, **options), bank), scenes) for name, (method, options) in JUDGES.items()}
+        table[file.stem] = row
+        tqdm.write(f"{file.stem}  mean {np.mean(list(row.values())):5.2f}  " + "  ".join(f"{k} {v:.1f}" for k, v in row.items()))
+    best = max(table, key=lambda stem: np.mean(list(table[stem].values())))
+    (args.work_dir / "selection.json").write_text(json.dumps(dict(chosen=best, tune_mIoU=table), indent=2) + "\n")
+    weights = load_file(args.work_dir / f"{best}.safetensors")
+    save_file(weights, TOYLAND_FILE, metadata=dict(quick_gelu="true", model="Toyland"))
+    digest = hashlib.sha256(TOYLAND_FILE.read_bytes()).hexdigest()
+    card = dict(sha256=digest, made_by="tools/train_toyland.py, then tools/select_toyland.py", step=int(best[5:]), tune_scenes=args.scenes,
+                tune_mIoU={name: round(value, 2) for name, value in table[best].items()})  # fmt: skip
+    TOYLAND_CARD.write_text(json.dumps(card, indent=2) + "\n")
+    print(f"{best} -> {TOYLAND_FILE} ({TOYLAND_FILE.stat().st_size / 2**20:.1f} MiB, SHA-256 {digest})")
+
+
+if __name__ == "__main__":
+    main()

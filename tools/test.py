@@ -1,0 +1,147 @@
+"""Evaluate one config, in OpenMMLab's manner.
+
+    python tools/test.py configs/cfg_toyland.py --work-dir work_dirs/toyland --show-dir pictures
+    python tools/test.py configs/cfg_voc21.py --cfg-options model.pm=LOF model.clip=ViT-L/14
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from sfp.errors import SFPError, unknown_choice
+from sfp.plugin import require_mmseg
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("config", help="a config file, such as configs/cfg_toyland.py")
+    parser.add_argument("--work-dir", type=Path, help="where results.json and logs go (default: work_dirs/<config's name>)")
+    parser.add_argument("--show-dir", type=Path, help="draw each image's labels beside the truth into this folder")
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys, such as model.pm=L2")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="how ranks were started")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+    try:
+        require_mmseg()
+        evaluate(args)
+    except SFPError as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Build the runner of a config, test, write ``results.json``, print mIoU.
+
+    Raises:
+        SFPError: wrong config, options, data or weights.
+    """
+    from mmengine.dist import get_world_size, is_main_process
+    from mmengine.runner import Runner
+
+    from sfp.evaluation import write_results
+
+    cfg = read_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or Path("work_dirs") / Path(args.config).stem)
+    check_dataset(cfg)
+    if args.show_dir:
+        cfg.visualizer.save_dir = str(args.show_dir)
+        cfg.default_hooks.visualization.draw = True
+    if cfg.test_dataloader.get("num_workers", 0) == 0:
+        cfg.test_dataloader.persistent_workers = False
+    prepare_launcher(cfg)
+    try:
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+        runner = Runner.from_cfg(cfg)
+    except OSError as error:
+        raise SFPError(f"The work dir {cfg.work_dir} can't be written ({error}); choose another with --work-dir.") from error
+    check_names(runner)
+    started = time.time()
+    metrics = runner.test()
+    if is_main_process():
+        path = Path(cfg.work_dir) / "results.json"
+        result = write_results(path, runner, cfg, metrics, time.time() - started)
+        print(
+            f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  mAcc {result['mAcc']:.2f}  "
+            f"({result['images']} images, {result['seconds']:.0f} s, {get_world_size()} rank(s)) -> {path}"
+        )
+        if args.show_dir:
+            print(f"pictures -> {args.show_dir / 'vis_data' / 'vis_image'}")
+
+
+def read_config(file: str, options: list[str]):
+    """A config with overrides.
+
+    Raises:
+        SFPError: no such file (the closest is offered), a mistake in it, or an option that isn't KEY=VALUE.
+    """
+    from mmengine.config import Config, DictAction
+
+    path = Path(file)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path(__file__).parent.parent / "configs"
+        raise unknown_choice("config file", file, [str(p) for p in sorted(folder.glob("cfg_*.py"))])
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program: anything can go wrong in it
+        raise SFPError(f"The config {path} can't be read: {type(error).__name__}: {error}") from error
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    for option in options:
+        if "=" not in option:
+            raise SFPError(f"--cfg-options got {option!r}; write KEY=VALUE, such as model.pm=L2.")
+    if options:
+        cfg.merge_from_dict(parser.parse_args(["--cfg-options", *options]).cfg_options)
+    for key in ("model", "test_dataloader", "test_evaluator"):
+        if key not in cfg:
+            raise SFPError(f"The config {path} has no {key}; name one that evaluates a dataset, such as configs/cfg_toyland.py.")
+    return cfg
+
+
+def check_dataset(cfg) -> None:
+    """Raises SFPError where a folder or list of the dataset is missing, before any weights are loaded."""
+    dataset = cfg.test_dataloader.dataset
+    if dataset.type == "ToylandDataset":
+        return
+    root = Path(dataset.get("data_root") or ".")
+    hint = "set test_dataloader.dataset.data_root, or SFP_DATA to the folder that holds all datasets"
+    if not root.is_dir():
+        raise SFPError(f"The data root {root} of {dataset.type} does not exist; {hint}.")
+    for key, folder in dataset.get("data_prefix", {}).items():
+        if folder and not (root / folder).is_dir():
+            raise SFPError(f"The folder {root / folder} (data_prefix.{key} of {dataset.type}) does not exist; {hint}.")
+    if dataset.get("ann_file") and not (root / dataset.ann_file).is_file():
+        raise SFPError(f"The list {root / dataset.ann_file} (ann_file of {dataset.type}) does not exist; {hint}.")
+
+
+def check_names(runner) -> None:
+    """Raises SFPError where the names file and the dataset have different numbers of classes."""
+    classes = runner.test_dataloader.dataset.metainfo["classes"]
+    names = getattr(runner.model, "module", runner.model).vocabulary.names
+    if len(names) != len(classes):
+        raise SFPError(
+            f"The names file has {len(names)} classes, but {type(runner.test_dataloader.dataset).__name__} has {len(classes)}; "
+            "give model.name_path a file with one line per class of the dataset, in its order."
+        )
+
+
+def prepare_launcher(cfg) -> None:
+    """On machines without CUDA, start the gloo group here: mmengine's own launcher would call CUDA."""
+    import torch
+    import torch.distributed as dist
+
+    if cfg.launcher == "pytorch" and not torch.cuda.is_available() and not dist.is_initialized():
+        if "RANK" not in os.environ:
+            raise SFPError("--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/test.py CONFIG --launcher pytorch")
+        dist.init_process_group("gloo")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
