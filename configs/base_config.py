@@ -1,7 +1,7 @@
 """What all datasets share. Edit it, or override single keys on the command line:
 
-    sh scripts/test.sh configs/cfg_toyland.py --cfg-options model.purify=False
-    sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.pm=LOF model.clip=ViT-L/14
+sh scripts/test.sh configs/cfg_toyland.py --cfg-options model.purify=False
+sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.pm=LOF model.clip=ViT-L/14
 """
 
 default_scope = "mmseg"

@@ -3,4 +3,4 @@
 _base_ = ["base_config.py"]
 
 model = dict(clip="Toyland", pretrained="toyland", name_path="{{ fileDirname }}/cls_toyland.txt")
-test_dataloader = dict(dataset=dict(type="ToylandDataset", data_root={{ _base_.data_roots.toyland }}))
+test_dataloader = dict(dataset=dict(type="ToylandDataset", data_root={{_base_.data_roots.toyland}}))

@@ -6,7 +6,7 @@ model = dict(name_path="{{ fileDirname }}/cls_voc20.txt")
 test_dataloader = dict(
     dataset=dict(
         type="PascalVOC20Dataset",
-        data_root={{ _base_.data_roots.voc2012 }},
+        data_root={{_base_.data_roots.voc2012}},
         data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
         ann_file="ImageSets/Segmentation/val.txt",
     )

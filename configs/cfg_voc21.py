@@ -6,7 +6,7 @@ model = dict(name_path="{{ fileDirname }}/cls_voc21.txt", logit_scale=50, prob_t
 test_dataloader = dict(
     dataset=dict(
         type="PascalVOCDataset",
-        data_root={{ _base_.data_roots.voc2012 }},
+        data_root={{_base_.data_roots.voc2012}},
         data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
         ann_file="ImageSets/Segmentation/val.txt",
     )

@@ -47,7 +47,9 @@ def require_mmseg() -> None:
             importlib.import_module("mmseg.models")
             importlib.import_module("mmseg.datasets")
     except (ImportError, AssertionError, RuntimeError) as error:
-        found = ", ".join(f"{name} {_version(name)}" for name in ("mmcv", "mmcv-lite", "mmengine", "mmsegmentation", "onedl-mmsegmentation"))
+        found = ", ".join(
+            f"{name} {_version(name)}" for name in ("mmcv", "mmcv-lite", "mmengine", "mmsegmentation", "onedl-mmsegmentation")
+        )
         raise SFPError(
             f"mmsegmentation can't be imported here ({str(error).splitlines()[0] if str(error) else type(error).__name__}); install {PAIRS}. "
             f"Found: {found}."

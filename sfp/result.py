@@ -119,6 +119,8 @@ def _with_legend(picture: Image.Image, areas: dict[str, float], colours: dict[st
     for i, row in enumerate(rows):
         top = picture.height + i * line + size // 2
         for x, (name, text) in row:
-            draw.rectangle((x + size // 2, top, x + size // 2 + size, top + size), fill=tuple(int(c) for c in colours[name]), outline="black")
+            draw.rectangle(
+                (x + size // 2, top, x + size // 2 + size, top + size), fill=tuple(int(c) for c in colours[name]), outline="black"
+            )
             draw.text((x + 2 * size, top + size / 2), text, fill="black", font_size=size, anchor="lm")
     return sheet

@@ -1,7 +1,7 @@
 """Evaluate one config, in OpenMMLab's manner.
 
-    python tools/test.py configs/cfg_toyland.py --work-dir work_dirs/toyland --show-dir pictures
-    python tools/test.py configs/cfg_voc21.py --cfg-options model.pm=LOF model.clip=ViT-L/14
+python tools/test.py configs/cfg_toyland.py --work-dir work_dirs/toyland --show-dir pictures
+python tools/test.py configs/cfg_voc21.py --cfg-options model.pm=LOF model.clip=ViT-L/14
 """
 
 from __future__ import annotations

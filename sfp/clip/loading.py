@@ -132,7 +132,9 @@ def _is_file_name(tag: str) -> bool:
 
 def _read_toyland() -> Checkpoint:
     if not TOYLAND_FILE.is_file():
-        raise SFPError(f"The built-in Toyland weights are missing at {TOYLAND_FILE}; install the package again, or run tools/train_toyland.py.")
+        raise SFPError(
+            f"The built-in Toyland weights are missing at {TOYLAND_FILE}; install the package again, or run tools/train_toyland.py."
+        )
     if hashlib.sha256(TOYLAND_FILE.read_bytes()).hexdigest() != json.loads(TOYLAND_CARD.read_text())["sha256"]:
         raise SFPError(f"The built-in Toyland weights at {TOYLAND_FILE} are damaged (SHA-256 differs); install the package again.")
     return read_checkpoint(TOYLAND_FILE)

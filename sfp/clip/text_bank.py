@@ -66,9 +66,7 @@ class TextBank:
         texts = [prompt.format(query) for query in queries for prompt in self.prompts]
         unique = sorted(set(texts), key=lambda text: (len(text), text))  # alike lengths share a batch: less padding
         place = {text: i for i, text in enumerate(unique)}
-        encoded = [
-            unit(self.clip.encode_text(self.clip.tokenize(unique[i : i + _BATCH]))) for i in range(0, len(unique), _BATCH)
-        ]
+        encoded = [unit(self.clip.encode_text(self.clip.tokenize(unique[i : i + _BATCH]))) for i in range(0, len(unique), _BATCH)]
         rows = torch.cat(encoded)[torch.tensor([place[text] for text in texts], device=self.clip.device)]
         return unit(rows.unflatten(0, (len(queries), len(self.prompts))).mean(1)).cpu()
 
@@ -104,4 +102,6 @@ def _write_whole(file: Path, vectors: Tensor) -> None:
         save_file({"vectors": vectors.contiguous()}, partial)
         partial.replace(file)
     except (OSError, SafetensorError) as error:
-        raise SFPError(f"The text cache {file.parent} can't be written ({error}); set SFP_CACHE to a folder that can, or text_cache=False.") from error
+        raise SFPError(
+            f"The text cache {file.parent} can't be written ({error}); set SFP_CACHE to a folder that can, or text_cache=False."
+        ) from error

@@ -373,9 +373,7 @@ def _draw_land(canvas: _Canvas, rng: np.random.Generator, height: int, width: in
     return layout
 
 
-def _draw_things(
-    canvas: _Canvas, rng: np.random.Generator, layout: np.ndarray
-) -> tuple[tuple[int, tuple[int, int, int, int]], ...]:
+def _draw_things(canvas: _Canvas, rng: np.random.Generator, layout: np.ndarray) -> tuple[tuple[int, tuple[int, int, int, int]], ...]:
     height, width = layout.shape
     placed: list[tuple[str, float, float, float]] = []
     for name in rng.permutation(THINGS)[: rng.integers(3, 7)]:

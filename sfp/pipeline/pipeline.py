@@ -43,7 +43,9 @@ class Protocol:
 
     def __post_init__(self):
         if self.window < 0 or (self.window and not 0 < self.stride <= self.window):
-            raise SFPError(f"window={self.window}, stride={self.stride} leave gaps; give 0 < stride <= window, or window=0 for whole images.")
+            raise SFPError(
+                f"window={self.window}, stride={self.stride} leave gaps; give 0 < stride <= window, or window=0 for whole images."
+            )
         if not self.logit_scale > 0:
             raise SFPError(f"logit_scale={self.logit_scale} must be above 0.")
         for name in ("prob_thd", "area_thd"):
