@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -225,7 +224,7 @@ def _require_network(entry: Mapping[str, Any], name: str, tag: str) -> None:
             urllib.request.urlopen(request, timeout=_NETWORK_PATIENCE).close()
         except urllib.error.HTTPError:
             return True  # somebody answered
-        except (urllib.error.URLError, socket.timeout, OSError):
+        except (TimeoutError, urllib.error.URLError, OSError):
             return False
         return True
 

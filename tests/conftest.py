@@ -1,0 +1,56 @@
+"""Shared fixtures: the parity models, and an environment in which nothing is read from or written to the user's folders."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
+os.environ.pop("SFP_DATA", None)
+
+import parity
+
+from sfp.clip import load_clip
+
+ROOT = Path(__file__).parent.parent
+
+
+@functools.cache
+def parity_clip(spec: str):
+    """The frozen CLIP of a parity spec, float32 on the CPU."""
+    return load_clip(pretrained=parity.state_dict(spec), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def clip():
+    return parity_clip("vit12")
+
+
+@pytest.fixture(scope="session")
+def toyland_clip():
+    return load_clip("Toyland", device="cpu")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Text vectors are kept in a folder of the test run; subprocesses inherit it."""
+    os.environ["SFP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["SFP_CACHE"]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

@@ -1,0 +1,133 @@
+"""What every registered method must do, with every detector. A method that someone adds is tested here unasked."""
+
+from __future__ import annotations
+
+import parity
+import pytest
+import torch
+from conftest import parity_clip
+
+from sfp.errors import SFPError
+from sfp.methods import build_method, list_methods
+from sfp.outliers import list_detectors
+
+METHODS, DETECTORS = list_methods(), list_detectors()
+
+
+def windows(*names: str) -> torch.Tensor:
+    return torch.cat([parity.case_image(f"vit12/{name}") for name in names])
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def test_the_published_names_are_there():
+    assert {"CLIP", "SFP", "SFP-release"} <= set(METHODS)
+    assert {"SOM", "L2", "LOF"} <= set(DETECTORS)
+
+
+@pytest.mark.parametrize("pm", DETECTORS)
+@pytest.mark.parametrize("name", METHODS)
+def test_batch_equals_one_by_one(name, pm, clip):
+    method = build_method(name, clip, purify=True, pm=pm)
+    batch = windows("win0", "win1", "win2")
+    together = method(batch)
+    assert together.shape == (3, 14, 14, clip.embed_dim)
+    for i in range(3):
+        assert relative(together[i], method(batch[i : i + 1])[0]) < 1e-5
+
+
+@pytest.mark.parametrize("purify", [True, False])
+@pytest.mark.parametrize("name", METHODS)
+def test_non_square_windows(name, purify, clip):
+    for shape, grid in (((224, 320), (14, 20)), ((320, 224), (20, 14)), ((230, 120), (14, 7))):
+        features = build_method(name, clip, purify=purify)(parity.image("rect.0", *shape)[None])
+        assert features.shape == (1, *grid, clip.embed_dim)
+        assert torch.isfinite(features).all()
+
+
+@pytest.mark.parametrize("spec", ["vit12-p32", "vit24-p14"])
+@pytest.mark.parametrize("name", METHODS)
+def test_other_depths_and_patches(name, spec):
+    clip = parity_clip(spec)
+    features = build_method(name, clip, purify=True)(parity.case_image(f"{spec}/win0"))
+    assert features.shape == (1, *clip.trunk.native_grid, clip.embed_dim)
+    assert torch.isfinite(features).all()
+
+
+@pytest.mark.parametrize("pm", DETECTORS)
+@pytest.mark.parametrize("name", METHODS)
+def test_no_nan_on_constant_windows(name, pm, clip):
+    flat = torch.stack([torch.zeros(3, 224, 224), torch.full((3, 224, 224), 2.0)])
+    assert torch.isfinite(build_method(name, clip, purify=True, pm=pm)(flat)).all()
+
+
+@pytest.mark.parametrize("empty", ["keep", "zero", "iterate", "nearest"])
+@pytest.mark.parametrize("options", [dict(pm="SOM", cls_factor=1e6, max_outliers=None), dict(pm="L2", ratio=1.0)])
+@pytest.mark.parametrize("name", METHODS)
+def test_no_nan_where_every_token_is_an_outlier(name, options, empty, clip):
+    method = build_method(name, clip, purify=True, repair_empty=empty, **options)
+    assert torch.isfinite(method(windows("win0", "win1"))).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_outliers_is_the_same_as_no_purification(name, clip):
+    none = build_method(name, clip, purify=True, pm="SOM", cls_factor=0.0)(windows("win0"))
+    plain = build_method(name, clip, purify=False)(windows("win0"))
+    assert relative(none, plain) < 1e-5  # not bit for bit: SOM asks for explicit attention, the other runs fused
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_purification_and_its_layers_matter(name, clip):
+    window = windows("win1")
+    clean = build_method(name, clip, purify=False)(window)
+    everywhere = build_method(name, clip, purify=True, purify_layers=range(1, 12))(window)
+    late = build_method(name, clip, purify=True, purify_layers=[11])(window)
+    assert not torch.allclose(clean, everywhere)
+    assert not torch.allclose(everywhere, late)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_parameters_untouched_and_no_gradients(name, clip):
+    before = {key: value.clone() for key, value in clip.model.state_dict().items()}
+    features = build_method(name, clip)(windows("win0", "win1"))
+    assert not features.requires_grad
+    assert not any(parameter.requires_grad for parameter in clip.model.parameters())
+    for key, value in clip.model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_is_close(name, precision):
+    from sfp.clip import load_clip
+
+    half = load_clip(pretrained=parity.state_dict("vit12"), device="cpu", precision=precision)
+    exact = build_method(name, parity_clip("vit12"), purify=False)(windows("win0"))
+    rough = build_method(name, half, purify=False)(windows("win0"))
+    assert torch.isfinite(rough).all()
+    cosine = torch.cosine_similarity(rough.float(), exact, dim=-1)
+    assert cosine.mean() > 0.995
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("SPF", {}, ("Unknown method 'SPF'", "did you mean 'SFP'")),
+        ("SFP", dict(pm="SOMM"), ("Unknown detector 'SOMM'", "did you mean 'SOM'")),
+        ("SFP", dict(purify=False, pm="SOMM"), ("Unknown detector 'SOMM'",)),
+        ("SFP", dict(sae_residuals="none"), ("sae_residuals", "did you mean 'sae_residual'")),
+        ("SFP", dict(sae_residual="no"), ("sae_residual", "'no'", "none")),
+        ("SFP", dict(purify_layers=[12]), ("purify_layers", "12", "1 to 11")),
+        ("SFP", dict(hai_first_layer=0), ("hai_first_layer", "1 to 11")),
+        ("SFP-release", dict(fuse_layers=(10, 4)), ("fuse_layers", "(10, 4)")),
+        ("SFP", dict(repair_empty="drop"), ("'drop'", "keep")),
+    ],
+)
+def test_wrong_options_are_one_sentence(name, options, words, clip):
+    with pytest.raises(SFPError) as caught:
+        build_method(name, clip, **options)(windows("win1"))
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
