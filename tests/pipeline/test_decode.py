@@ -1,0 +1,99 @@
+"""From scores to labels (methods.md 3.3) against a plain reference, and golden PAMR."""
+
+from __future__ import annotations
+
+import numpy as np
+import parity
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sfp.pipeline import decode as decode_module
+from sfp.pipeline.decode import decode, enlarge_rows
+from sfp.pipeline.pamr import pamr
+
+
+def reference(scores, size, groups, logit_scale=40.0, prob_thd=0.0, area_thd=None):
+    """The protocol on whole maps, one step after the other."""
+    if tuple(scores.shape[1:]) != tuple(size):
+        scores = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+    queries = (scores * logit_scale).softmax(0)
+    classes = torch.stack([queries[groups == c].max(0).values for c in range(int(groups.max()) + 1)])
+    if area_thd is not None:
+        counts = torch.tensor([(classes.argmax(0) == c).sum() for c in range(len(classes))])
+        for c in range(1, len(classes)):
+            if counts[c] <= area_thd * counts[1:].sum():
+                classes[c] = 0
+    labels = classes.argmax(0)
+    labels[classes.max(0).values < prob_thd] = 0
+    return labels, classes
+
+
+@pytest.mark.parametrize("size", [(33, 47), (90, 61), (20, 30)])
+@pytest.mark.parametrize(
+    "options", [{}, dict(prob_thd=0.4), dict(area_thd=0.2), dict(prob_thd=0.3, area_thd=0.15, logit_scale=10.0)], ids=str
+)
+def test_equals_the_reference_also_in_row_blocks(size, options, monkeypatch):
+    scores = torch.randn(7, 20, 30) * 0.05
+    groups = torch.tensor([0, 1, 1, 2, 3, 3, 3])
+    labels, classes = reference(scores, size, groups, **options)
+    for block in (1 << 30, 7 * size[1] * 4 * 3):  # whole, then three rows at a time
+        monkeypatch.setattr(decode_module, "_BLOCK_BYTES", block)
+        found, kept = decode(scores, size, groups, keep_probabilities=True, **options)
+        torch.testing.assert_close(kept, classes, atol=1e-6, rtol=1e-5)
+        top = classes.topk(2, dim=0).values
+        sure = (top[0] - top[1] > 1e-5) & ((top[0] - options.get("prob_thd", 0)).abs() > 1e-5)
+        assert torch.equal(found[sure], labels[sure]) and sure.float().mean() > 0.99
+
+
+@pytest.mark.parametrize("size", [(20, 30), (41, 77), (7, 11), (1, 1), (20, 90), (90, 30)])
+def test_enlarged_rows_equal_interpolate(size):
+    scores = torch.randn(3, 20, 30)
+    whole = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+    for top in range(0, size[0], 5):
+        rows = slice(top, min(top + 5, size[0]))
+        torch.testing.assert_close(enlarge_rows(scores, size, rows), whole[:, rows], atol=1e-5, rtol=0)
+
+
+def test_synonyms_take_the_maximum_not_the_sum():
+    scores = torch.tensor([0.30, 0.29, 0.29]).view(3, 1, 1).expand(3, 4, 4)
+    labels, kept = decode(scores, (4, 4), torch.tensor([0, 1, 1]), logit_scale=10.0, keep_probabilities=True)
+    assert not labels.any() and kept.sum(0).max() < 1
+
+
+def test_no_threshold_never_yields_background():
+    labels, _ = decode(torch.tensor([-1.0, 0.0]).view(2, 1, 1).expand(2, 5, 5), (5, 5), torch.arange(2), prob_thd=0.0)
+    assert (labels == 1).all()
+
+
+def test_the_area_rule_is_a_share_of_the_foreground_and_strict():
+    scores = torch.zeros(3, 10, 10)
+    scores[0, :5] = 1.0  # half background
+    scores[1, 5:9] = 1.0  # 40 pixels
+    scores[2, 9:] = 1.0  # 10 pixels: exactly a fifth of the foreground
+    groups = torch.arange(3)
+    assert set(decode(scores, (10, 10), groups, area_thd=0.2)[0].unique().tolist()) == {0, 1}
+    assert set(decode(scores, (10, 10), groups, area_thd=0.199)[0].unique().tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("iterations", [1, 10])
+def test_pamr_equals_the_official_code(iterations):
+    refined = pamr(parity.image("pamr.0", 96, 128)[None], parity.score_maps("pamr", 4, 96, 128), iterations)
+    expected = parity.golden("pamr")[f"iter{iterations}"]
+    np.testing.assert_allclose(refined[0, :, ::4, ::4], expected, atol=1e-4, rtol=0)
+
+
+def test_pamr_in_chunks_and_batches_is_the_same(monkeypatch):
+    from sfp.pipeline import pamr as _  # noqa: F401
+
+    images, maps = torch.randn(2, 3, 40, 50), torch.randn(2, 5, 40, 50)
+    whole = pamr(images, maps, 3, (1, 2))
+    monkeypatch.setitem(pamr.__globals__, "_CHUNK_BYTES", 1)
+    torch.testing.assert_close(pamr(images, maps, 3, (1, 2)), whole)
+    torch.testing.assert_close(pamr(images[:1], maps[:1], 3, (1, 2)), whole[:1])
+    assert torch.equal(pamr(images, maps, 0), maps)
+
+
+def test_pamr_keeps_constant_maps():
+    maps = torch.full((1, 2, 30, 30), 0.7)
+    torch.testing.assert_close(pamr(torch.randn(1, 3, 30, 30), maps, 10), maps)
