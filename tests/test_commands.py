@@ -1,0 +1,267 @@
+"""The real command lines, end to end, in their own processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from sfp.datasets import toyland
+
+TEST = [sys.executable, str(ROOT / "tools/test.py")]
+TOYLAND = str(ROOT / "configs/cfg_toyland.py")
+FEW = "test_dataloader.dataset.scenes=6"
+
+
+def run(command, cwd, code=0, timeout=240, **environment) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", **environment}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
+    return done
+
+
+def error_of(done: subprocess.CompletedProcess) -> str:
+    """The one line of an error, without a traceback."""
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data root with Toyland in it, shared by the runs."""
+    root = tmp_path_factory.mktemp("data")
+    toyland.write_split(root / "toyland", "val", 6)
+    return root
+
+
+@pytest.fixture(scope="module")
+def results(data, tmp_path_factory):
+    """results.json of runs with different options."""
+    folder = tmp_path_factory.mktemp("runs")
+    found = {}
+    for name, options in {
+        "SFP": [],
+        "again": [],
+        "purify=False": ["model.purify=False"],
+        "pm=L2": ["model.pm=L2"],
+        "pm=LOF": ["model.pm=LOF"],
+        "CLIP": ["model.method=CLIP", "model.purify=False"],
+        "SFP-release": ["model.method=SFP-release"],
+    }.items():
+        command = [*TEST, TOYLAND, "--work-dir", name, "--cfg-options", FEW, *options]
+        if name == "SFP":
+            command[3:3] = ["--show-dir", "pictures"]
+        done = run(command, folder, SFP_DATA=str(data))
+        found[name] = json.loads((folder / name / "results.json").read_text())
+        found[name]["stdout"], found[name]["stderr"], found[name]["folder"] = done.stdout, done.stderr, folder
+    return found
+
+
+def test_the_output_ends_with_a_table_and_miou(results):
+    result = results["SFP"]
+    tail = result["stdout"][result["stdout"].index("per class results") :]
+    assert "|   sky    |" in tail and "| mushroom |" in tail
+    last = tail.strip().splitlines()[-2]
+    assert last.startswith(f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}") and "results.json" in last
+    assert "evaluating: 100%" in result["stderr"]
+    assert "OneDL" not in result["stdout"] + result["stderr"]
+
+
+def test_results_json_says_what_was_measured(results):
+    result = results["SFP"]
+    assert result["method"] == "SFP" and result["backbone"] == "Toyland" and result["dataset"] == "ToylandDataset"
+    assert result["purify"] is True and result["pm"] == "SOM" and result["images"] == 6 and result["prompts"] == 80
+    assert list(result["IoU_per_class"]) == list(toyland.CLASSES)
+    present = [iou for iou in result["IoU_per_class"].values() if iou is not None]
+    assert abs(result["mIoU"] - np.mean(present)) < 1e-6
+    assert len(result["weights_sha256"]) == len(result["config_sha256"]) == 64
+    assert result["protocol"]["window"] == 224 and result["protocol"]["stride"] == 112
+    assert {"torch", "mmengine", "python"} <= set(result["versions"])
+    assert results["again"]["config_sha256"] == result["config_sha256"] != results["pm=L2"]["config_sha256"]
+
+
+def test_two_runs_are_equal(results):
+    for key in ("mIoU", "aAcc", "mAcc", "IoU_per_class", "weights_sha256"):
+        assert results["SFP"][key] == results["again"][key]
+
+
+@pytest.mark.parametrize("name", ["purify=False", "pm=L2", "pm=LOF", "CLIP", "SFP-release"])
+def test_options_change_the_result(name, results):
+    assert results[name]["mIoU"] != results["SFP"]["mIoU"]
+    if name.startswith("pm="):
+        assert results[name]["pm"] == name[3:]
+
+
+def test_pictures_are_drawn_on_request(results):
+    pictures = sorted((results["SFP"]["folder"] / "pictures/vis_data/vis_image").glob("*.png"))
+    assert len(pictures) == 6
+    assert Image.open(pictures[0]).width > 400
+
+
+def test_miou_equals_a_count_by_hand(data, results):
+    """From ``Segmenter``'s labels on the written files, with a plain confusion matrix."""
+    import sfp
+
+    segmenter = sfp.Segmenter("SFP", "Toyland", device="cpu")
+    counts = np.zeros((16, 16), np.int64)
+    for index in range(6):
+        labels = np.asarray(Image.open(data / f"toyland/SegmentationClass/val_{index:05d}.png"), np.int64)
+        found = segmenter(data / f"toyland/JPEGImages/val_{index:05d}.jpg", toyland.CLASSES).labels
+        counts += np.bincount((labels * 16 + found).ravel(), minlength=256).reshape(16, 16)
+    with np.errstate(invalid="ignore"):
+        iou = np.diag(counts) / (counts.sum(0) + counts.sum(1) - np.diag(counts))
+    assert abs(100 * np.nanmean(iou) - results["SFP"]["mIoU"]) < 0.5  # mmcv and torch round resized pixels apart
+
+
+def test_a_second_start_encodes_no_text(data, tmp_path):
+    code = (
+        "import sys; from sfp.segmentor import SFPSegmentor; "
+        f"s = SFPSegmentor('Toyland', 'toyland', name_path={str(ROOT / 'configs/cls_toyland.txt')!r}, text_cache=sys.argv[1]); "
+        "print('encoded', s.frozen.encoded_texts)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+    assert "encoded 1280" in run(command, tmp_path).stdout
+    assert "encoded 0" in run(command, tmp_path).stdout
+
+
+def test_two_gloo_ranks_equal_one(data, results, tmp_path):
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_addr",
+        "127.0.0.1",
+        "--master_port",
+        "29541",
+    ]
+    run(
+        [*torchrun, *TEST[1:], TOYLAND, "--work-dir", "two", "--launcher", "pytorch", "--cfg-options", FEW],
+        tmp_path, SFP_DATA=str(data), OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    two = json.loads((tmp_path / "two/results.json").read_text())
+    assert two["images"] == 6 and abs(two["mIoU"] - results["SFP"]["mIoU"]) < 0.02
+
+
+class TestMistakes:
+    """Each ends in one clear sentence and exit code 2."""
+
+    def mistake(self, tmp_path, *arguments: str, config: str = TOYLAND, **environment) -> str:
+        return error_of(run([*TEST, config, *arguments], tmp_path, code=2, **environment))
+
+    def test_wrong_config(self, tmp_path):
+        assert "did you mean" in self.mistake(tmp_path, config=str(ROOT / "configs/cfg_toylnd.py"))
+        (tmp_path / "broken.py").write_text("model = dict(")
+        assert "can't be read" in self.mistake(tmp_path, config="broken.py")
+        (tmp_path / "empty.py").write_text("x = 1\n")
+        assert "has no model" in self.mistake(tmp_path, config="empty.py")
+
+    def test_unknown_method_detector_option(self, tmp_path, data):
+        def given(option: str) -> str:
+            return self.mistake(tmp_path, "--cfg-options", FEW, option, SFP_DATA=str(data))
+
+        assert "did you mean 'SFP-release'" in given("model.method=SFP-relase")
+        assert "did you mean 'LOF'" in given("model.pm=LOFF")
+        assert "sae_residual" in given("model.sae_residul=none")
+        assert "KEY=VALUE" in given("model.pm")
+
+    def test_names(self, tmp_path, data):
+        def given(text: str) -> str:
+            (tmp_path / "names.txt").write_text(text)
+            return self.mistake(tmp_path, "--cfg-options", FEW, "model.name_path=names.txt", SFP_DATA=str(data))
+
+        assert "empty name at place 2" in given("sky\n\nsea\n")
+        assert "duplicate name 'sky'" in given("sky\nsea\nsky\n")
+        assert "2 classes, but ToylandDataset has 16" in given("sky\nsea\n")
+
+    def test_missing_data_root(self, tmp_path):
+        message = self.mistake(tmp_path, config=str(ROOT / "configs/cfg_voc21.py"), SFP_DATA=str(tmp_path))
+        assert "data root" in message and "VOC2012" in message and "SFP_DATA" in message
+
+    def test_unreadable_image(self, tmp_path):
+        toyland.write_split(tmp_path / "toyland", "val", 2)
+        (tmp_path / "toyland/JPEGImages/val_00001.jpg").write_text("no picture")
+        message = self.mistake(tmp_path, "--cfg-options", "test_dataloader.dataset.scenes=2", SFP_DATA=str(tmp_path))
+        assert "val_00001.jpg" in message and "can't be read" in message
+
+    def test_weights(self, tmp_path, data):
+        def given(*options: str, **environment) -> str:
+            return self.mistake(tmp_path, "--cfg-options", FEW, *options, SFP_DATA=str(data), **environment)
+
+        (tmp_path / "wrong.pt").write_text("words")
+        assert "wrong.pt can't be read as a checkpoint" in given("model.clip=ViT-B/16", "model.pretrained=wrong.pt")
+        started = time.monotonic()
+        message = given("model.clip=ViT-B/16", "model.pretrained=openai", HF_HUB_OFFLINE="", HF_ENDPOINT="http://127.0.0.1:9")
+        assert "there is no network" in message and "ViT-B-16.pt" in message and "Toyland" in message
+        assert time.monotonic() - started < 60  # the import of torch and mmseg included
+
+    def test_unwritable_work_dir(self, tmp_path, data):
+        (tmp_path / "file").write_text("")
+        message = self.mistake(tmp_path, "--work-dir", "file/inside", "--cfg-options", FEW, SFP_DATA=str(data))
+        assert "work dir" in message
+
+
+class TestSegment:
+    TOOL = [sys.executable, str(ROOT / "tools/segment.py")]
+
+    def test_photos_and_folders(self, data, tmp_path):
+        folder = data / "toyland/JPEGImages"
+        done = run([*self.TOOL, str(folder), "--names", "sky; sea, ocean; house", "--model", "Toyland", "--out", "out"], tmp_path)
+        assert len(list((tmp_path / "out").glob("*_overlay.jpg"))) == len(list((tmp_path / "out").glob("*_labels.png"))) == 6
+        assert "val_00000.jpg: " in done.stdout + done.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["absent.jpg", "--names", "cat", "--model", "Toyland"], "no image file"),
+            (["words.jpg", "--names", "cat", "--model", "Toyland"], "can't be read as an image"),
+            ([".", "--names", "cat", "--model", "Toyland", "--method", "SPF"], "did you mean 'SFP'"),
+            (["words.jpg", "--names", "cat, cat", "--model", "Toyland"], "duplicate"),
+            (["empty", "--names", "cat", "--model", "Toyland"], "no pictures"),
+        ],
+    )
+    def test_mistakes(self, arguments, words, tmp_path):
+        (tmp_path / "words.jpg").write_text("no picture")
+        (tmp_path / "empty").mkdir()
+        assert words in error_of(run([*self.TOOL, *arguments], tmp_path, code=2))
+
+
+class TestScripts:
+    """The scripts in an environment that has the package (this one)."""
+
+    def script(self, name: str, cwd: Path, *arguments: str, **environment):
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return run(["sh", name, *arguments], cwd, PATH=path, **environment)
+
+    def test_from_the_scripts_folder_and_from_elsewhere(self, data, tmp_path):
+        work = str(tmp_path / "work")
+        done = self.script(
+            "test.sh", ROOT / "scripts", "configs/cfg_toyland.py", "--work-dir", work, "--cfg-options", FEW, SFP_DATA=str(data)
+        )
+        assert "mIoU" in done.stdout.splitlines()[-1]
+        done = self.script(str(ROOT / "scripts/test.sh"), tmp_path, "--work-dir", "w", "--cfg-options", FEW, SFP_DATA=str(data))
+        assert (tmp_path / "w/results.json").is_file()
+
+    def test_a_machine_without_python_3_10(self, tmp_path):
+        """Only a POSIX shell: one sentence, no half-made environment."""
+        tools = tmp_path / "bin"
+        tools.mkdir()
+        for tool in ("sh", "dirname", "cat", "cksum", "echo"):
+            (tools / tool).symlink_to(shutil.which(tool))
+        copy = tmp_path / "repository"
+        shutil.copytree(ROOT / "scripts", copy / "scripts")
+        for file in ("setup.py", "constraints.txt"):
+            shutil.copy(ROOT / file, copy)
+        done = run(["sh", str(copy / "scripts/test.sh")], tmp_path, code=1, PATH=str(tools))
+        assert "error: no Python 3.10 or newer" in done.stderr and not (copy / ".venv").exists()
