@@ -10,6 +10,11 @@ class SFPError(ValueError):
     """Wrong input. Command-line programs print its message and exit with code 2, without a traceback."""
 
 
+def sentence(error: SFPError) -> str:
+    """The message alone, also of an error that a worker process wrapped in its traceback."""
+    return str(error).strip().splitlines()[-1].removeprefix(f"{SFPError.__module__}.{SFPError.__name__}: ")
+
+
 def unknown_choice(kind: str, given: object, choices: Iterable[str]) -> SFPError:
     """The error for a name that is not among the choices, offering the closest one."""
     choices = list(choices)

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import HOOKS, METRICS
+from PIL import Image
 from tqdm import tqdm
+
+from sfp.errors import SFPError
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "mmengine", "mmcv-lite", "mmcv", "onedl-mmsegmentation", "mmsegmentation", "numpy")
 
@@ -63,7 +66,33 @@ class ProgressBarHook(Hook):
         self.bar.close()
 
 
-def write_results(path: Path, runner: Runner, cfg: Config, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
+class NamedFailures:
+    """A dataset's pipeline whose failures name the file: put in the place of ``dataset.pipeline``."""
+
+    def __init__(self, pipeline: Callable[[dict], dict]):
+        self.pipeline = pipeline
+
+    def __call__(self, data: dict) -> dict:
+        """Run the pipeline on one item.
+
+        Raises:
+            SFPError: something in it failed; names the image or label that can't be decoded, if one can't.
+        """
+        try:
+            return self.pipeline(data)
+        except Exception as error:  # mmcv asserts, OpenCV and PIL raise their own
+            for path in (data.get("img_path"), data.get("seg_map_path")):
+                try:
+                    with Image.open(path) as image:
+                        image.load()
+                except Exception as reason:
+                    raise SFPError(f"{path} can't be read as an image ({reason}); put a sound copy in its place.") from error
+            raise SFPError(
+                f"{data.get('img_path')} can't be prepared ({type(error).__name__}: {error}); check it and its label."
+            ) from error
+
+
+def write_results(path: Path, runner: Runner, config_sha256: str, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
     """Write ``results.json`` whole: method, backbone, dataset, metrics, per-class IoU, versions, config hash.
 
     Returns:
@@ -95,7 +124,7 @@ def write_results(path: Path, runner: Runner, cfg: Config, metrics: dict[str, fl
         "names": [list(q) for q in _queries_by_class(model.vocabulary)],
         "prompts": len(model.pipeline.text_bank.prompts),
         "versions": {"python": platform.python_version(), **{p: v for p in _PACKAGES if (v := _version(p))}, "sfp": _version("sfp")},
-        "config_sha256": config_hash(cfg),
+        "config_sha256": config_sha256,
     }
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(result, indent=2) + "\n")
@@ -104,9 +133,9 @@ def write_results(path: Path, runner: Runner, cfg: Config, metrics: dict[str, fl
 
 
 def config_hash(cfg: Config) -> str:
-    """SHA-256 of everything in a config but where results go."""
-    plain = {key: value for key, value in cfg.to_dict().items() if key not in ("work_dir", "visualizer", "launcher", "resume")}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
+    """SHA-256 of a config as read and overridden, wherever its folder lies."""
+    text = json.dumps(cfg.to_dict(), sort_keys=True, default=str).replace(os.path.dirname(os.path.abspath(cfg.filename)), ".")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _queries_by_class(vocabulary: Any) -> list[list[str]]:

@@ -50,10 +50,8 @@ def require_mmseg() -> None:
         found = ", ".join(
             f"{name} {_version(name)}" for name in ("mmcv", "mmcv-lite", "mmengine", "mmsegmentation", "onedl-mmsegmentation")
         )
-        raise SFPError(
-            f"mmsegmentation can't be imported here ({str(error).splitlines()[0] if str(error) else type(error).__name__}); install {PAIRS}. "
-            f"Found: {found}."
-        ) from error
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise SFPError(f"mmsegmentation can't be imported here ({reason}); install {PAIRS}. Found: {found}.") from error
 
 
 def _version(package: str) -> str:

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from sfp.errors import SFPError, unknown_choice
+from sfp.errors import SFPError, sentence, unknown_choice
 from sfp.plugin import require_mmseg
 
 
@@ -31,7 +31,7 @@ def main() -> int:
     except SFPError as error:
         if args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -45,9 +45,10 @@ def evaluate(args: argparse.Namespace) -> None:
     from mmengine.dist import get_world_size, is_main_process
     from mmengine.runner import Runner
 
-    from sfp.evaluation import write_results
+    from sfp.evaluation import NamedFailures, config_hash, write_results
 
     cfg = read_config(args.config, args.cfg_options)
+    config_sha256 = config_hash(cfg)
     cfg.launcher = args.launcher
     cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or Path("work_dirs") / Path(args.config).stem)
     check_dataset(cfg)
@@ -63,11 +64,17 @@ def evaluate(args: argparse.Namespace) -> None:
     except OSError as error:
         raise SFPError(f"The work dir {cfg.work_dir} can't be written ({error}); choose another with --work-dir.") from error
     check_names(runner)
+    dataset = runner.test_dataloader.dataset
+    dataset.pipeline = NamedFailures(dataset.pipeline)
     started = time.time()
-    metrics = runner.test()
+    try:
+        metrics = runner.test()
+    except SFPError:
+        print(file=sys.stderr)  # end the progress bar's line
+        raise
     if is_main_process():
         path = Path(cfg.work_dir) / "results.json"
-        result = write_results(path, runner, cfg, metrics, time.time() - started)
+        result = write_results(path, runner, config_sha256, metrics, time.time() - started)
         print(
             f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  mAcc {result['mAcc']:.2f}  "
             f"({result['images']} images, {result['seconds']:.0f} s, {get_world_size()} rank(s)) -> {path}"

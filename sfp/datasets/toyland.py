@@ -86,7 +86,7 @@ def _colour(rng: np.random.Generator, choices: Iterable[tuple[int, int, int]], s
 def _shade(colour: tuple[int, int, int], amount: float) -> tuple[int, int, int]:
     """Darker for a negative amount, lighter for a positive one, in [-1, 1]."""
     target = 255 if amount > 0 else 0
-    return tuple(int(round(c + (target - c) * abs(amount))) for c in colour)
+    return tuple(round(c + (target - c) * abs(amount)) for c in colour)
 
 
 # ------------------------------------------------------------------------------------------------ grounds and sky
