@@ -1,0 +1,136 @@
+"""The package as a plugin in mmsegmentation's own sense: its runner and its inferencer, knowing only ``custom_imports``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from sfp.datasets import toyland
+from sfp.plugin import require_mmseg
+
+CONFIG = """
+    default_scope = 'mmseg'
+    custom_imports = dict(imports=['sfp'])
+    model = dict(
+        type='SFPSegmentor', clip='Toyland', pretrained='toyland', method='SFP', name_path='{names}',
+        data_preprocessor=dict(
+            type='SegDataPreProcessor', mean=[122.771, 116.746, 104.094], std=[68.501, 66.632, 70.323], bgr_to_rgb=True))
+    pipeline = [
+        dict(type='LoadImageFromFile'), dict(type='Resize', scale=(2048, 336), keep_ratio=True), dict(type='LoadAnnotations'),
+        dict(type='PackSegInputs')]
+    test_dataloader = dict(
+        batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(
+            type='BaseSegDataset', data_root='{data}', data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+            ann_file='ImageSets/Segmentation/val.txt', pipeline=pipeline, img_suffix='.jpg', seg_map_suffix='.png',
+            metainfo=dict(classes={classes}, palette={palette})))
+    test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+    test_cfg = dict(type='TestLoop')
+    visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+    work_dir = '{work}'
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A config in mmsegmentation's manner beside two scenes."""
+    root = tmp_path_factory.mktemp("plugin")
+    toyland.write_split(root / "toyland", "val", 2)
+    text = CONFIG.format(
+        names=ROOT / "configs/cls_toyland.txt",
+        data=root / "toyland",
+        classes=toyland.CLASSES,
+        palette=[list(colour) for colour in toyland.PALETTE],
+        work=root / "work",
+    )
+    (root / "config.py").write_text(textwrap.dedent(text))
+    return root
+
+
+def run(code: str, folder) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_mmsegs_runner_and_metric(folder):
+    """As mmsegmentation's tools/test.py does: nothing of ours is imported but by the config."""
+    out = run(
+        """
+        from mmengine.config import Config
+        from mmengine.runner import Runner
+        metrics = Runner.from_cfg(Config.fromfile('config.py')).test()
+        print('measured', metrics['mIoU'] > 0, type(metrics['mIoU']).__name__)
+        """,
+        folder,
+    )
+    assert "measured True" in out and "| mushroom |" in out
+
+
+@pytest.mark.parametrize("order", ["from mmseg.apis import MMSegInferencer", "import sfp\n        from mmseg.apis import MMSegInferencer"])
+def test_mmsegs_inferencer(order, folder):
+    run(
+        f"""
+        {order}
+        inferencer = MMSegInferencer(model='config.py', device='cpu')
+        inferencer('toyland/JPEGImages/val_00000.jpg', out_dir='out', show=False)
+        """,
+        folder,
+    )
+    labels = np.asarray(Image.open(folder / "out/pred/00000000_pred.png"))
+    assert labels.shape == toyland.make_scene("val", 0).labels.shape and labels.max() < 16
+    assert (folder / "out/vis/val_00000.jpg").is_file()
+
+
+@pytest.fixture(scope="module")
+def segmentor():
+    require_mmseg()
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
+    init_default_scope("mmseg")
+    return MODELS.build(dict(type="SFPSegmentor", clip="Toyland", pretrained="toyland", names=list(toyland.CLASSES), device="cpu"))
+
+
+def test_it_is_found_in_mmsegs_registry_and_frozen(segmentor):
+    assert type(segmentor).__name__ == "SFPSegmentor"
+    assert not any(parameter.requires_grad for parameter in segmentor.parameters())
+    assert segmentor.dataset_meta["classes"] == toyland.CLASSES and len(segmentor.dataset_meta["palette"]) == 16
+    assert not segmentor.align_corners
+
+
+def test_predict_without_samples_and_with_padding(segmentor):
+    from mmseg.structures import SegDataSample
+
+    image = segmentor.frozen.normalise(torch.from_numpy(toyland.make_scene("val", 1).image.copy()).permute(2, 0, 1))[:, :300, :340]
+    (plain,) = segmentor.predict(image[None])
+    assert plain.pred_sem_seg.data.shape == (1, 300, 340)
+    padded = torch.nn.functional.pad(image, (0, 44, 0, 20))
+    (found,) = segmentor.predict(padded[None], [SegDataSample(metainfo=dict(ori_shape=(300, 340), img_shape=(300, 340)))])
+    assert torch.equal(found.pred_sem_seg.data, plain.pred_sem_seg.data)
+
+
+def test_modes_of_mmsegs_base_class(segmentor):
+    image = torch.randn(1, 3, 224, 240)
+    assert segmentor(image, mode="tensor").shape == (1, 16, 224, 240)
+    assert segmentor.extract_feat(image).shape == (1, 14, 15, 64)
+    with pytest.raises(RuntimeError, match="frozen"):
+        segmentor(image, [], mode="loss")
+
+
+def test_init_model_blanks_pretrained(segmentor):
+    """mmseg's init_model sets model.pretrained to None; Toyland stays Toyland."""
+    from sfp.segmentor import SFPSegmentor
+
+    assert SFPSegmentor("Toyland", None, names=["sky", "sea"]).frozen.fingerprint == segmentor.frozen.fingerprint
