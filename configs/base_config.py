@@ -9,7 +9,7 @@ custom_imports = dict(imports=["sfp"], allow_failed_imports=False)
 
 # The folder of all datasets: the environment variable SFP_DATA, or data/ beside configs/.
 data = "{{$SFP_DATA:{{fileDirname}}/../data}}"
-data_roots = dict(toyland=f"{data}/toyland", voc2012=f"{data}/VOCdevkit/VOC2012")
+data_roots = dict(toyland=f"{data}/toyland", voc2012=f"{data}/VOCdevkit/VOC2012", ade20k=f"{data}/ADEChallengeData2016")
 
 model = dict(
     type="SFPSegmentor",
