@@ -6,7 +6,7 @@ model = dict(name_path="{{ fileDirname }}/cls_ade20k.txt")
 test_dataloader = dict(
     dataset=dict(
         type="ADE20KDataset",
-        data_root={{ _base_.data_roots.ade20k }},
+        data_root={{_base_.data_roots.ade20k}},
         data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
     )
 )

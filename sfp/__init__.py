@@ -6,17 +6,34 @@
 Importing it also makes ``SFPSegmentor`` and the datasets known to mmsegmentation, where that is installed.
 """
 
-from sfp.api import Segmenter
-from sfp.clip import load_clip
+import importlib
+from typing import Any
+
 from sfp.errors import SFPError
-from sfp.methods import build_method, list_methods
-from sfp.outliers import build_detector, list_detectors
 from sfp.plugin import register_with_mmseg
-from sfp.result import Segmentation
 
 __version__ = "0.1.0"
-__all__ = [
-    "SFPError", "Segmentation", "Segmenter", "build_detector", "build_method", "list_detectors", "list_methods", "load_clip",
-]  # fmt: skip
+_PLACES = {
+    "Segmentation": "sfp.result",
+    "Segmenter": "sfp.api",
+    "build_detector": "sfp.outliers",
+    "build_method": "sfp.methods",
+    "list_detectors": "sfp.outliers",
+    "list_methods": "sfp.methods",
+    "load_clip": "sfp.clip",
+}
+__all__ = ["SFPError", *_PLACES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch and open_clip take seconds."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'sfp' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])
+
 
 register_with_mmseg()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sfp import Segmenter, SFPError, list_detectors, list_methods
+from sfp.errors import SFPError
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -22,11 +22,11 @@ def main() -> int:
     parser.add_argument("images", nargs="+", type=Path, help="pictures, or folders of pictures")
     parser.add_argument("--names", required=True, help='what to look for: "cat, sofa, window"; with ";" between names, "," parts synonyms')
     parser.add_argument("--out", type=Path, default=Path("segmented"), help="folder for the results")
-    parser.add_argument("--method", default="SFP", help=", ".join(list_methods()))
+    parser.add_argument("--method", default="SFP", help="SFP, SFP-release, CLIP ...; a wrong name lists them all")
     parser.add_argument("--model", default="ViT-B/16", help="CLIP model; Toyland needs no download")
     parser.add_argument("--pretrained", default="openai", help="open_clip tag, or the path of a checkpoint")
     parser.add_argument("--no-purify", action="store_true", help="switch purification off")
-    parser.add_argument("--pm", help="detector: " + ", ".join(list_detectors()))
+    parser.add_argument("--pm", help="detector: SOM, L2, LOF ...; the method's own by default")
     parser.add_argument("--window", type=int, default=224, help="side of the sliding window; 0 for the whole image")
     parser.add_argument("--stride", type=int, default=112)
     parser.add_argument("--short-side", type=int, default=336, help="pictures are resized to it first")
@@ -71,6 +71,8 @@ def segment(args: argparse.Namespace) -> None:
     Raises:
         SFPError: wrong names, pictures, model or folder.
     """
+    from sfp import Segmenter
+
     images = find_images(args.images)
     options = dict(pm=args.pm, purify=False if args.no_purify else None, window=args.window, stride=args.stride, short_side=args.short_side)
     segmenter = Segmenter(args.method, args.model, args.pretrained, args.device, **options)

@@ -17,6 +17,7 @@ from sfp.errors import SFPError, unknown_choice
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRECISION_NAMES = {str(dtype).removeprefix("torch."): short for short, dtype in PRECISIONS.items()}  # float32 and so on
 
 
 class FrozenCLIP:
@@ -44,6 +45,7 @@ class FrozenCLIP:
         precision: str,
         positional_resize: str = "scale",
     ):
+        precision = _PRECISION_NAMES.get(precision, precision)
         if precision not in PRECISIONS:
             raise unknown_choice("precision", precision, PRECISIONS)
         self.name, self.pretrained, self.quick_gelu = name, pretrained, quick_gelu

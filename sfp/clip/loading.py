@@ -55,7 +55,6 @@ def load_clip(
         SFPError: unknown name or tag, a tag that needs the other activation than the name says, a file that is no
             CLIP ViT, or weights that must be downloaded while there is no network.
     """
-    _require_torchvision_pair()
     import open_clip
 
     from sfp.clip.clip import FrozenCLIP
@@ -266,16 +265,3 @@ def _build(sizes: Sizes, config: Mapping[str, Any], quick_gelu: bool):
     text["heads"] = config.get("text_cfg", {}).get("heads", max(1, sizes.text_width // 64))
     with torch.device("cpu"):
         return open_clip.CLIP(sizes.embed_dim, vision, text, quick_gelu=quick_gelu)
-
-
-def _require_torchvision_pair() -> None:
-    """Raises SFPError where torch and torchvision are not built for each other."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        from importlib.metadata import version
-
-        raise SFPError(
-            f"torch {version('torch')} and torchvision {version('torchvision')} are not a pair ({error}); install both from one place, "
-            "for instance: pip install torch==2.15.0 torchvision==0.29.2"
-        ) from error

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from sfp.clip.clip import FrozenCLIP, unit
 from sfp.clip.prompts import PROMPT_SETS
@@ -66,7 +67,8 @@ class TextBank:
         texts = [prompt.format(query) for query in queries for prompt in self.prompts]
         unique = sorted(set(texts), key=lambda text: (len(text), text))  # alike lengths share a batch: less padding
         place = {text: i for i, text in enumerate(unique)}
-        encoded = [unit(self.clip.encode_text(self.clip.tokenize(unique[i : i + _BATCH]))) for i in range(0, len(unique), _BATCH)]
+        starts = tqdm(range(0, len(unique), _BATCH), desc="encoding names", unit="batch", disable=len(unique) < 2000, leave=False)
+        encoded = [unit(self.clip.encode_text(self.clip.tokenize(unique[i : i + _BATCH]))) for i in starts]
         rows = torch.cat(encoded)[torch.tensor([place[text] for text in texts], device=self.clip.device)]
         return unit(rows.unflatten(0, (len(queries), len(self.prompts))).mean(1)).cpu()
 

@@ -1,0 +1,63 @@
+"""setup.py, constraints.txt and environment.yml agree; the shipped weights are sound."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from importlib.metadata import version
+
+import pytest
+import yaml
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from sfp.clip.loading import TOYLAND_CARD, TOYLAND_FILE
+
+PINS = {
+    requirement.name.lower().replace("_", "-"): requirement
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+    for requirement in [Requirement(line)]
+}
+
+
+def setup_requirements() -> list[Requirement]:
+    """Every string in setup.py's lists that is a requirement."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    lists = [node for node in ast.walk(tree) if isinstance(node, ast.List)]
+    texts = [e.value for node in lists for e in node.elts if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+    return [Requirement(text) for text in texts if re.search(r"[<>=]", text)]
+
+
+@pytest.mark.parametrize("requirement", setup_requirements(), ids=str)
+def test_the_pinned_version_is_in_setups_range(requirement):
+    pin = PINS[requirement.name.lower().replace("_", "-")]
+    (only,) = pin.specifier
+    assert only.operator == "==" and Version(only.version) in requirement.specifier
+
+
+def test_torch_and_torchvision_are_pinned_together():
+    assert {"torch", "torchvision"} <= set(PINS)
+
+
+def test_environment_yml():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == "sfp" and environment["channels"]
+    plain = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert Requirement(plain[0].replace("=", "==")).name == "python" and "pip" in plain
+    assert pip == ["-c constraints.txt", "-e .[dev]"]  # so it installs what setup.py says under the pins
+    assert "dev" in (ROOT / "setup.py").read_text()
+
+
+def test_the_shipped_weights():
+    card = json.loads(TOYLAND_CARD.read_text())
+    assert hashlib.sha256(TOYLAND_FILE.read_bytes()).hexdigest() == card["sha256"]
+    assert TOYLAND_FILE.stat().st_size < 15e6
+
+
+def test_the_package_is_installed():
+    assert version("sfp") == __import__("sfp").__version__
