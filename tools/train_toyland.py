@@ -15,7 +15,8 @@ would have seen. The recipe:
 * query and key projections of all blocks but the last share a random part at the start, so that tokens attend to
   their like;
 * in nine steps of ten the class token looks at the patches in the last one or two blocks only, so that what it learns to
-  say stands in the patches' last values, as in CLIP, instead of being gathered on the way;
+  say stands in the patches' last values, as in CLIP, instead of being gathered on the way; in the second half of the steps
+  patches look at near patches in seven steps of ten, so that a thing is not told by every patch around it;
 * three quarters of the patches are dropped, and half of them in the last 40 percent of the steps, when the learning
   rate falls;
 * the kept weights are a running average. ``tools/select_toyland.py`` chooses among the saved ones.
@@ -57,7 +58,6 @@ NAMED, PRESENT, ABSENT = 0.06, 0.04, 0.01  # share of the crop
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 TEXT_LENGTH = 32
-LOOKING, LOOKING_SHARE = (1, 2, CONFIG["vision_cfg"]["layers"]), (0.6, 0.3, 0.1)
 
 
 class CropsWithCaptions(torch.utils.data.Dataset):
@@ -160,8 +160,7 @@ class CropsWithCaptions(torch.utils.data.Dataset):
 
 
 def build_model() -> open_clip.CLIP:
-    vision = dict(CONFIG["vision_cfg"], patch_dropout=0.75)
-    model = open_clip.CLIP(CONFIG["embed_dim"], vision, CONFIG["text_cfg"], quick_gelu=CONFIG["quick_gelu"])
+    model = open_clip.CLIP(CONFIG["embed_dim"], CONFIG["vision_cfg"], CONFIG["text_cfg"], quick_gelu=CONFIG["quick_gelu"])
     width = CONFIG["vision_cfg"]["width"]
     with torch.no_grad():
         for block in model.visual.transformer.resblocks[:-1]:
@@ -172,17 +171,29 @@ def build_model() -> open_clip.CLIP:
     return model
 
 
-def encode_images(model: open_clip.CLIP, images: Tensor, looking: int) -> Tensor:
-    """``model.encode_image`` where the class token looks at patches in the last ``looking`` blocks only; unit rows (B, D)."""
+def encode_images(model: open_clip.CLIP, images: Tensor, dropped: float, looking: int, reach: int | None) -> Tensor:
+    """``model.encode_image`` with patches dropped and attention held back; unit rows (B, D).
+
+    Args:
+        dropped: share of the patches left out, the same ones for the whole batch.
+        looking: the class token looks at patches in the last ``looking`` blocks only.
+        reach: patches look at patches at most that far away, in rows and columns; at all of them if None.
+    """
     visual = model.visual
-    x = visual.conv1(images).flatten(2).transpose(1, 2)
-    cls = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-    x = visual.ln_pre(visual.patch_dropout(torch.cat([cls, x], 1) + visual.positional_embedding.to(x.dtype)))
-    blind = torch.zeros(x.shape[1], x.shape[1])
+    blocks, (height, width) = visual.transformer.resblocks, visual.grid_size
+    kept = torch.randperm(height * width)[: round((1 - dropped) * height * width)].sort().values
+    x = visual.conv1(images).flatten(2).transpose(1, 2)[:, kept]
+    positions = visual.positional_embedding.to(x.dtype)
+    cls = visual.class_embedding.to(x.dtype) + positions[0]
+    x = visual.ln_pre(torch.cat([cls.expand(len(x), 1, -1), x + positions[1 + kept]], 1))
+    held = torch.zeros(x.shape[1], x.shape[1])
+    if reach is not None:
+        places = torch.stack([kept // width, kept % width], 1)
+        held[1:, 1:].masked_fill_((places[:, None] - places[None]).abs().amax(-1) > reach, float("-inf"))
+    blind = held.clone()
     blind[0, 1:] = float("-inf")
-    blocks = visual.transformer.resblocks
     for number, block in enumerate(blocks):
-        x = block(x, attn_mask=blind if number < len(blocks) - looking else None)
+        x = block(x, attn_mask=blind if number < len(blocks) - looking else held)
     return F.normalize(visual.ln_post(x[:, 0]) @ visual.proj, dim=-1)
 
 
@@ -212,6 +223,17 @@ def schedule(step: int, steps: int, peak: float) -> tuple[float, float]:
     return peak * min(1.0, (step + 1) / 100, remaining), 0.75 if remaining > 1 else 0.5
 
 
+def sight(step: int, steps: int) -> tuple[int, int | None]:
+    """In how many last blocks the class token looks at patches, and how far patches look at each other.
+
+    Drawn for each step; in the second half of the steps, patches look at near ones in seven steps of ten.
+    """
+    near = step >= 0.5 * steps and bool(torch.rand(()) < 0.7)
+    shares = (0.67, 0.33, 0.0) if near else (0.6, 0.3, 0.1) if step < 0.5 * steps else (0.34, 0.33, 0.33)
+    looking = (1, 2, CONFIG["vision_cfg"]["layers"])[int(torch.multinomial(torch.tensor(shares), 1))]
+    return looking, 2 if near else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/toyland_clip"))
@@ -220,7 +242,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--average", type=float, default=0.996, help="decay of the running average of the weights")
-    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
@@ -247,15 +269,15 @@ def main() -> None:
     started = time.time()
     bar = tqdm(loader, initial=first, total=args.steps, desc="training", mininterval=10)
     for step, (images, tokens, truth) in enumerate(bar, start=first):
-        torch.manual_seed(args.seed * 1_000_003 + step)  # for the dropped patches
-        rate, model.visual.patch_dropout.prob = schedule(step, args.steps, args.lr)
+        torch.manual_seed(args.seed * 1_000_003 + step)  # for what is dropped and held back
+        rate, dropped = schedule(step, args.steps, args.lr)
+        looking, reach = sight(step, args.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         with sdpa_kernel(SDPBackend.MATH):  # its backward is the fastest for so few tokens on a CPU
             with torch.autocast("cpu", torch.bfloat16):
-                looking = LOOKING[int(torch.multinomial(torch.tensor(LOOKING_SHARE), 1))]
-                image_features = encode_images(model, (images - mean) / std, looking)
+                image_features = encode_images(model, (images - mean) / std, dropped, looking, reach)
                 text_features = encode_short_text(model, tokens)
             logits = model.logit_scale.exp() * image_features.float() @ text_features.float().T
             loss = contrastive_loss(logits, truth)
