@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sfp.api import resize_short_side
 from sfp.clip import load_clip
-from sfp.clip.loading import TOYLAND_CARD, TOYLAND_FILE
+from sfp.clip.loading import TOYLAND_FILE
 from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
 from sfp.methods import build_method
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/toyland_clip"))
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--from-step", type=int, default=0, help="leave earlier checkpoints out")
+    parser.add_argument("--out", type=Path, default=TOYLAND_FILE, help="where the chosen weights go; their card goes beside them")
     args = parser.parse_args()
     torch.manual_seed(0)
     scenes = [toyland.make_scene("tune", i) for i in range(args.scenes)]
@@ -70,12 +71,17 @@ def main() -> None:
     best = max(table, key=lambda stem: np.mean(list(table[stem].values())))
     (args.work_dir / "selection.json").write_text(json.dumps(dict(chosen=best, tune_mIoU=table), indent=2) + "\n")
     weights = load_file(args.work_dir / f"{best}.safetensors")
-    save_file(weights, TOYLAND_FILE, metadata=dict(quick_gelu="true", model="Toyland"))
-    digest = hashlib.sha256(TOYLAND_FILE.read_bytes()).hexdigest()
-    card = dict(sha256=digest, made_by="tools/train_toyland.py, then tools/select_toyland.py", step=int(best[5:]), tune_scenes=args.scenes,
-                tune_mIoU={name: round(value, 2) for name, value in table[best].items()})  # fmt: skip
-    TOYLAND_CARD.write_text(json.dumps(card, indent=2) + "\n")
-    print(f"{best} -> {TOYLAND_FILE} ({TOYLAND_FILE.stat().st_size / 2**20:.1f} MiB, SHA-256 {digest})")
+    save_file(weights, args.out, metadata=dict(quick_gelu="true", model="Toyland"))
+    digest = hashlib.sha256(args.out.read_bytes()).hexdigest()
+    card = {
+        "sha256": digest,
+        "made_by": "tools/train_toyland.py, then tools/select_toyland.py",
+        "step": int(best[5:]),
+        "tune_scenes": args.scenes,
+        "tune_mIoU": {name: round(value, 2) for name, value in table[best].items()},
+    }
+    args.out.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    print(f"{best} -> {args.out} ({args.out.stat().st_size / 2**20:.1f} MiB, SHA-256 {digest})")
 
 
 if __name__ == "__main__":

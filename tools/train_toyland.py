@@ -245,6 +245,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--stop-after", type=int, help="save and stop there, with the schedule of all the steps")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     latest = args.work_dir / "latest.pt"
@@ -263,8 +264,9 @@ def main() -> None:
         optimizer.load_state_dict(state["optimizer"])
         average, first = state["average"], state["step"]
 
+    stop = min(args.steps, args.stop_after or args.steps)
     batches = CropsWithCaptions(args.scenes, args.batch, args.steps, args.seed)
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first, args.steps), num_workers=1, prefetch_factor=4)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=1, prefetch_factor=4)
     mean, std = torch.from_numpy(255 * MEAN).view(3, 1, 1), torch.from_numpy(255 * STD).view(3, 1, 1)
     started = time.time()
     bar = tqdm(loader, initial=first, total=args.steps, desc="training", mininterval=10)
@@ -292,13 +294,13 @@ def main() -> None:
         if step % 20 == 0:
             hit = (truth.gather(1, logits.argmax(1, keepdim=True)) == 1).float().mean()
             bar.set_postfix(loss=f"{loss.item():.3f}", true=f"{hit:.2f}", scale=f"{model.logit_scale.exp().item():.0f}")
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        if (step + 1) % args.save_every == 0 or step + 1 == stop:
             half = {k: v.half().contiguous() for k, v in average.items() if k != "attn_mask"}
             save_file(half, args.work_dir / f"step_{step + 1:05d}.safetensors")
             partial = latest.with_suffix(".partial")
             torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), average=average, step=step + 1), partial)
             partial.replace(latest)
-    print(f"trained to step {args.steps} in {(time.time() - started) / 60:.0f} minutes")
+    print(f"trained to step {stop} in {(time.time() - started) / 60:.0f} minutes")
 
 
 if __name__ == "__main__":
