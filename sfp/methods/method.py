@@ -86,6 +86,10 @@ class Method:
         """Y, the last layer's patch tokens (B, N, C) before LN_post and projection."""
         raise NotImplementedError
 
+    def features(self, windows: Tensor) -> Tensor:
+        """Y read out, (B, N, D)."""
+        return self.trunk.readout(self.tokens(windows))
+
     @torch.inference_mode()
     def __call__(self, windows: Tensor) -> Tensor:
         """Dense features (B, h, w, D), projected, not normalised, of normalised windows (B, 3, H, W) float.
@@ -93,8 +97,7 @@ class Method:
         Raises:
             SFPError: windows of another shape, or smaller than a patch.
         """
-        windows = windows.to(self.clip.device)
-        features = self.trunk.readout(self.tokens(windows))
+        features = self.features(windows.to(self.clip.device))
         return features.unflatten(1, self.trunk.grid_of(*windows.shape[-2:]))
 
     def __repr__(self) -> str:

@@ -82,30 +82,25 @@ class SFP(Method):
         self.hai_rows, self.hai_place = hai_rows, hai_place
 
     def tokens(self, windows: Tensor) -> Tensor:
-        return self._mixed(windows, project=False)
+        return self._mix(*self._sharpened(windows))  # F_vis
 
-    @torch.inference_mode()
-    def __call__(self, windows: Tensor) -> Tensor:
-        windows = windows.to(self.clip.device)
-        return self._mixed(windows, project=True).unflatten(1, self.trunk.grid_of(*windows.shape[-2:]))
+    def features(self, windows: Tensor) -> Tensor:
+        if self.hai_place == "before":
+            return super().features(windows)
+        sharpened, total = self._sharpened(windows)
+        return self._mix(self.trunk.readout(sharpened), total)
 
-    def _mixed(self, windows: Tensor, project: bool) -> Tensor:
-        """F_vis (B, N, C), or read out (B, N, D)."""
+    def _sharpened(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """F_SAE (B, 1 + N, C), and the sum of the layers' attention for HAI."""
         last = self.trunk.layers - 1
         total: list[Tensor] = []
         integrate = Hook(lambda state: self._integrate(state, total), range(self.hai_first_layer, last + 1), Attention.MAP)
         purified = self.trunk.run(windows, self.hooks(*([integrate] if self.hai else [])), last=last)  # F_SOM
         if self.sae:
-            features = self._sae(purified)
+            sharpened = self._sae(purified)
         else:
-            features = self.trunk.step(self.trunk.layers, purified, self.trunk.grid_of(*windows.shape[-2:]))
-        if project and self.hai_place == "after":
-            features = self.trunk.readout(features)
-        if self.hai:
-            features = self._mix(total[0], features)
-        else:
-            features = features[:, 1:]
-        return self.trunk.readout(features) if project and self.hai_place == "before" else features
+            sharpened = self.trunk.step(self.trunk.layers, purified, self.trunk.grid_of(*windows.shape[-2:]))
+        return sharpened, total[0] if total else None
 
     def _sae(self, purified: Tensor) -> Tensor:
         """F_SAE (B, 1 + N, C) of F_SOM, Eq. 6-7."""
@@ -144,8 +139,10 @@ class SFP(Method):
         else:
             total.append(attention.clone())
 
-    def _mix(self, total: Tensor, features: Tensor) -> Tensor:
-        """A_HAI F_SAE (Eq. 10-11), the class token dropped."""
+    def _mix(self, features: Tensor, total: Tensor | None) -> Tensor:
+        """A_HAI F_SAE (Eq. 10-11), the class token dropped; features (B, 1 + N, C or D)."""
+        if total is None:
+            return features[:, 1:]
         normalised = sinkhorn(total, self.hai_iterations)  # A_HAI
         mixed = normalised @ (features if self.hai_cls else features[:, 1:]).float()
         return (mixed[:, 1:] if self.hai_cls else mixed).to(features.dtype)
