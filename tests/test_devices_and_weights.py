@@ -1,0 +1,44 @@
+"""What needs a GPU or real CLIP weights; skipped, and said so, where they are not."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+import sfp
+from sfp.clip.clip import unit
+from sfp.datasets import toyland
+
+WEIGHTS = os.environ.get("SFP_TEST_WEIGHTS")  # the path of OpenAI's ViT-B-16.pt
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["CLIP", "SFP", "SFP-release"])
+def test_gpu_labels_agree_with_the_cpu(method):
+    scene = toyland.make_scene("val", 0)
+    labels = [
+        sfp.Segmenter(method, "Toyland", device=device, precision="fp32")(scene.image, toyland.CLASSES).labels for device in ("cpu", "cuda")
+    ]
+    assert (labels[0] == labels[1]).mean() >= 0.999
+
+
+@pytest.mark.gpu
+def test_gpu_takes_half_precision_by_itself():
+    segmenter = sfp.Segmenter("SFP", "Toyland", device="cuda")
+    assert segmenter.pipeline.method.clip.precision == "fp16"
+    assert segmenter(toyland.make_scene("val", 0).image, ["sky", "sea"]).labels.max() <= 1
+
+
+@pytest.mark.weights
+@pytest.mark.skipif(not WEIGHTS, reason="set SFP_TEST_WEIGHTS to OpenAI's ViT-B-16.pt")
+def test_openai_weights_know_colours():
+    """A red and a blue picture are told apart by their words, which plain GELU or a wrong layout would spoil."""
+    clip = sfp.load_clip("ViT-B/16", WEIGHTS, device="cpu")
+    assert clip.quick_gelu
+    pictures = torch.zeros(2, 3, 224, 224)
+    pictures[0, 0], pictures[1, 2] = 255, 255
+    images = unit(clip.encode_image(clip.normalise(pictures)))
+    words = unit(clip.encode_text(clip.tokenize(["a red picture", "a blue picture"])))
+    assert (images @ words.T).argmax(1).tolist() == [0, 1]
