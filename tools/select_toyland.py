@@ -28,10 +28,12 @@ from sfp.pipeline import Pipeline, Vocabulary
 
 JUDGES = {
     "CLIP": ("CLIP", {}),
+    "MaskCLIP bare": ("MaskCLIP", dict(variant="bare")),
+    "ClearCLIP": ("ClearCLIP", {}),
+    "SCLIP": ("SCLIP", {}),
+    "NACLIP": ("NACLIP", {}),
     "SFP": ("SFP", {}),
     "SFP purify=False": ("SFP", dict(purify=False)),
-    "SFP hai=False": ("SFP", dict(hai=False)),
-    "SFP hai=False sae_residual=attention": ("SFP", dict(hai=False, sae_residual="attention")),
     "SFP-release": ("SFP-release", {}),
 }
 

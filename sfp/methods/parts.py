@@ -1,11 +1,12 @@
 """Parts that several methods share: self-self attention, masked similarity, aggregation, Sinkhorn normalisation.
 
-All in float32, every statistic per image.
+Similarities and their sums are float32, every statistic is per image.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.clip.clip import unit
@@ -15,6 +16,11 @@ def self_attention_logits(u: Tensor) -> Tensor:
     """U U^T / sqrt(d_h) per head: (B, heads, T, d_h) to (B, heads, T, T) float32."""
     u = u.float()
     return (u * u.shape[-1] ** -0.5) @ u.transpose(-2, -1)
+
+
+def self_attend(u: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(U U^T / sqrt(d_h) + bias) V per head, fused: (B, heads, T, d_h)."""
+    return F.scaled_dot_product_attention(u, u, v, attn_mask=bias)
 
 
 def cosine_similarity(tokens: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_the_published_names_are_there():
-    assert {"CLIP", "SFP", "SFP-release"} <= set(METHODS)
+    assert {"CLIP", "MaskCLIP", "SCLIP", "ClearCLIP", "NACLIP", "SFP", "SFP-release"} <= set(METHODS)
     assert {"SOM", "L2", "LOF"} <= set(DETECTORS)
 
 

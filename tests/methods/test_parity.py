@@ -11,10 +11,15 @@ from conftest import parity_clip
 from sfp.clip.clip import unit
 from sfp.clip.trunk import Hook
 from sfp.methods import build_method
+from sfp.methods.naclip import gaussian
 
 # golden file: method, its options. Tolerances are those that come with the goldens: ten times float32's own error.
 FILES = {
     "vanilla": ("CLIP", {}),
+    "maskclip": ("MaskCLIP", dict(variant="bare")),
+    "clearclip": ("ClearCLIP", {}),
+    "sclip": ("SCLIP", {}),
+    "naclip": ("NACLIP", {}),
     "sfp_som": ("SFP-release", dict(pm="SOM")),
     "sfp_l2": ("SFP-release", dict(pm="L2")),
     "sfp_lof": ("SFP-release", dict(pm="LOF")),
@@ -39,7 +44,7 @@ def test_equals_official_code(file, case):
     np.testing.assert_allclose(features.flatten(0, 1)[tok], arrays[f"{case}/feat"], atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("file", "case"), [c for c in CASES if c[0] != "vanilla"])
+@pytest.mark.parametrize(("file", "case"), [c for c in CASES if c[0].startswith("sfp_")])
 def test_outliers_and_their_repair_equal_official_code(file, case):
     arrays, method = parity.golden(file), build(file, case)
     states = []
@@ -66,6 +71,15 @@ def test_a_batch_of_windows_equals_each_golden(file):
     logits = unit(build(file, cases[0])(batch)) @ parity.text_features().T
     for row, case in zip(logits, cases, strict=True):
         np.testing.assert_allclose(row.permute(2, 0, 1), arrays[f"{case}/logits"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (14, 20)])
+def test_naclips_gaussian_equals_official_code(grid):
+    h, w = grid
+    omega = gaussian(grid, 5.0)
+    expected = parity.golden("naclip")[f"gauss_{h}x{w}_row"]
+    np.testing.assert_allclose(omega[1:, 1:][[0, w + 3, h * w // 2 + 5]], expected, atol=1e-6, rtol=0)
+    assert torch.equal(omega, omega.T) and not omega[0].any() and (omega.diagonal()[1:] == 1).all()
 
 
 @pytest.mark.parametrize("spec", parity.SPECS)

@@ -1,0 +1,45 @@
+"""NACLIP: k-k attention with a Gaussian around each patch (Hajimiri et al., WACV 2025; methods.md 1.7).
+
+Its published table with refinement has PAMR on: ``pamr_iterations=10`` of the protocol.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfp.clip.clip import FrozenCLIP
+from sfp.errors import SFPError
+from sfp.methods.method import METHODS, Method
+from sfp.methods.parts import self_attend
+
+
+@METHODS.register("NACLIP")
+class NACLIP(Method):
+    """Y = W_o concat(softmax(K K^T / sqrt(d_h) + Omega) V) + b_o; neither residual nor FFN.
+
+    Args:
+        clip: the frozen CLIP.
+        sigma: width of the Gaussian in patches.
+    """
+
+    def __init__(self, clip: FrozenCLIP, *, sigma: float = 5.0, **options):
+        super().__init__(clip, **options)
+        if not sigma > 0:
+            raise SFPError(f"sigma of NACLIP is {sigma}; give a width above 0 (5 patches as published).")
+        self.sigma = sigma
+
+    def tokens(self, windows: Tensor) -> Tensor:
+        stream, block = self.trunk.run(windows, self.hooks(), last=self.trunk.layers - 1), self.trunk.last_block
+        _, k, v = block.qkv(block.normed(stream))
+        omega = gaussian(self.trunk.grid_of(*windows.shape[-2:]), self.sigma).to(v)
+        return block.project(self_attend(k, v, omega))[:, 1:]
+
+
+def gaussian(grid: tuple[int, int], sigma: float) -> Tensor:
+    """Omega, (1 + N, 1 + N): exp(-distance² / (2 sigma²)) between patches, 0 in the class token's row and column."""
+    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid), indexing="ij")
+    places = torch.stack([rows.flatten(), columns.flatten()], 1)
+    omega = torch.zeros(1 + len(places), 1 + len(places))
+    omega[1:, 1:] = torch.exp(-torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * sigma**2))
+    return omega

@@ -1,0 +1,19 @@
+"""SCLIP: correlative self-attention in the last block (Wang et al., ECCV 2024; methods.md 1.5)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sfp.methods.method import METHODS, Method
+from sfp.methods.parts import self_attend
+
+
+@METHODS.register("SCLIP")
+class SCLIP(Method):
+    """A = softmax(Q Q^T / sqrt(d_h)) + softmax(K K^T / sqrt(d_h)), rows sum to 2; residual and FFN as trained."""
+
+    def tokens(self, windows: Tensor) -> Tensor:
+        stream, block = self.trunk.run(windows, self.hooks(), last=self.trunk.layers - 1), self.trunk.last_block
+        q, k, v = block.qkv(block.normed(stream))
+        stream = stream + block.project(self_attend(q, v) + self_attend(k, v))
+        return (stream + block.mlp(stream))[:, 1:]
