@@ -58,11 +58,15 @@ class Registry:
         return found
 
     def check_options(self, name: str, options: dict[str, Any]) -> None:
-        """Raises SFPError for an option that the class does not have."""
+        """Raises SFPError for an option that the class does not have, or whose value is of another type than its default."""
         known = self.options(name)
-        for option in options:
+        for option, value in options.items():
             if option not in known:
-                raise SFPError(str(unknown_choice(f"option of {self.kind} {name}", option, sorted(known))))
+                raise unknown_choice(f"option of {self.kind} {name}", option, sorted(known))
+            default = known[option]
+            kind = float if isinstance(value, int) and not isinstance(value, bool) and isinstance(default, float) else type(value)
+            if isinstance(default, (bool, int, float, str)) and value is not None and kind is not type(default):
+                raise SFPError(f"Option {option} of {self.kind} {name} is {value!r}; give a {type(default).__name__} such as {default!r}.")
 
     def _import_all(self) -> None:
         package = importlib.import_module(self.package)

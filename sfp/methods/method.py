@@ -47,7 +47,7 @@ class Method:
         *,
         purify: bool | None = None,
         pm: str | None = None,
-        purify_layers: Collection[int] | None = None,
+        purify_layers: Collection[int] | int | None = None,
         repair_empty: str = "keep",
         repair_divisor: str = "valid",
         repair_point: str = "block",
@@ -67,12 +67,13 @@ class Method:
         """Layers at which purification acts unless it is told: 1..L-1."""
         return range(1, self.trunk.layers)
 
-    def check_layers(self, option: str, layers: Collection[int]) -> tuple[int, ...]:
+    def check_layers(self, option: str, layers: Collection[int] | int) -> tuple[int, ...]:
         """Layers of an option as a tuple.
 
         Raises:
             SFPError: a layer is not in 1..L-1.
         """
+        layers = [layers] if isinstance(layers, int) else list(layers)
         for layer in layers:
             if not isinstance(layer, int) or not 1 <= layer < self.trunk.layers:
                 raise SFPError(f"{option} of {self.name} names layer {layer!r}; give layers from 1 to {self.trunk.layers - 1}.")

@@ -75,7 +75,7 @@ class SFP(Method):
                 raise unknown_choice(f"{option} of SFP", value, choices)
         if hai_iterations < 0:
             raise SFPError(f"hai_iterations of SFP is {hai_iterations}; give a count of at least 0.")
-        (self.hai_first_layer,) = self.check_layers("hai_first_layer", [hai_first_layer])
+        (self.hai_first_layer,) = self.check_layers("hai_first_layer", hai_first_layer)
         self.sae, self.sae_lambda, self.sae_residual, self.sae_cls_weight = sae, sae_lambda, sae_residual, sae_cls_weight
         self.sae_values, self.sae_cls_key = sae_values, sae_cls_key
         self.hai, self.hai_iterations, self.hai_cls = hai, hai_iterations, hai_cls

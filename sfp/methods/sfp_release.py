@@ -49,11 +49,12 @@ class SFPRelease(Method):
             "LOF": dict(k=30, contamination=0.05),
         }
         super().__init__(clip, **options)
-        (self.pre_layer,) = self.check_layers("pre_layer", [pre_layer])
-        (self.post_layer,) = self.check_layers("post_layer", [post_layer])
-        first, last = self.check_layers("fuse_layers", fuse_layers) if len(fuse_layers) == 2 else (1, 0)
-        if first > last:
-            raise SFPError(f"fuse_layers of {self.name} is {tuple(fuse_layers)}; give (first, last), both inclusive, first <= last.")
+        (self.pre_layer,) = self.check_layers("pre_layer", pre_layer)
+        (self.post_layer,) = self.check_layers("post_layer", post_layer)
+        ends = self.check_layers("fuse_layers", fuse_layers)
+        if len(ends) != 2 or ends[0] > ends[1]:
+            raise SFPError(f"fuse_layers of {self.name} is {fuse_layers}; give (first, last), both inclusive, first <= last.")
+        first, last = ends
         self.fuse_layers = range(first, last + 1)
         self.res_cls, self.beta = res_cls, beta
 

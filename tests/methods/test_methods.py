@@ -122,6 +122,12 @@ def test_half_precision_is_close(name, precision):
         ("SFP", dict(purify_layers=[12]), ("purify_layers", "12", "1 to 11")),
         ("SFP", dict(hai_first_layer=0), ("hai_first_layer", "1 to 11")),
         ("SFP-release", dict(fuse_layers=(10, 4)), ("fuse_layers", "(10, 4)")),
+        ("SFP-release", dict(fuse_layers=4), ("fuse_layers", "first <= last")),
+        ("SFP-release", dict(res_cls="much"), ("res_cls", "'much'", "float such as 0.3")),
+        ("SFP", dict(sae="no"), ("bool such as True",)),
+        ("SFP", dict(cls_factor="big"), ("cls_factor of detector SOM",)),
+        ("MaskCLIP", dict(variant="official2"), ("did you mean 'official'",)),
+        ("NACLIP", dict(sigma=0), ("above 0",)),
         ("SFP", dict(repair_empty="drop"), ("'drop'", "keep")),
     ],
 )
