@@ -16,12 +16,10 @@ from packaging.version import Version
 
 from sfp.clip.loading import TOYLAND_CARD, TOYLAND_FILE
 
-PINS = {
-    requirement.name.lower().replace("_", "-"): requirement
-    for line in (ROOT / "constraints.txt").read_text().splitlines()
-    if line and not line.startswith("#")
-    for requirement in [Requirement(line)]
-}
+PINS: dict[str, list[Requirement]] = {}  # one for each marker
+for line in (ROOT / "constraints.txt").read_text().splitlines():
+    if line and not line.startswith("#"):
+        PINS.setdefault(Requirement(line).name.lower().replace("_", "-"), []).append(Requirement(line))
 
 
 def setup_requirements() -> list[Requirement]:
@@ -34,9 +32,15 @@ def setup_requirements() -> list[Requirement]:
 
 @pytest.mark.parametrize("requirement", setup_requirements(), ids=str)
 def test_the_pinned_version_is_in_setups_range(requirement):
-    pin = PINS[requirement.name.lower().replace("_", "-")]
-    (only,) = pin.specifier
-    assert only.operator == "==" and Version(only.version) in requirement.specifier
+    for pin in PINS[requirement.name.lower().replace("_", "-")]:
+        (only,) = pin.specifier
+        assert only.operator == "==" and Version(only.version) in requirement.specifier
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_each_python_has_one_pin_for_each_package(python):
+    for pins in PINS.values():
+        assert sum(pin.marker is None or pin.marker.evaluate({"python_version": python}) for pin in pins) == 1
 
 
 def test_torch_and_torchvision_are_pinned_together():
