@@ -13,12 +13,15 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sfp.clip.checkpoints import Checkpoint, Sizes, from_state_dict, read_checkpoint, read_sizes
 from sfp.errors import SFPError, unknown_choice
+
+if TYPE_CHECKING:
+    from sfp.clip.clip import FrozenCLIP
 
 TOYLAND_FILE = Path(__file__).parent / "toyland.safetensors"
 TOYLAND_CARD = TOYLAND_FILE.with_suffix(".json")  # its SHA-256 and how it was made
@@ -34,7 +37,7 @@ def load_clip(
     precision: str | None = None,
     quick_gelu: bool | None = None,
     positional_resize: str = "scale",
-):
+) -> FrozenCLIP:
     """A frozen CLIP ViT.
 
     Args:
@@ -86,8 +89,8 @@ def load_clip(
     elif config and not _agrees(config, sizes):
         if architecture.removesuffix(_QUICK) != "ViT-B-16":  # the default name promises nothing about a file's sizes
             raise SFPError(
-                f"{checkpoint.source} holds a ViT with {sizes.layers} layers of {sizes.width} and patch {sizes.patch}, which is not "
-                f"{model}; name the model that the file was made for."
+                f"{checkpoint.source} holds a ViT with {sizes.layers} layers of {sizes.width}, patch {sizes.patch} and images of "
+                f"{sizes.grid * sizes.patch}, which is not {model}; name the model that the file was made for."
             )
         config = {}
     network = _build(sizes, config, quick_gelu)
@@ -118,10 +121,20 @@ def _open_clip_name(model: str) -> str:
     if model.lower() == "toyland":
         return "Toyland"
     name = model.replace("/", "-").replace("@", "-").removesuffix("px")
-    vits = [known for known in open_clip.list_models() if known.startswith("ViT-") and "SigLIP" not in known]
+    vits = [known for known in open_clip.list_models() if _is_plain_vit(open_clip.get_model_config(known))]
     if name not in vits:
         raise unknown_choice("CLIP model", model, ["Toyland", *vits])
     return name
+
+
+def _is_plain_vit(config: Mapping[str, Any]) -> bool:
+    """Whether a model is OpenAI's architecture: class token, learnt positions, its tokenizer. SigLIP and CLIPA are not."""
+    vision, text = set(config["vision_cfg"]), set(config["text_cfg"])
+    sizes = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+    towers = vision <= sizes and text <= {"context_length", "vocab_size", "width", "heads", "layers"}
+    return (
+        towers and isinstance(config["vision_cfg"]["layers"], int) and set(config) <= {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
+    )
 
 
 def _is_file_name(tag: str) -> bool:
@@ -251,7 +264,8 @@ def _offline_hint(entry: Mapping[str, Any]) -> str:
 
 def _agrees(config: Mapping[str, Any], sizes: Sizes) -> bool:
     vision = config.get("vision_cfg", {})
-    return all(vision.get(key) == getattr(sizes, name) for key, name in (("layers", "layers"), ("width", "width"), ("patch_size", "patch")))
+    found = dict(layers=sizes.layers, width=sizes.width, patch_size=sizes.patch, image_size=sizes.grid * sizes.patch)
+    return all(vision.get(key) == value for key, value in found.items())
 
 
 def _build(sizes: Sizes, config: Mapping[str, Any], quick_gelu: bool):
