@@ -1,6 +1,6 @@
 """Draw the same scenes as several methods see them: the picture of the README.
 
-python tools/draw_comparison.py docs/pictures/toyland.png --scenes 2 9 14
+python tools/draw_comparison.py docs/pictures/toyland.png --scenes 10 15 12
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sfp.datasets import toyland
 
 COLUMNS = {
     "CLIP": ("CLIP", {}),
+    "MaskCLIP, bare": ("MaskCLIP", dict(variant="bare")),
     "SFP-release": ("SFP-release", {}),
     "SFP": ("SFP", {}),
-    "SFP, purify=False": ("SFP", dict(purify=False)),
 }
 _HEIGHT, _GAP, _TITLE = 190, 8, 26
 
@@ -26,7 +26,7 @@ _HEIGHT, _GAP, _TITLE = 190, 8, 26
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--scenes", type=int, nargs="+", default=[2, 9, 14], help="numbers of val scenes")
+    parser.add_argument("--scenes", type=int, nargs="+", default=[10, 15, 12], help="numbers of val scenes")
     args = parser.parse_args()
     scenes = [toyland.make_scene("val", number) for number in args.scenes]
     segmenters = {title: Segmenter(method, model="Toyland", device="cpu", **options) for title, (method, options) in COLUMNS.items()}
