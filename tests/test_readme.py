@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,12 @@ def run(command: list[str], cwd: Path, **environment) -> subprocess.CompletedPro
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """The folders that the commands name, with results and data apart from the real checkout's."""
+    """The folders that the commands name, apart from the real checkout's; only the number of scenes is cut."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("configs", "docs", "scripts", "sfp", "tools", "setup.py", "constraints.txt", "README.md"):
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    with (folder / "configs/cfg_toyland.py").open("a") as config:
+        config.write('test_dataloader["dataset"]["scenes"] = 5\n')
+    for name in ("docs", "scripts", "sfp", "tools", "setup.py", "constraints.txt", "README.md"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
