@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from sfp.registry import Registry
 METHODS = Registry("method", "sfp.methods")
 
 
-class Method:
+class Method(ABC):
     """Base class. A new method is one file in this folder: a class that registers itself and defines ``tokens``.
 
     Every method takes the options of purification, and those of the chosen detector by their own names.
@@ -83,9 +84,9 @@ class Method:
         """The purifying hook, if purification is on, and then further ones, which see repaired tokens."""
         return [*([self.purifier.hook] if self.purifier else []), *more]
 
+    @abstractmethod
     def tokens(self, windows: Tensor) -> Tensor:
         """Y, the last layer's patch tokens (B, N, C) before LN_post and projection."""
-        raise NotImplementedError
 
     def features(self, windows: Tensor) -> Tensor:
         """Y read out, (B, N, D)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from sfp.registry import Registry
 DETECTORS = Registry("detector", "sfp.outliers")
 
 
-class Detector:
+class Detector(ABC):
     """Base class. A new detector is one file in this folder that registers its class in ``DETECTORS``.
 
     Every statistic is per image; the class token is never an outlier.
@@ -25,9 +26,9 @@ class Detector:
     name: ClassVar[str]
     attention: ClassVar[Attention] = Attention.NONE
 
+    @abstractmethod
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
         """Outlier mask (B, N) bool and scores (B, N) float32, larger for likelier outliers."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
