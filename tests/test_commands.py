@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -135,17 +136,10 @@ def test_a_second_start_encodes_no_text(data, tmp_path):
 
 
 def test_two_gloo_ranks_equal_one(data, results, tmp_path):
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_addr",
-        "127.0.0.1",
-        "--master_port",
-        "29541",
-    ]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", port]
     run(
         [*torchrun, *TEST[1:], TOYLAND, "--work-dir", "two", "--launcher", "pytorch", "--cfg-options", FEW],
         tmp_path, SFP_DATA=str(data), OMP_NUM_THREADS="1",
