@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable
 
 
 class SFPError(ValueError):
     """Wrong input. Command-line programs print its message and exit with code 2, without a traceback."""
+
+
+def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
+    """Run a command-line program's work: 0, or 2 after an ``SFPError``'s sentence; with ``args.debug`` it is raised."""
+    try:
+        command(args)
+    except SFPError as error:
+        if args.debug:
+            raise
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def sentence(error: SFPError) -> str:

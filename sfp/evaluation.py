@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sfp.errors import SFPError
+from sfp.files import whole_file
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "mmengine", "mmcv-lite", "mmcv", "onedl-mmsegmentation", "mmsegmentation", "numpy")
 
@@ -121,14 +122,13 @@ def write_results(path: Path, runner: Runner, config_sha256: str, metrics: dict[
         "seconds": round(seconds, 2),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "protocol": model.pipeline.protocol.as_dict(),
-        "names": [list(q) for q in _queries_by_class(model.vocabulary)],
+        "names": _queries_by_class(model.vocabulary),
         "prompts": len(model.pipeline.text_bank.prompts),
         "versions": {"python": platform.python_version(), **{p: v for p in _PACKAGES if (v := _version(p))}, "sfp": _version("sfp")},
         "config_sha256": config_sha256,
     }
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sfp.errors import SFPError
+from sfp.errors import SFPError, run_command
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -32,15 +32,7 @@ def main() -> int:
     parser.add_argument("--short-side", type=int, default=336, help="pictures are resized to it first")
     parser.add_argument("--device", help="cuda or cpu; CUDA where there is one by default")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args()
-    try:
-        segment(args)
-    except SFPError as error:
-        if args.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(segment, parser.parse_args())
 
 
 def parse_names(text: str) -> list[str | list[str]]:

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from sfp.errors import SFPError, sentence, unknown_choice
+from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.plugin import require_mmseg
 
 
@@ -24,16 +24,7 @@ def main() -> int:
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys, such as model.pm=L2")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="how ranks were started")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args()
-    try:
-        require_mmseg()
-        evaluate(args)
-    except SFPError as error:
-        if args.debug:
-            raise
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(evaluate, parser.parse_args())
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -42,6 +33,7 @@ def evaluate(args: argparse.Namespace) -> None:
     Raises:
         SFPError: wrong config, options, data or weights.
     """
+    require_mmseg()
     from mmengine.dist import get_world_size, is_main_process
     from mmengine.runner import Runner
 

@@ -39,8 +39,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
 from sfp.clip.prompts import IMAGENET_PROMPTS
 from sfp.datasets import toyland
+from sfp.files import whole_file
 
 CONFIG = dict(
     embed_dim=64,
@@ -55,8 +57,6 @@ SYNONYMS = {
 SCENE_PATTERNS = ("{}.", "a picture of {}.", "a cartoon of {}.", "a scene with {}.", "there is {}.", "a drawing of {}.")
 FIRST_THING = 1 + len(toyland.GROUNDS)
 NAMED, PRESENT, ABSENT = 0.06, 0.04, 0.01  # share of the crop
-MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
-STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 TEXT_LENGTH = 32
 
 
@@ -267,7 +267,7 @@ def main() -> None:
     stop = min(args.steps, args.stop_after or args.steps)
     batches = CropsWithCaptions(args.scenes, args.batch, args.steps, args.seed)
     loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=1, prefetch_factor=4)
-    mean, std = torch.from_numpy(255 * MEAN).view(3, 1, 1), torch.from_numpy(255 * STD).view(3, 1, 1)
+    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
     started = time.time()
     bar = tqdm(loader, initial=first, total=args.steps, desc="training", mininterval=10)
     for step, (images, tokens, truth) in enumerate(bar, start=first):
@@ -297,9 +297,8 @@ def main() -> None:
         if (step + 1) % args.save_every == 0 or step + 1 == stop:
             half = {k: v.half().contiguous() for k, v in average.items() if k != "attn_mask"}
             save_file(half, args.work_dir / f"step_{step + 1:05d}.safetensors")
-            partial = latest.with_suffix(".partial")
-            torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), average=average, step=step + 1), partial)
-            partial.replace(latest)
+            with whole_file(latest) as partial:
+                torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), average=average, step=step + 1), partial)
     print(f"trained to step {stop} in {(time.time() - started) / 60:.0f} minutes")
 
 

@@ -94,8 +94,7 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
     plain = {}
     for key, value in weights.items():
         key = str(key).removeprefix("module.").removeprefix("_orig_mod.")
-        if key.startswith("text.") and key != "text.text_projection.bias":
-            key = key.removeprefix("text.")  # open_clip's CustomTextCLIP keeps the text tower in its own room
+        key = key.removeprefix("text.")  # open_clip's CustomTextCLIP keeps the text tower in its own room
         if isinstance(value, Tensor) and not key.endswith("attn_mask"):
             plain[key] = value
     openai = all(key in plain for key in _BOOKKEEPING)

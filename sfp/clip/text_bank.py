@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sfp.clip.clip import FrozenCLIP, unit
 from sfp.clip.prompts import PROMPT_SETS
 from sfp.errors import SFPError, unknown_choice
+from sfp.files import whole_file
 
 _BATCH = 256
 
@@ -58,7 +59,7 @@ class TextBank:
         if vectors is None:
             vectors = self._encode(unique)
             if file:
-                _write_whole(file, vectors)
+                _keep(file, vectors)
         vectors = vectors.to(self.clip.device)
         return vectors[torch.tensor([unique.index(query) for query in queries], device=vectors.device)]
 
@@ -92,17 +93,16 @@ class TextBank:
         return vectors if sound else None
 
 
-def _write_whole(file: Path, vectors: Tensor) -> None:
-    """Write and rename, so that no reader sees half a file.
+def _keep(file: Path, vectors: Tensor) -> None:
+    """Put vectors into the cache.
 
     Raises:
         SFPError: the cache folder can't be written.
     """
-    partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"vectors": vectors.contiguous()}, partial)
-        partial.replace(file)
+        with whole_file(file) as partial:
+            save_file({"vectors": vectors.contiguous()}, partial)
     except (OSError, SafetensorError) as error:
         raise SFPError(
             f"The text cache {file.parent} can't be written ({error}); set SFP_CACHE to a folder that can, or text_cache=False."

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sfp.datasets.cartoons import GROUND_PAINTERS, THING_PAINTERS, Canvas, draw_sky
+from sfp.files import whole_file
 
 CLASSES = (
     "sky", "grass", "sea", "sand", "road", "snow",
@@ -147,16 +148,11 @@ def write_split(root: str | os.PathLike, split: str = "val", count: int = VAL_SC
         scene = make_scene(split, index)
         labels = Image.fromarray(scene.labels, "P")
         labels.putpalette(palette.ravel().tolist())
-        _save_whole(Image.fromarray(scene.image), image_file, quality=95, subsampling=0)
-        _save_whole(labels, label_file)
+        with whole_file(image_file) as partial:
+            Image.fromarray(scene.image).save(partial, quality=95, subsampling=0)
+        with whole_file(label_file) as partial:
+            labels.save(partial)
     listing = root / f"ImageSets/Segmentation/{split}.txt"
-    partial = listing.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text("".join(f"{name}\n" for name in names))
-    partial.replace(listing)
+    with whole_file(listing) as partial:
+        partial.write_text("".join(f"{name}\n" for name in names))
     return listing
-
-
-def _save_whole(image: Image.Image, path: Path, **options) -> None:
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
-    image.save(partial, **options)
-    partial.replace(path)

@@ -84,8 +84,6 @@ def test_pamr_equals_the_official_code(iterations):
 
 
 def test_pamr_in_chunks_and_batches_is_the_same(monkeypatch):
-    from sfp.pipeline import pamr as _  # noqa: F401
-
     images, maps = torch.randn(2, 3, 40, 50), torch.randn(2, 5, 40, 50)
     whole = pamr(images, maps, 3, (1, 2))
     monkeypatch.setitem(pamr.__globals__, "_CHUNK_BYTES", 1)
