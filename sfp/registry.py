@@ -58,14 +58,22 @@ class Registry:
         return found
 
     def check_options(self, name: str, options: dict[str, Any]) -> None:
-        """Raises SFPError for an option that the class does not have, or whose value is of another type than its default."""
+        """Raises SFPError for an option that the class lacks, or a value of another type than its default.
+
+        Where the class's ``choices`` name the values of an option, only these pass.
+        """
         known = self.options(name)
+        choices: dict[str, tuple] = {}
+        for cls in reversed(self.get(name).__mro__):
+            choices.update(vars(cls).get("choices", {}))
         for option, value in options.items():
             if option not in known:
                 raise unknown_choice(f"option of {self.kind} {name}", option, sorted(known))
+            if option in choices and value not in choices[option]:
+                raise unknown_choice(f"{option} of {self.kind} {name}", value, [str(choice) for choice in choices[option]])
             default = known[option]
             kind = float if isinstance(value, int) and not isinstance(value, bool) and isinstance(default, float) else type(value)
-            if isinstance(default, (bool, int, float, str)) and value is not None and kind is not type(default):
+            if isinstance(default, (bool, int, float, str)) and value is not None and kind is not type(default) and not callable(value):
                 raise SFPError(f"Option {option} of {self.kind} {name} is {value!r}; give a {type(default).__name__} such as {default!r}.")
 
     def _import_all(self) -> None:

@@ -43,7 +43,6 @@ class FrozenCLIP:
         quick_gelu: bool,
         device: torch.device,
         precision: str,
-        positional_resize: str = "scale",
     ):
         precision = _PRECISION_NAMES.get(precision, precision)
         if precision not in PRECISIONS:
@@ -54,7 +53,7 @@ class FrozenCLIP:
         self.fingerprint = _fingerprint(model)  # of the weights as loaded, before any rounding
         _round_weights(model.visual, PRECISIONS[precision])
         self.model = model.to(device)
-        self.trunk = ImageTrunk(model.visual, positional_resize)
+        self.trunk = ImageTrunk(model.visual)
         self.logit_scale = float(model.logit_scale.exp())
         self.encoded_texts = 0
 

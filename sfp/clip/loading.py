@@ -36,7 +36,6 @@ def load_clip(
     device: str | torch.device | None = None,
     precision: str | None = None,
     quick_gelu: bool | None = None,
-    positional_resize: str = "scale",
 ) -> FrozenCLIP:
     """A frozen CLIP ViT.
 
@@ -49,7 +48,6 @@ def load_clip(
         device: CUDA where there is one, else the CPU, if None.
         precision: ``fp32``, ``bf16`` or ``fp16`` for the image tower; fp32 on a CPU and fp16 elsewhere, if None.
         quick_gelu: the activation, where neither tag nor file tells; OpenAI's QuickGELU is assumed, with a warning.
-        positional_resize: how positions are made for other grids, see ``resize_positions``.
 
     Returns:
         A ``FrozenCLIP``.
@@ -106,7 +104,6 @@ def load_clip(
         quick_gelu=quick_gelu,
         device=device,
         precision=precision or ("fp32" if device.type == "cpu" else "fp16"),
-        positional_resize=positional_resize,
     )
 
 

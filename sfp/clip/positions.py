@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sfp.errors import unknown_choice
 
-RESIZES = ("scale", "size")
+RESIZES = ("scale", "size", "antialias", "bilinear")
 
 
 def resize_positions(positions: Tensor, native: tuple[int, int], grid: tuple[int, int], resize: str = "scale") -> Tensor:
@@ -16,7 +16,8 @@ def resize_positions(positions: Tensor, native: tuple[int, int], grid: tuple[int
 
     The class position stays. ``scale`` is DINO's way, which SCLIP, NACLIP, ClearCLIP, ProxyCLIP, CLIPtrase, SC-CLIP
     and SFP use: bicubic with the scale factors ((h + 0.1) / g, (w + 0.1) / g), which also place the samples.
-    ``size`` is bicubic to the exact size. The native grid itself comes back untouched.
+    The others go to the exact size: ``size`` bicubic, ``antialias`` bicubic with antialiasing (GEM), ``bilinear``
+    (CLIP-Surgery). The native grid itself comes back untouched.
     """
     if resize not in RESIZES:
         raise unknown_choice("positional resize", resize, RESIZES)
@@ -28,6 +29,7 @@ def resize_positions(positions: Tensor, native: tuple[int, int], grid: tuple[int
         factors = tuple((new + 0.1) / old for new, old in zip(grid, native, strict=True))
         patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
     else:
-        patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+        mode = "bilinear" if resize == "bilinear" else "bicubic"
+        patches = F.interpolate(patches, size=grid, mode=mode, align_corners=False, antialias=resize == "antialias")
     assert patches.shape[-2:] == grid
     return torch.cat([positions[:1].float(), patches.flatten(2)[0].T])

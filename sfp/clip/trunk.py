@@ -135,9 +135,8 @@ class ImageTrunk:
         width: C. heads: heads per block. patch: patch size in pixels. native_grid: (g, g) that it was trained at.
     """
 
-    def __init__(self, visual: nn.Module, positional_resize: str = "scale"):
+    def __init__(self, visual: nn.Module):
         self.visual = visual
-        self.positional_resize = positional_resize
         self.blocks = [Block(module) for module in visual.transformer.resblocks]
         self.layers = len(self.blocks)
         self.heads = self.blocks[0].heads
@@ -145,11 +144,7 @@ class ImageTrunk:
         self.patch = visual.conv1.kernel_size[0]
         self.native_grid = tuple(visual.grid_size)
         self.dtype = visual.conv1.weight.dtype
-        self._positions: dict[tuple[int, int], Tensor] = {}
-
-    @property
-    def last_block(self) -> Block:
-        return self.blocks[-1]
+        self._positions: dict[tuple[tuple[int, int], str], Tensor] = {}
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Patch grid (h, w) of a window; remainders smaller than a patch are dropped.
@@ -162,29 +157,29 @@ class ImageTrunk:
             raise SFPError(f"A window of {height}x{width} pixels is smaller than one patch ({self.patch}); use larger windows.")
         return grid
 
-    def embed(self, windows: Tensor) -> Tensor:
-        """X^0 = ln_pre([cls; patches] + positions): (B, 3, H, W) to (B, 1 + N, C)."""
+    def embed(self, windows: Tensor, resize: str = "scale") -> Tensor:
+        """X^0 = ln_pre([cls; patches] + positions): (B, 3, H, W) to (B, 1 + N, C). ``resize``: see ``resize_positions``."""
         if windows.ndim != 4 or windows.shape[1] != 3 or not windows.is_floating_point():
             raise SFPError(f"Windows must be a float tensor (B, 3, H, W), got {tuple(windows.shape)} {windows.dtype}.")
         grid = self.grid_of(*windows.shape[-2:])
         visual = self.visual
         patches = visual.conv1(windows.to(self.dtype)).flatten(2).transpose(1, 2)
         cls = visual.class_embedding.to(self.dtype).expand(len(patches), 1, -1)
-        return layer_norm(torch.cat([cls, patches], 1) + self._positions_for(grid), visual.ln_pre)
+        return layer_norm(torch.cat([cls, patches], 1) + self._positions_for(grid, resize), visual.ln_pre)
 
-    def _positions_for(self, grid: tuple[int, int]) -> Tensor:
+    def _positions_for(self, grid: tuple[int, int], resize: str) -> Tensor:
         native = self.visual.positional_embedding.detach()
-        kept = self._positions.get(grid)
+        kept = self._positions.get((grid, resize))
         if kept is None or kept.device != native.device:
             if len(self._positions) > 32:  # whole-image mode meets many grids
                 self._positions.clear()
-            kept = resize_positions(native, self.native_grid, grid, self.positional_resize).to(self.dtype)
-            self._positions[grid] = kept
+            kept = resize_positions(native, self.native_grid, grid, resize).to(self.dtype)
+            self._positions[grid, resize] = kept
         return kept
 
-    def run(self, windows: Tensor, hooks: Sequence[Hook] = (), last: int | None = None) -> Tensor:
+    def run(self, windows: Tensor, hooks: Sequence[Hook] = (), last: int | None = None, resize: str = "scale") -> Tensor:
         """Blocks 1..last on windows (B, 3, H, W) float: X^last, (B, 1 + N, C). ``last`` is L if not given."""
-        tokens = self.embed(windows)
+        tokens = self.embed(windows, resize)
         grid = self.grid_of(*windows.shape[-2:])
         for layer in range(1, 1 + (self.layers if last is None else last)):
             here = [hook for hook in hooks if layer in hook.layers]

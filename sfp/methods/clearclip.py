@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sfp.methods.method import METHODS, Method
+from sfp.methods.method import METHODS, Card, Method
 from sfp.methods.parts import self_attend
 
 
@@ -12,7 +12,9 @@ from sfp.methods.parts import self_attend
 class ClearCLIP(Method):
     """Y = W_o concat(softmax(Q Q^T / sqrt(d_h)) V) + b_o."""
 
+    card = Card("Lan et al., ECCV 2024", attention="q-q", residual=False, ffn=False)
+
     def tokens(self, windows: Tensor) -> Tensor:
-        stream, block = self.trunk.run(windows, self.hooks(), last=self.trunk.layers - 1), self.trunk.last_block
+        stream, block = self.stream(windows), self.last_block
         q, _, v = block.qkv(block.normed(stream))
         return block.project(self_attend(q, v))[:, 1:]

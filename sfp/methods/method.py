@@ -2,67 +2,96 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sfp.clip.clip import FrozenCLIP
-from sfp.clip.trunk import Hook
+from sfp.clip.clip import FrozenCLIP, unit
+from sfp.clip.positions import RESIZES
+from sfp.clip.trunk import Block, Hook
 from sfp.errors import SFPError
 from sfp.outliers import DETECTORS, Purifier, build_detector
+from sfp.outliers.repair import DIVISORS, EMPTY
 from sfp.registry import Registry
 
 METHODS = Registry("method", "sfp.methods")
+_said: set[str] = set()
 
 
+@dataclass(frozen=True)
+class Card:
+    """What a method changes in CLIP, for tables."""
+
+    paper: str = ""
+    attention: str = "q-k"
+    values: str = "last block's"
+    layers: str = "L"
+    residual: bool = True
+    ffn: bool = True
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
 class Method(ABC):
     """Base class. A new method is one file in this folder: a class that registers itself and defines ``tokens``.
 
-    Every method takes the options of purification, and those of the chosen detector by their own names.
-
-    Args:
-        clip: the frozen CLIP.
-        purify: whether outliers are repaired; as the method was published, if None.
-        pm: the detector, by name; the method's own, if None.
-        purify_layers: 1-based blocks after which purification acts; the method's own, if None.
-        repair_empty, repair_divisor: ``empty`` and ``divisor`` of ``repair``.
-        repair_point: "block", or "attention" for the stream before the MLP.
-        detector_options: further options of the detector.
+    Its options are dataclass fields: ``sigma: float = 5.0`` in the class body is an option, checked and stored; what
+    needs more is done in ``prepare``. Every method takes the options below, and those of its detector by their names.
 
     Attributes:
-        own_purify, own_pm: what the method was published with.
+        card: what it changes.
+        own_purify, own_pm, own_positional_resize: what the method was published with.
         own_detector_options: for each detector by name, the options that the method was published with.
+        choices: what an option that names something may name; ``build_method`` checks it.
+        trunk: the frozen CLIP's image trunk.
+        purifier: detector and repair, None where purification is off.
     """
 
+    clip: FrozenCLIP = field(kw_only=False)
+    purify: bool | None = None  # whether outliers are repaired; as published, if None
+    pm: str | None = None  # the detector; the method's own, if None
+    purify_layers: Collection[int] | int | None = None  # 1-based blocks after which purification acts; the method's own, if None
+    repair_empty: str = "keep"  # ``empty`` and
+    repair_divisor: str = "valid"  # ``divisor`` of ``repair``
+    repair_point: str = "block"  # or "attention", the stream before the MLP
+    positional_resize: str | None = None  # see ``resize_positions``; the method's own, if None
+    detector_options: dict[str, Any] | None = None
+
     name: ClassVar[str]
+    card: ClassVar[Card] = Card()
     own_purify: ClassVar[bool] = False
     own_pm: ClassVar[str] = "SOM"
     own_detector_options: ClassVar[dict[str, dict[str, Any]]] = {}
+    own_positional_resize: ClassVar[str] = "scale"
+    choices: ClassVar[dict[str, tuple]] = {
+        "repair_empty": EMPTY,
+        "repair_divisor": DIVISORS,
+        "repair_point": ("block", "attention"),
+        "positional_resize": (None, *RESIZES),
+    }
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        *,
-        purify: bool | None = None,
-        pm: str | None = None,
-        purify_layers: Collection[int] | int | None = None,
-        repair_empty: str = "keep",
-        repair_divisor: str = "valid",
-        repair_point: str = "block",
-        detector_options: dict[str, Any] | None = None,
-    ):
-        self.clip, self.trunk = clip, clip.trunk
-        pm = self.own_pm if pm is None else pm
-        DETECTORS.get(pm)  # a wrong name is an error also where purification is off
-        self.purifier = None
-        if self.own_purify if purify is None else purify:
-            options = {**self.own_detector_options.get(pm, {}), **(detector_options or {})}
-            layers = self.own_purify_layers() if purify_layers is None else self.check_layers("purify_layers", purify_layers)
-            detector = build_detector(pm, **options)
-            self.purifier = Purifier(detector, layers, empty=repair_empty, divisor=repair_divisor, point=repair_point)
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        dataclass(kw_only=True, repr=False, eq=False)(cls)
+
+    def __post_init__(self):
+        self.trunk = self.clip.trunk
+        self.purify = self.own_purify if self.purify is None else self.purify
+        self.pm = self.pm or self.own_pm
+        self.positional_resize = self.positional_resize or self.own_positional_resize
+        layers = self.own_purify_layers() if self.purify_layers is None else self.purify_layers
+        self.purify_layers = self.check_layers("purify_layers", layers)
+        self.prepare()
+        detector = build_detector(self.pm, **{**self.own_detector_options.get(self.pm, {}), **(self.detector_options or {})})
+        repair = dict(empty=self.repair_empty, divisor=self.repair_divisor, point=self.repair_point)
+        self.purifier = Purifier(detector, self.purify_layers, **repair) if self.purify else None
+
+    def prepare(self) -> None:  # noqa: B027 - a method without options of its own has none to prepare
+        """Check and complete the options; raises SFPError for a wrong one."""
 
     def own_purify_layers(self) -> Sequence[int]:
         """Layers at which purification acts unless it is told: 1..L-1."""
@@ -80,17 +109,63 @@ class Method(ABC):
                 raise SFPError(f"{option} of {self.name} names layer {layer!r}; give layers from 1 to {self.trunk.layers - 1}.")
         return tuple(layers)
 
+    def check_blocks(self, option: str, blocks: int) -> int:
+        """How many of the last blocks an option means, at most L.
+
+        Raises:
+            SFPError: a negative count.
+        """
+        if blocks < 0:
+            raise SFPError(f"{option} of {self.name} is {blocks}; give a count of at least 0.")
+        return min(blocks, self.trunk.layers)
+
+    def constants(self, published: Mapping[str, Any] | None, of_twelve: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+        """Constants that depend on the backbone: as given; else as published for it; else scaled by depth, said once.
+
+        Args:
+            published: what the source gives for this backbone, None where it gives nothing.
+            of_twelve: the constants of 12 blocks; layers (int or tuples of int) are scaled to this depth.
+            given: the user's, None for those not given.
+        """
+        depth = self.trunk.layers
+
+        def scaled(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(scaled(v) for v in value)
+            return min(max(1, round(value * depth / 12)), depth - 1) if isinstance(value, int) else value
+
+        missing = [name for name in of_twelve if given.get(name) is None and name not in (published or {})]
+        found = {name: (published or {}).get(name, scaled(value)) for name, value in of_twelve.items()}
+        if missing:
+            chosen = ", ".join(f"{name}={found[name]}" for name in missing)
+            backbone = f"ViTs of {depth} blocks with patch {self.trunk.patch}"
+            message = f"{self.name} was published without constants for {backbone}: taking {chosen}, scaled by depth."
+            if message not in _said:
+                _said.add(message)
+                warnings.warn(message, stacklevel=2)
+        return {**found, **{name: value for name, value in given.items() if value is not None}}
+
     def hooks(self, *more: Hook) -> list[Hook]:
         """The purifying hook, if purification is on, and then further ones, which see repaired tokens."""
         return [*([self.purifier.hook] if self.purifier else []), *more]
+
+    def stream(self, windows: Tensor, *more: Hook, last: int | None = None) -> Tensor:
+        """X^{L-1} (or X^last) of windows (B, 3, H, W), purified on the way where that is on: (B, 1 + N, C)."""
+        last = self.trunk.layers - 1 if last is None else last
+        return self.trunk.run(windows, self.hooks(*more), last, self.positional_resize)
+
+    @property
+    def last_block(self) -> Block:
+        """Block L, which most methods replace."""
+        return self.trunk.blocks[-1]
 
     @abstractmethod
     def tokens(self, windows: Tensor) -> Tensor:
         """Y, the last layer's patch tokens (B, N, C) before LN_post and projection."""
 
     def features(self, windows: Tensor) -> Tensor:
-        """Y read out, (B, N, D)."""
-        return self.trunk.readout(self.tokens(windows))
+        """Y read out, (B, h, w, D)."""
+        return self.trunk.readout(self.tokens(windows)).unflatten(1, self.trunk.grid_of(*windows.shape[-2:]))
 
     @torch.inference_mode()
     def __call__(self, windows: Tensor) -> Tensor:
@@ -99,8 +174,15 @@ class Method(ABC):
         Raises:
             SFPError: windows of another shape, or smaller than a patch.
         """
-        features = self.features(windows.to(self.clip.device))
-        return features.unflatten(1, self.trunk.grid_of(*windows.shape[-2:]))
+        return self.features(windows.to(self.clip.device))
+
+    @torch.inference_mode()
+    def scores(self, windows: Tensor, text: Tensor) -> Tensor:
+        """Scores of unit text vectors (Q, D): cosines S_{i,q} = <F_i, T_q>, (B, h, w, Q) float32.
+
+        A method that does more with the text overrides it, and may return a finer grid.
+        """
+        return unit(self(windows)) @ text.T
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.clip!r}, purifier={self.purifier.detector if self.purifier else None})"

@@ -8,29 +8,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfp.clip.clip import FrozenCLIP
 from sfp.errors import SFPError
-from sfp.methods.method import METHODS, Method
+from sfp.methods.method import METHODS, Card, Method
 from sfp.methods.parts import self_attend
 
 
 @METHODS.register("NACLIP")
 class NACLIP(Method):
-    """Y = W_o concat(softmax(K K^T / sqrt(d_h) + Omega) V) + b_o; neither residual nor FFN.
+    """Y = W_o concat(softmax(K K^T / sqrt(d_h) + Omega) V) + b_o; neither residual nor FFN."""
 
-    Args:
-        clip: the frozen CLIP.
-        sigma: width of the Gaussian in patches.
-    """
+    sigma: float = 5.0  # width of the Gaussian in patches
 
-    def __init__(self, clip: FrozenCLIP, *, sigma: float = 5.0, **options):
-        super().__init__(clip, **options)
-        if not sigma > 0:
-            raise SFPError(f"sigma of NACLIP is {sigma}; give a width above 0 (5 patches as published).")
-        self.sigma = sigma
+    card = Card("Hajimiri et al., WACV 2025", attention="k-k + Gaussian", residual=False, ffn=False)
+
+    def prepare(self) -> None:
+        if not self.sigma > 0:
+            raise SFPError(f"sigma of NACLIP is {self.sigma}; give a width above 0 (5 patches as published).")
 
     def tokens(self, windows: Tensor) -> Tensor:
-        stream, block = self.trunk.run(windows, self.hooks(), last=self.trunk.layers - 1), self.trunk.last_block
+        stream, block = self.stream(windows), self.last_block
         _, k, v = block.qkv(block.normed(stream))
         omega = gaussian(self.trunk.grid_of(*windows.shape[-2:]), self.sigma).to(v)
         return block.project(self_attend(k, v, omega))[:, 1:]

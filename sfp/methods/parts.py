@@ -5,11 +5,18 @@ Similarities and their sums are float32, every statistic is per image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.clip.clip import unit
+from sfp.clip.trunk import Hook, LayerState
+
+if TYPE_CHECKING:
+    from sfp.methods.method import Method
 
 
 def self_attention_logits(u: Tensor) -> Tensor:
@@ -40,12 +47,12 @@ def aggregate(similarity: Tensor, tokens: Tensor) -> Tensor:
     return weights @ tokens.float()
 
 
-def masked_similarity_attention(similarity: Tensor, scale: float = 3.0) -> Tensor:
-    """softmax over rows of B = scale (G - mean(G)), negative entries left out; (B, N, N), one map for all heads.
+def masked_similarity_attention(similarity: Tensor, scale: float = 3.0, beta: float = 1.0) -> Tensor:
+    """softmax over rows of B = scale (G - beta mean(G)), negative entries left out; (B, N, N), one map for all heads.
 
     The mean runs over the entries of one image. A token always keeps itself, so that no row is empty.
     """
-    bias = scale * (similarity - similarity.mean((1, 2), keepdim=True))
+    bias = scale * (similarity - beta * similarity.mean((1, 2), keepdim=True))
     diagonal = torch.eye(bias.shape[-1], dtype=torch.bool, device=bias.device)
     return bias.masked_fill((bias < 0) & ~diagonal, float("-inf")).softmax(-1)
 
@@ -56,3 +63,18 @@ def sinkhorn(matrix: Tensor, iterations: int, epsilon: float = 1e-6) -> Tensor:
         matrix = matrix / matrix.sum(2, keepdim=True).clamp(min=epsilon)
         matrix = matrix / matrix.sum(1, keepdim=True).clamp(min=epsilon)
     return matrix
+
+
+def second_path(method: Method, windows: Tensor, blocks: int, term: Callable[[LayerState], Tensor]) -> tuple[Tensor, Tensor]:
+    """The original path X^L and X^{L-blocks} plus the last blocks' terms, each made from the original path's state.
+
+    Both (B, 1 + N, C). Purification, where on, acts on the original path, from which the second one draws.
+    """
+    last = method.trunk.layers
+    new: list[Tensor] = []
+
+    def add(state: LayerState) -> None:
+        new.append((new.pop() if new else state.inputs) + term(state))
+
+    original = method.stream(windows, Hook(add, range(last - blocks + 1, last + 1)), last=last)
+    return original, new[0] if new else original

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sfp.methods.method import METHODS, Method
+from sfp.methods.method import METHODS, Card, Method
 from sfp.methods.parts import self_attend
 
 
@@ -12,8 +12,10 @@ from sfp.methods.parts import self_attend
 class SCLIP(Method):
     """A = softmax(Q Q^T / sqrt(d_h)) + softmax(K K^T / sqrt(d_h)), rows sum to 2; residual and FFN as trained."""
 
+    card = Card("Wang et al., ECCV 2024", attention="q-q + k-k")
+
     def tokens(self, windows: Tensor) -> Tensor:
-        stream, block = self.trunk.run(windows, self.hooks(), last=self.trunk.layers - 1), self.trunk.last_block
+        stream, block = self.stream(windows), self.last_block
         q, k, v = block.qkv(block.normed(stream))
         stream = stream + block.project(self_attend(q, v) + self_attend(k, v))
         return (stream + block.mlp(stream))[:, 1:]

@@ -12,74 +12,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfp.clip.clip import FrozenCLIP
 from sfp.clip.trunk import Attention, Hook, LayerState
-from sfp.errors import SFPError, unknown_choice
-from sfp.methods.method import METHODS, Method
+from sfp.errors import SFPError
+from sfp.methods.method import METHODS, Card, Method
 from sfp.methods.parts import self_attention_logits, sinkhorn
-
-RESIDUALS = ("full", "attention", "ffn", "none", "cls")
 
 
 @METHODS.register("SFP")
 class SFP(Method):
-    """SOM after layers 1..L-1, SAE as the last block, HAI over the result.
+    """SOM after layers 1..L-1, SAE as the last block, HAI over the result."""
 
-    Args:
-        clip: the frozen CLIP.
-        sae: use SAE; the ordinary last block if False.
-        sae_lambda: lambda.
-        sae_residual: "full" (residuals around attention and FFN), "attention" (a residual around attention, no FFN; not
-            in the paper), "ffn" (F_SOM plus the FFN of the mixed tokens, Eq. 7 as printed), "none" (neither residual
-            nor FFN, as ClearCLIP), "cls" (no residual, plus ``sae_cls_weight`` times the class token, as released).
-        sae_cls_weight: weight of the class token for "cls".
-        sae_values: "projected" (W_o A W_v LN1(F_SOM)), or "literal" (A F_SOM, as Eq. 6-7 abbreviate).
-        sae_cls_key: whether the class token is a key and value of SAE's attention.
-        hai: use HAI.
-        hai_iterations: rounds of row and column normalisation.
-        hai_first_layer: first layer l_0 of the sum.
-        hai_cls: keep the class token's row and column while mixing.
-        hai_rows: rows of outlier tokens are "kept" or "zeroed".
-        hai_place: mix "before" or "after" LN_post and projection.
-    """
+    sae: bool = True  # the ordinary last block if False
+    sae_lambda: float = 0.5
+    # "full": residuals around attention and FFN; "attention": a residual around attention, no FFN (not in the paper);
+    # "ffn": F_SOM plus the FFN of the mixed tokens, Eq. 7 as printed; "none": neither residual nor FFN, as ClearCLIP;
+    # "cls": no residual, plus sae_cls_weight times the class token, as released
+    sae_residual: str = "full"
+    sae_cls_weight: float = 0.3
+    sae_values: str = "projected"  # W_o A W_v LN1(F_SOM), or "literal": A F_SOM, as Eq. 6-7 abbreviate
+    sae_cls_key: bool = True  # the class token is a key and value of SAE's attention
+    hai: bool = True
+    hai_iterations: int = 1  # rounds of row and column normalisation
+    hai_first_layer: int = 1  # first layer l_0 of the sum
+    hai_cls: bool = False  # keep the class token's row and column while mixing
+    hai_rows: str = "kept"  # rows of outlier tokens, or "zeroed"
+    hai_place: str = "before"  # LN_post and projection, or "after"
 
+    card = Card("ICCV 2025", attention="one softmax of q-q and k-k; HAI", layers="1..L")
     own_purify = True
     own_pm = "SOM"
+    choices = {
+        "sae_residual": ("full", "attention", "ffn", "none", "cls"),
+        "sae_values": ("projected", "literal"),
+        "hai_rows": ("kept", "zeroed"),
+        "hai_place": ("before", "after"),
+    }
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        *,
-        sae: bool = True,
-        sae_lambda: float = 0.5,
-        sae_residual: str = "full",
-        sae_cls_weight: float = 0.3,
-        sae_values: str = "projected",
-        sae_cls_key: bool = True,
-        hai: bool = True,
-        hai_iterations: int = 1,
-        hai_first_layer: int = 1,
-        hai_cls: bool = False,
-        hai_rows: str = "kept",
-        hai_place: str = "before",
-        **options,
-    ):
-        super().__init__(clip, **options)
-        for option, value, choices in (
-            ("sae_residual", sae_residual, RESIDUALS),
-            ("sae_values", sae_values, ("projected", "literal")),
-            ("hai_rows", hai_rows, ("kept", "zeroed")),
-            ("hai_place", hai_place, ("before", "after")),
-        ):
-            if value not in choices:
-                raise unknown_choice(f"{option} of SFP", value, choices)
-        if hai_iterations < 0:
-            raise SFPError(f"hai_iterations of SFP is {hai_iterations}; give a count of at least 0.")
-        (self.hai_first_layer,) = self.check_layers("hai_first_layer", hai_first_layer)
-        self.sae, self.sae_lambda, self.sae_residual, self.sae_cls_weight = sae, sae_lambda, sae_residual, sae_cls_weight
-        self.sae_values, self.sae_cls_key = sae_values, sae_cls_key
-        self.hai, self.hai_iterations, self.hai_cls = hai, hai_iterations, hai_cls
-        self.hai_rows, self.hai_place = hai_rows, hai_place
+    def prepare(self) -> None:
+        if self.hai_iterations < 0:
+            raise SFPError(f"hai_iterations of SFP is {self.hai_iterations}; give a count of at least 0.")
+        (self.hai_first_layer,) = self.check_layers("hai_first_layer", self.hai_first_layer)
 
     def tokens(self, windows: Tensor) -> Tensor:
         return self._mix(*self._sharpened(windows))  # F_vis
@@ -88,14 +60,14 @@ class SFP(Method):
         if self.hai_place == "before":
             return super().features(windows)
         sharpened, total = self._sharpened(windows)
-        return self._mix(self.trunk.readout(sharpened), total)
+        return self._mix(self.trunk.readout(sharpened), total).unflatten(1, self.trunk.grid_of(*windows.shape[-2:]))
 
     def _sharpened(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
         """F_SAE (B, 1 + N, C), and the sum of the layers' attention for HAI."""
         last = self.trunk.layers - 1
         total: list[Tensor] = []
         integrate = Hook(lambda state: self._integrate(state, total), range(self.hai_first_layer, last + 1), Attention.MAP)
-        purified = self.trunk.run(windows, self.hooks(*([integrate] if self.hai else [])), last=last)  # F_SOM
+        purified = self.stream(windows, *([integrate] if self.hai else []))  # F_SOM
         if self.sae:
             sharpened = self._sae(purified)
         else:
@@ -104,7 +76,7 @@ class SFP(Method):
 
     def _sae(self, purified: Tensor) -> Tensor:
         """F_SAE (B, 1 + N, C) of F_SOM, Eq. 6-7."""
-        block = self.trunk.last_block
+        block = self.last_block
         q, k, v = block.qkv(block.normed(purified))
         logits = self.sae_lambda * (self_attention_logits(q) + self_attention_logits(k))
         if not self.sae_cls_key:

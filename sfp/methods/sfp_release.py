@@ -1,97 +1,56 @@
 """SFP-release: what SFP's released code computes (Kimsure/SFP, snapshot 2026-04; methods.md 1.12).
 
-It differs from the paper: outliers are repaired after block L-1 alone, and HAI is absent; instead it brings in the
-similarity aggregation of SC-CLIP.
+It differs from the paper: outliers are repaired after block L-1 alone, and HAI is absent. It is SC-CLIP with another
+detector, an added q-q term, the similarity cut before it serves as attention, and a second stream mixed by it alone.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from sfp.clip.clip import FrozenCLIP
-from sfp.clip.trunk import Hook, LayerState
-from sfp.errors import SFPError
-from sfp.methods.method import METHODS, Method
-from sfp.methods.parts import aggregate, cosine_similarity, cut_below, masked_similarity_attention, self_attention_logits
+from sfp.methods.method import METHODS, Card
+from sfp.methods.parts import cut_below, masked_similarity_attention, self_attention_logits
+from sfp.methods.sc_clip import PUBLISHED, SCCLIP
 
 
 @METHODS.register("SFP-release")
-class SFPRelease(Method):
-    """G_pre-aggregated tokens through k-k, q-q and similarity attention, plus a second stream of summed mid layers.
+class SFPRelease(SCCLIP):
+    """Dec(Z) = W_o concat(1/3 [softmax(K K^T / s) + softmax(Q Q^T / s) + softmax(B)] V) + b_o, s = sqrt(d_h).
 
-    Args:
-        clip: the frozen CLIP.
-        pre_layer: layer of G_pre, whose tokens are repaired with the outliers of block L-1.
-        post_layer: layer of G_post, not repaired.
-        fuse_layers: first and last layer of the summed stream M, both inclusive.
-        res_cls: weight rho of the class token in the output; the SOM factor is 5 times it.
-        beta: similarities below it are cut.
+    B is made of the similarity after the cut; M is mixed by softmax(B) alone. The options are SC-CLIP's; the SOM factor
+    is 5 times ``res_cls``. The layers are the same for every depth that has them, as in the code.
     """
 
-    own_purify = True
+    res_cls: float = 0.3
+
+    card = Card(
+        "Kimsure/SFP, code of 2026",
+        "q-q + k-k + similarity of a middle layer",
+        "last block's, of two streams",
+        "L; reads 4..10",
+        False,
+        False,
+    )
     own_pm = "SOM"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        *,
-        pre_layer: int = 9,
-        post_layer: int = 4,
-        fuse_layers: tuple[int, int] = (4, 10),
-        res_cls: float = 0.3,
-        beta: float = 0.4,
-        **options,
-    ):
-        self.own_detector_options = {
-            "SOM": dict(cls_factor=5 * res_cls, max_outliers=10),
-            "L2": dict(topk=10),
-            "LOF": dict(k=30, contamination=0.05),
-        }
-        super().__init__(clip, **options)
-        (self.pre_layer,) = self.check_layers("pre_layer", pre_layer)
-        (self.post_layer,) = self.check_layers("post_layer", post_layer)
-        ends = self.check_layers("fuse_layers", fuse_layers)
-        if len(ends) != 2 or ends[0] > ends[1]:
-            raise SFPError(f"fuse_layers of {self.name} is {fuse_layers}; give (first, last), both inclusive, first <= last.")
-        first, last = ends
-        self.fuse_layers = range(first, last + 1)
-        self.res_cls, self.beta = res_cls, beta
+    def prepare(self) -> None:
+        super().prepare()
+        som = dict(cls_factor=5 * self.res_cls, max_outliers=10)
+        self.own_detector_options = {"SOM": som, "L2": dict(topk=10), "LOF": dict(k=30, contamination=0.05)}
 
-    def own_purify_layers(self) -> tuple[int, ...]:
-        return (self.trunk.layers - 1,)
+    def published_constants(self) -> dict | None:
+        return PUBLISHED[12, 16] if self.trunk.layers >= 12 else None
 
-    def tokens(self, windows: Tensor) -> Tensor:
-        seen: dict[int, Tensor] = {}
-        outliers: list[Tensor | None] = [None]
+    def similarity_attention(self, g_pre: Tensor) -> Tensor:
+        return masked_similarity_attention(cut_below(g_pre, self.beta)).unsqueeze(1)
 
-        def collect(state: LayerState) -> None:
-            if state.layer in needed:
-                seen[state.layer] = state.tokens
-            if state.outliers is not None:
-                outliers[0] = state.outliers
+    def decode(self, tokens: Tensor, similarity: Tensor) -> Tensor:
+        block = self.last_block
+        q, k, v = block.qkv(block.normed(tokens))
+        weights = (self_attention_logits(k).softmax(-1) + self_attention_logits(q).softmax(-1) + similarity) / 3
+        return block.project(weights.to(v.dtype) @ v)
 
-        needed = {self.pre_layer, self.post_layer, *self.fuse_layers}
-        last = self.trunk.layers - 1
-        stream = self.trunk.run(windows, self.hooks(Hook(collect, range(1, last + 1))), last=last)
-        grid = self.trunk.grid_of(*windows.shape[-2:])
-
-        repaired, cls = stream[:, 1:], stream[:, 0]  # Xr, c
-        pre = seen[self.pre_layer][:, 1:]
-        if self.purifier is not None and outliers[0] is not None:
-            pre = self.purifier.repair(pre, outliers[0], grid)
-        g_pre = cut_below(cosine_similarity(pre), self.beta)
-        g_post = cut_below(cosine_similarity(seen[self.post_layer][:, 1:]), self.beta)
-        similarity_map = masked_similarity_attention(g_pre).unsqueeze(1)  # softmax(B), one map for all heads
-
-        block = self.trunk.last_block
-        q, k, v = block.qkv(block.normed(aggregate(g_pre, repaired).to(stream.dtype)))
-        weights = (self_attention_logits(k).softmax(-1) + self_attention_logits(q).softmax(-1) + similarity_map) / 3
-        first = block.project(weights.to(v.dtype) @ v) + self.res_cls * cls[:, None]
-        first = aggregate(g_post, first)  # Y1
-
-        mid = torch.stack([seen[layer] for layer in self.fuse_layers]).sum(0)  # M = X^4 + ... + X^10
-        values = block.values(block.normed(mid[:, 1:]))
-        second = block.project(similarity_map.to(values.dtype) @ values) + self.res_cls * mid[:, :1]
-        second = aggregate(g_post, second)  # Y2
-        return (first + second).to(stream.dtype)
+    def decode_mid(self, tokens: Tensor, similarity: Tensor) -> Tensor:
+        block = self.last_block
+        values = block.values(block.normed(tokens))
+        return block.project(similarity.to(values.dtype) @ values)

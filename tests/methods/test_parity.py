@@ -20,6 +20,10 @@ FILES = {
     "clearclip": ("ClearCLIP", {}),
     "sclip": ("SCLIP", {}),
     "naclip": ("NACLIP", {}),
+    "clip_surgery": ("CLIPSurgery", {}),
+    "gem": ("GEM", {}),
+    # the goldens were made with the 12-layer indices on every depth
+    "scclip": ("SC-CLIP", dict(pre_layer=9, post_layer=4, fuse_layers=(4, 10), res_cls=0.3)),
     "sfp_som": ("SFP-release", dict(pm="SOM")),
     "sfp_l2": ("SFP-release", dict(pm="L2")),
     "sfp_lof": ("SFP-release", dict(pm="LOF")),
@@ -31,6 +35,8 @@ def build(file: str, case: str):
     name, options = FILES[file]
     if "_res" in case:
         options = {**options, "res_cls": float(case.split("_res")[1])}
+    if "_deep" in case:
+        options = dict(pre_layer=17, post_layer=7, fuse_layers=(7, 20), res_cls=0.2)
     return build_method(name, parity_clip(case.split("/")[0]), **options)
 
 
@@ -44,7 +50,7 @@ def test_equals_official_code(file, case):
     np.testing.assert_allclose(features.flatten(0, 1)[tok], arrays[f"{case}/feat"], atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("file", "case"), [c for c in CASES if c[0].startswith("sfp_")])
+@pytest.mark.parametrize(("file", "case"), [c for c in CASES if c[0].startswith("sfp_") or c[0] == "scclip"])
 def test_outliers_and_their_repair_equal_official_code(file, case):
     arrays, method = parity.golden(file), build(file, case)
     states = []

@@ -1,0 +1,60 @@
+"""CLIP-Surgery: v-v attention in a second path over the last blocks (Li et al., 2023; xmed-lab/CLIP_Surgery; methods.md 1.3)."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from sfp.clip.clip import unit
+from sfp.clip.trunk import LayerState
+from sfp.methods.method import METHODS, Card, Method
+from sfp.methods.parts import second_path, self_attend
+
+
+@METHODS.register("CLIPSurgery")
+class CLIPSurgery(Method):
+    """X_new = X^{L-6} + sum over the last 6 blocks of W_o concat(softmax(V V^T / sqrt(d_h)) V) + b_o, V of the original path.
+
+    No FFN enters the new path; its class row is the original path's. With ``feature_surgery`` the score is
+    w_c <f_i, t_c> less its mean over c, w_c = softmax_c(2 <f_cls, t_c>) / mean_c(.); for a single text it is
+    <f_i, t - t_empty>, t_empty the empty text's embedding.
+    """
+
+    feature_surgery: bool = False
+    blocks: int = 6  # how many of the last blocks have the new path
+
+    card = Card("Li et al., 2023", attention="v-v, second path", layers="last 6", ffn=False)
+    own_positional_resize = "bilinear"
+
+    def prepare(self) -> None:
+        self.blocks = self.check_blocks("blocks", self.blocks)
+
+    def tokens(self, windows: Tensor) -> Tensor:
+        return self._new_path(windows)[:, 1:]
+
+    def _new_path(self, windows: Tensor) -> Tensor:
+        """X_new with the original path's class row, (B, 1 + N, C)."""
+
+        def term(state: LayerState) -> Tensor:
+            return self.trunk.blocks[state.layer - 1].project(self_attend(state.v, state.v))
+
+        original, new = second_path(self, windows, self.blocks, term)
+        return torch.cat([original[:, :1], new[:, 1:]], 1)
+
+    @torch.inference_mode()
+    def scores(self, windows: Tensor, text: Tensor) -> Tensor:
+        if not self.feature_surgery:
+            return super().scores(windows, text)
+        features = unit(self.trunk.readout(self._new_path(windows.to(self.clip.device))))
+        patches = features[:, 1:].unflatten(1, self.trunk.grid_of(*windows.shape[-2:]))
+        if len(text) == 1:
+            return patches @ (text - self._empty_text).T
+        importance = (2 * features[:, 0] @ text.T).softmax(-1)  # (B, Q)
+        weighted = (patches @ text.T) * (importance / importance.mean(-1, keepdim=True))[:, None, None]
+        return weighted - weighted.mean(-1, keepdim=True)
+
+    @functools.cached_property
+    def _empty_text(self) -> Tensor:
+        return unit(self.clip.encode_text(self.clip.tokenize([""])))
