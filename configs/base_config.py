@@ -2,6 +2,7 @@
 
 sh scripts/test.sh configs/cfg_toyland.py --cfg-options model.purify=False
 sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.pm=LOF model.clip=ViT-L/14
+sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.method=SC-CLIP  # with the settings of configs/methods/SC-CLIP.py
 """
 
 default_scope = "mmseg"
@@ -16,8 +17,9 @@ model = dict(
     clip="ViT-B/16",  # also ViT-B/32, ViT-L/14, ViT-L/14@336px, Toyland, or any open_clip ViT
     pretrained="openai",  # an open_clip tag, or the path of a .pt or .safetensors file
     method="SFP",  # SFP as published; SFP-release as released; see sfp.list_methods()
-    purify=True,  # False switches purification off
-    pm="SOM",  # the detector: SOM, L2, LOF; see sfp.list_detectors()
+    purify=True,  # False switches purification off, None leaves it as the method was published
+    pm="SOM",  # the detector: SOM, L2, LOF, DBSCAN ...; see sfp.list_detectors()
+    purify_layers=None,  # 1-based blocks after which it acts; None: the method's own (SFP: all but the last)
     window=224,  # 0: the whole image at once
     stride=112,
     logit_scale=40,
@@ -31,9 +33,10 @@ model = dict(
     ),
 )
 
+short_side = 336  # of the resized image; tools/test.py writes an override into the pipeline
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(2048, 336), keep_ratio=True),
+    dict(type="Resize", scale=(2048, short_side), keep_ratio=True),
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]

@@ -2,6 +2,8 @@
 
 _base_ = ["base_config.py"]
 
+dataset = "ade20k"  # its name in configs/methods/*.py
+
 model = dict(name_path="{{ fileDirname }}/cls_ade20k.txt")
 test_dataloader = dict(
     dataset=dict(

@@ -2,6 +2,8 @@
 
 _base_ = ["base_config.py"]
 
+dataset = "voc20"  # its name in configs/methods/*.py
+
 model = dict(name_path="{{ fileDirname }}/cls_voc20.txt")
 test_dataloader = dict(
     dataset=dict(

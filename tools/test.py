@@ -1,7 +1,7 @@
 """Evaluate one config, in OpenMMLab's manner.
 
 python tools/test.py configs/cfg_toyland.py --work-dir work_dirs/toyland --show-dir pictures
-python tools/test.py configs/cfg_voc21.py --cfg-options model.pm=LOF model.clip=ViT-L/14
+python tools/test.py configs/cfg_voc21.py --cfg-options model.method=SC-CLIP model.pm=DBSCAN model.clip=ViT-L/14
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from sfp.errors import SFPError, run_command, unknown_choice
+from sfp.errors import SFPError, run_command
 from sfp.plugin import require_mmseg
 
 
@@ -37,6 +37,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from mmengine.dist import get_world_size, is_main_process
     from mmengine.runner import Runner
 
+    from sfp.config import check_dataset, read_config
     from sfp.evaluation import NamedFailures, config_hash, write_results
 
     cfg = read_config(args.config, args.cfg_options)
@@ -73,51 +74,6 @@ def evaluate(args: argparse.Namespace) -> None:
         )
         if args.show_dir:
             print(f"pictures -> {args.show_dir / 'vis_data' / 'vis_image'}")
-
-
-def read_config(file: str, options: list[str]):
-    """A config with overrides.
-
-    Raises:
-        SFPError: no such file (the closest is offered), a mistake in it, or an option that isn't KEY=VALUE.
-    """
-    from mmengine.config import Config, DictAction
-
-    path = Path(file)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path(__file__).parent.parent / "configs"
-        raise unknown_choice("config file", file, [str(p) for p in sorted(folder.glob("cfg_*.py"))])
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program: anything can go wrong in it
-        raise SFPError(f"The config {path} can't be read: {type(error).__name__}: {error}") from error
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-    for option in options:
-        if "=" not in option:
-            raise SFPError(f"--cfg-options got {option!r}; write KEY=VALUE, such as model.pm=L2.")
-    if options:
-        cfg.merge_from_dict(parser.parse_args(["--cfg-options", *options]).cfg_options)
-    for key in ("model", "test_dataloader", "test_evaluator"):
-        if key not in cfg:
-            raise SFPError(f"The config {path} has no {key}; name one that evaluates a dataset, such as configs/cfg_toyland.py.")
-    return cfg
-
-
-def check_dataset(cfg) -> None:
-    """Raises SFPError where a folder or list of the dataset is missing, before any weights are loaded."""
-    dataset = cfg.test_dataloader.dataset
-    if dataset.type == "ToylandDataset":
-        return
-    root = Path(dataset.get("data_root") or ".")
-    hint = "set test_dataloader.dataset.data_root, or SFP_DATA to the folder that holds all datasets"
-    if not root.is_dir():
-        raise SFPError(f"The data root {root} of {dataset.type} does not exist; {hint}.")
-    for key, folder in dataset.get("data_prefix", {}).items():
-        if folder and not (root / folder).is_dir():
-            raise SFPError(f"The folder {root / folder} (data_prefix.{key} of {dataset.type}) does not exist; {hint}.")
-    if dataset.get("ann_file") and not (root / dataset.ann_file).is_file():
-        raise SFPError(f"The list {root / dataset.ann_file} (ann_file of {dataset.type}) does not exist; {hint}.")
 
 
 def check_names(runner) -> None:

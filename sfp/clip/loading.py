@@ -36,6 +36,7 @@ def load_clip(
     device: str | torch.device | None = None,
     precision: str | None = None,
     quick_gelu: bool | None = None,
+    head_width: int | None = None,
 ) -> FrozenCLIP:
     """A frozen CLIP ViT.
 
@@ -48,6 +49,7 @@ def load_clip(
         device: CUDA where there is one, else the CPU, if None.
         precision: ``fp32``, ``bf16`` or ``fp16`` for the image tower; fp32 on a CPU and fp16 elsewhere, if None.
         quick_gelu: the activation, where neither tag nor file tells; OpenAI's QuickGELU is assumed, with a warning.
+        head_width: of the image tower's heads, where the model's name doesn't tell; 64 as in every OpenAI model, if None.
 
     Returns:
         A ``FrozenCLIP``.
@@ -91,7 +93,7 @@ def load_clip(
                 f"{sizes.grid * sizes.patch}, which is not {model}; name the model that the file was made for."
             )
         config = {}
-    network = _build(sizes, config, quick_gelu)
+    network = _build(sizes, config, quick_gelu, head_width)
     try:
         network.load_state_dict(checkpoint.weights, strict=True)
     except RuntimeError as error:
@@ -265,12 +267,16 @@ def _agrees(config: Mapping[str, Any], sizes: Sizes) -> bool:
     return all(vision.get(key) == value for key, value in found.items())
 
 
-def _build(sizes: Sizes, config: Mapping[str, Any], quick_gelu: bool):
-    """An open_clip CLIP of these sizes; heads are the named model's, or 64 wide as in every OpenAI model."""
+def _build(sizes: Sizes, config: Mapping[str, Any], quick_gelu: bool, head_width: int | None):
+    """An open_clip CLIP of these sizes; heads as asked for, the named model's, or 64 wide as in every OpenAI model."""
     import open_clip
 
+    head_width = head_width or config.get("vision_cfg", {}).get("head_width", 64)
+    if head_width < 1 or sizes.width % head_width:
+        raise SFPError(f"head_width={head_width} does not divide the image tower's width {sizes.width}; give one that does.")
+
     vision = dict(image_size=sizes.grid * sizes.patch, layers=sizes.layers, width=sizes.width, patch_size=sizes.patch)
-    vision["head_width"] = config.get("vision_cfg", {}).get("head_width", 64)
+    vision["head_width"] = head_width
     vision["mlp_ratio"] = sizes.mlp_width / sizes.width
     text = dict(context_length=sizes.context, vocab_size=sizes.vocabulary, width=sizes.text_width, layers=sizes.text_layers)
     text["heads"] = config.get("text_cfg", {}).get("heads", max(1, sizes.text_width // 64))

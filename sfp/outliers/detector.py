@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,3 +57,13 @@ def top_k_mask(scores: Tensor, k: int) -> Tensor:
     """Mask (B, N) of each row's k largest scores."""
     k = min(k, scores.shape[1])
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(k, dim=1).indices, True)
+
+
+def clustered_mask(clusters: Sequence[np.ndarray], min_size: int = 0) -> Tensor:
+    """Mask (B, N) of tokens in no cluster (negative label), or in one of fewer than ``min_size``; none where no cluster is left."""
+    masks = []
+    for labels in clusters:
+        size = np.bincount(labels[labels >= 0], minlength=1)
+        outliers = (labels < 0) | (size[np.maximum(labels, 0)] < min_size)
+        masks.append(torch.from_numpy(outliers & ~outliers.all()))
+    return torch.stack(masks)
