@@ -139,7 +139,7 @@ class Method(ABC):
         if missing:
             chosen = ", ".join(f"{name}={found[name]}" for name in missing)
             backbone = f"ViTs of {depth} blocks with patch {self.trunk.patch}"
-            message = f"{self.name} was published without constants for {backbone}: taking {chosen}, scaled by depth."
+            message = f"{self.name} was published without constants for {backbone}; taking {chosen}, layers scaled by depth from 12 blocks."
             if message not in _said:
                 _said.add(message)
                 warnings.warn(message, stacklevel=2)

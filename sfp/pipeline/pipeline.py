@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfp.clip.clip import unit
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
 from sfp.methods import Method
@@ -64,7 +63,7 @@ class Pipeline:
     """A method, a vocabulary and a protocol; both doors, the mmseg segmentor and ``Segmenter``, walk through it.
 
     Args:
-        method: windows (B, 3, H, W) to features (B, h, w, D).
+        method: windows (B, 3, H, W) and text vectors (Q, D) to scores (B, h, w, Q).
         text_bank: makes the text vectors.
         protocol: windows, thresholds, refinement.
         windows_at_once: largest batch of windows.
@@ -85,7 +84,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def score(self, images: Sequence[Tensor], text: Tensor) -> list[Tensor]:
-        """Averaged cosines of normalised images (3, H, W): (Q, H, W) float32 each.
+        """Averaged scores, usually cosines, of normalised images (3, H, W): (Q, H, W) float32 each.
 
         Windows of all images that have one size go through the method as one batch (of bounded size).
         """
@@ -100,8 +99,7 @@ class Pipeline:
             for start in range(0, len(members), self.windows_at_once):
                 chunk = members[start : start + self.windows_at_once]
                 batch = torch.cat([cut(images[i], [grids[i][j]]) for i, j in chunk])
-                cosines = unit(self.method(batch)) @ text.T  # S_{i,q} = <F_i, T_q>
-                maps.update(zip(chunk, cosines.permute(0, 3, 1, 2), strict=True))
+                maps.update(zip(chunk, self.method.scores(batch, text).permute(0, 3, 1, 2), strict=True))
         return [
             stitch(torch.stack([maps[i, j] for j in range(len(grid))]), grid, *image.shape[1:])
             for i, (image, grid) in enumerate(zip(images, grids, strict=True))

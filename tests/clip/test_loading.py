@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import time
 
 import open_clip
 import parity
 import pytest
 import torch
-from conftest import parity_clip
+from conftest import ROOT, parity_clip
 from safetensors.torch import save_file
 
 from sfp.clip import load_clip
@@ -96,6 +99,67 @@ class TestLayouts:
             ids = clip.tokenize(["a photo of a cat.", "a dog"])
             full = torch.nn.functional.pad(ids, (0, 77 - ids.shape[1]))
             torch.testing.assert_close(clip.encode_text(ids), model.encode_text(full), atol=1e-5, rtol=1e-4)
+
+
+def full_size(name: str, path) -> None:
+    """Weights of a named model's sizes in OpenAI's layout and half precision, made of one repeated stretch of noise."""
+    config = open_clip.get_model_config(name)
+    with torch.device("meta"):
+        shapes = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"]).state_dict()
+    noise = torch.randn(1 << 16, generator=torch.Generator().manual_seed(3)).half() * 0.02
+
+    def made(key: str, shape: torch.Size) -> torch.Tensor:
+        if "ln_" in key and key.endswith("weight"):
+            return torch.ones(shape, dtype=torch.half)
+        return noise.repeat(-(-shape.numel() // len(noise)))[: shape.numel()].view(shape)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: made(key, value.shape).contiguous() for key, value in shapes.items() if key != "attn_mask"}, path)
+
+
+class TestBackbones:
+    """OpenAI's, LAION's and MetaCLIP's models, by their sizes and tags; their weights are made up."""
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("ViT-B/32", (12, 768, 12, 32, (7, 7), 512, 8)),
+            ("ViT-L/14@336px", (24, 1024, 16, 14, (24, 24), 768, 12)),
+        ],
+    )
+    def test_sizes_follow_the_checkpoint(self, name, expected, tmp_path):
+        from sfp.methods import build_method
+
+        path = tmp_path / "openai.safetensors"
+        full_size(name.replace("/", "-").replace("@336px", "-336"), path)
+        clip = load_clip(name, path, device="cpu", precision="bf16")
+        trunk = clip.trunk
+        text_heads = clip.model.transformer.resblocks[0].attn.num_heads
+        assert (trunk.layers, trunk.width, trunk.heads, trunk.patch, trunk.native_grid, clip.embed_dim, text_heads) == expected
+        features = build_method("SC-CLIP", clip)(torch.randn(1, 3, 224, 280))
+        assert features.shape == (1, 224 // trunk.patch, 280 // trunk.patch, clip.embed_dim) and torch.isfinite(features).all()
+
+    def test_tags_load_from_the_hubs_cache_with_their_activation(self, tmp_path):
+        """LAION-400M has GELU, MetaCLIP QuickGELU, whatever the name says; nothing is downloaded."""
+        tags = {"laion400m_e32": False, "metaclip_400m": True, "metaclip_fullcc": True}
+        weights = tmp_path / "made.safetensors"
+        full_size("ViT-B-16", weights)
+        for tag in tags:
+            entry = open_clip.get_pretrained_cfg("ViT-B-16", tag) or open_clip.get_pretrained_cfg("ViT-B-16-quickgelu", tag)
+            repository, _, file = entry["hf_hub"].rpartition("/")
+            folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+            (folder / "snapshots/1").mkdir(parents=True)
+            (folder / "refs").mkdir()
+            (folder / "refs/main").write_text("1")
+            (folder / "snapshots/1" / (file or "open_clip_model.safetensors")).symlink_to(weights)
+        code = f"import sfp; print([sfp.load_clip('ViT-B/16', tag, device='cpu').quick_gelu for tag in {list(tags)}])"
+        environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert done.stdout.strip() == str(list(tags.values())), done.stderr[-1500:]
+
+    def test_a_head_width_that_does_not_fit(self, weights):
+        with pytest.raises(SFPError, match="head_width=48 does not divide"):
+            load_clip(pretrained=weights, device="cpu", head_width=48)
 
 
 def module_tree(weights) -> torch.nn.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfp.clip.positions import resize_positions
+from sfp.clip.positions import RESIZES, resize_positions
 from sfp.errors import SFPError
 
 
@@ -16,7 +16,7 @@ def test_the_native_grid_is_untouched():
 
 
 @pytest.mark.parametrize("native", [7, 14, 16, 24])
-@pytest.mark.parametrize("resize", ["scale", "size"])
+@pytest.mark.parametrize("resize", RESIZES)
 def test_every_grid_comes_out_exactly(native, resize):
     positions = torch.randn(1 + native * native, 2)
     for side in range(1, 91):

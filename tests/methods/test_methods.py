@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import warnings
+
 import parity
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import parity_clip
 
+from sfp.clip.clip import unit
 from sfp.errors import SFPError
 from sfp.methods import METHODS as REGISTRY
 from sfp.methods import build_method, list_methods
@@ -122,6 +127,94 @@ def test_half_precision_is_close(name, precision):
     assert torch.isfinite(rough).all()
     cosine = torch.cosine_similarity(rough.float(), exact, dim=-1)
     assert cosine.mean() > 0.995
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_detector_option_replaces_the_methods_own(name, clip):
+    """One purifier, never two: its layers are those of the option or the method's own, and each layer is repaired once."""
+    method = build(name, clip, purify=True, pm="DBSCAN", purify_layers=[4, 11])
+    calls = []
+    detector = method.purifier.detector
+
+    def counting(state):
+        calls.append(state.layer)
+        return detector(state)
+
+    method.purifier.detector = counting
+    method(windows("win1"))
+    assert calls == [4, 11]
+    assert len([hook for hook in method.hooks() if hook is method.purifier.hook]) == 1
+
+
+@pytest.mark.parametrize("name", ["SC-CLIP", "SFP-release"])
+def test_mid_layers_are_repaired_once(name, clip):
+    """G_pre's tokens are repaired with the last layer's outliers, unless purification already acted at their layer."""
+    method = build(name, clip, purify=True, pm="L2", purify_layers=[9, 11])
+    repairs = []
+    original = method.purifier.repair
+    method.purifier.repair = lambda *args: repairs.append(1) or original(*args)
+    method(windows("win1"))
+    assert len(repairs) == 2
+    method = build(name, clip, purify=True, pm="L2")
+    method.purifier.repair = lambda *args: repairs.append(1) or original(*args)
+    method(windows("win1"))
+    assert len(repairs) == 2 + 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_narrow_heads(name):
+    """Nothing assumes 64-wide heads: 4 heads of 32 give other features than 2 of 64."""
+    from sfp.clip import load_clip
+
+    narrow = load_clip(pretrained=parity.state_dict("vit12"), device="cpu", head_width=32)
+    assert narrow.trunk.heads == 4
+    features = build(name, narrow, purify=True)(windows("win0"))
+    assert features.shape == (1, 14, 14, 64) and torch.isfinite(features).all()
+    if name != "MaskCLIP":
+        assert not torch.allclose(features, build(name, parity_clip("vit12"), purify=True)(windows("win0")), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_shallow_models(name):
+    """A ViT of 6 blocks: published layers that it lacks are scaled."""
+    from sfp.clip import load_clip
+
+    kept = {key: value for key, value in parity.state_dict("vit12-p32").items() if not re.match(r"visual\..*resblocks\.([6-9]|1\d)\.", key)}
+    features = build(name, load_clip(pretrained=kept, device="cpu"))(parity.case_image("vit12-p32/win0"))
+    assert features.shape == (1, 7, 7, 64) and torch.isfinite(features).all()
+
+
+def test_constants_scaled_by_depth_are_said_once():
+    clip, method_module = parity_clip("vit12-p32"), sys.modules["sfp.methods.method"]
+    method_module._said.clear()
+    with pytest.warns(UserWarning, match="SC-CLIP was published without constants for ViTs of 12 blocks with patch 32.*pre_layer=9"):
+        build_method("SC-CLIP", clip)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_method("SC-CLIP", clip)
+        build_method("SC-CLIP", parity_clip("vit12"))  # B/16's are published
+        method_module._said.clear()
+        build_method("SC-CLIP", clip, pre_layer=8, post_layer=4, fuse_layers=(4, 9), res_cls=0.3)  # all given: nothing is chosen
+        large = build_method("SC-CLIP", parity_clip("vit24-p14"))  # L/14's, by its authors' answer in an issue
+    assert (large.pre_layer, large.post_layer, large.fuse_layers, large.res_cls) == (17, 7, (9, 19), 0.1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_positions_can_be_resized_in_another_way(name, clip):
+    window = parity.case_image("vit12/sq256")
+    method = build(name, clip)
+    other = "size" if method.positional_resize == "scale" else "scale"
+    changed = build(name, clip, positional_resize=other)(window)
+    assert not torch.allclose(method(window), changed, atol=1e-4)
+    native = windows("win0")
+    torch.testing.assert_close(method(native), build(name, clip, positional_resize=other)(native), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_are_cosines_unless_asked_otherwise(name, clip):
+    scores = build(name, clip).scores(windows("win0", "win1"), parity.text_features())
+    expected = unit(build(name, clip)(windows("win0", "win1"))) @ parity.text_features().T
+    torch.testing.assert_close(scores, expected)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ FILES = {
     "naclip": ("NACLIP", {}),
     "clip_surgery": ("CLIPSurgery", {}),
     "gem": ("GEM", {}),
+    "cliptrase": ("CLIPtrase", {}),
     # the goldens were made with the 12-layer indices on every depth
     "scclip": ("SC-CLIP", dict(pre_layer=9, post_layer=4, fuse_layers=(4, 10), res_cls=0.3)),
     "sfp_som": ("SFP-release", dict(pm="SOM")),

@@ -144,3 +144,112 @@ def test_masks_are_per_image(name):
 def test_wrong_options(name, options, words):
     with pytest.raises(SFPError, match=words):
         build_detector(name, **options)
+
+
+class TestDBSCAN:
+    """Ours (methods.md 2.4): noise by cosine distance."""
+
+    @staticmethod
+    def two_bundles(strays: int = 2) -> torch.Tensor:
+        """Tokens around two directions, then strays with directions of their own: (1, 40 + strays, 8)."""
+        generator = torch.Generator().manual_seed(0)
+        bundles = torch.eye(8)[[0] * 20 + [1] * 20] + 0.02 * torch.randn(40, 8, generator=generator)
+        return torch.cat([bundles, torch.eye(8)[4 : 4 + strays] * 30])[None]
+
+    def test_noise_is_an_outlier_whatever_its_norm(self):
+        mask, scores = build_detector("DBSCAN", eps=0.1)(state(self.two_bundles()))
+        assert mask[0].nonzero()[:, 0].tolist() == [40, 41] == scores[0].topk(2).indices.sort().values.tolist()
+
+    @pytest.mark.parametrize("rule", ["quantile", "elbow"])
+    def test_eps_from_the_image(self, rule):
+        mask, _ = build_detector("DBSCAN", eps_rule=rule)(state(self.two_bundles()))
+        assert mask[0, 40:].all() and mask.sum() <= 6
+
+    def test_small_clusters_count_on_request(self):
+        tokens = torch.cat([self.two_bundles(0), torch.eye(8)[[6] * 6][None]], 1)
+        assert not build_detector("DBSCAN", eps=0.1)(state(tokens))[0].any()
+        assert build_detector("DBSCAN", eps=0.1, min_size=7)(state(tokens))[0][0].nonzero()[:, 0].tolist() == list(range(40, 46))
+
+    def test_no_cluster_no_outlier(self):
+        assert not build_detector("DBSCAN", eps=1e-3)(state(torch.eye(30)[None]))[0].any()
+
+    def test_equals_scikit_learn(self):
+        from sklearn.cluster import DBSCAN
+
+        patches = torch.randn(2, 64, 4)
+        mask, _ = build_detector("DBSCAN", eps=0.1, min_samples=4)(state(patches))
+        for own, points in zip(mask, patches, strict=True):
+            expected = DBSCAN(eps=0.1, min_samples=4, metric="cosine").fit_predict(points.numpy()) < 0
+            assert torch.equal(own, torch.from_numpy(expected)) and own.any() and not own.all()
+
+
+class TestHDBSCAN:
+    def test_strays_are_outliers(self):
+        mask, scores = build_detector("HDBSCAN")(state(TestDBSCAN.two_bundles()))
+        assert mask[0, 40:].all() and (scores[0, 40:] == 1).all() and mask.float().mean() < 0.5
+
+    @pytest.mark.parametrize("tokens", [1, 4, 6])
+    def test_few_tokens(self, tokens):
+        mask, _ = build_detector("HDBSCAN")(state(torch.randn(2, tokens, 4)))
+        assert mask.shape == (2, tokens)
+
+
+class TestAttentionColumn:
+    attention = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.0, 0.5, 0.1, 0.4], [0.0, 0.1, 0.2, 0.7], [0.0, 0.2, 0.2, 0.6]]])
+    layer = state(torch.zeros(1, 3, 2), attention=attention)
+
+    def test_scores_are_column_means_over_patches(self):
+        mask, scores = build_detector("AttentionColumn", topk=1)(self.layer)
+        torch.testing.assert_close(scores, torch.tensor([[0.8 / 3, 0.5 / 3, 1.7 / 3]]))
+        assert mask.tolist() == [[False, False, True]]
+
+    def test_with_the_class_row_and_without_the_diagonal(self):
+        scores = build_detector("AttentionColumn", cls_row=True)(self.layer)[1]
+        torch.testing.assert_close(scores, torch.tensor([[1.0 / 4, 0.8 / 4, 2.1 / 4]]))
+        scores = build_detector("AttentionColumn", own=False)(self.layer)[1]
+        torch.testing.assert_close(scores, torch.tensor([[0.3 / 2, 0.3 / 2, 1.1 / 2]]))
+
+    def test_z_score(self):
+        assert build_detector("AttentionColumn", z=1.0)(self.layer)[0].tolist() == [[False, False, True]]
+        flat = state(torch.zeros(1, 3, 2), attention=torch.full((1, 4, 4), 0.25))
+        assert not build_detector("AttentionColumn", z=0.0)(flat)[0].any()
+
+
+class TestIsolationForest:
+    def test_a_planted_point_is_found_the_same_twice(self):
+        points = torch.randn(1, 100, 8)
+        points[0, 17] += 30
+        detector = build_detector("IsolationForest", contamination=0.01, trees=30)
+        mask, scores = detector(state(points))
+        assert mask[0].nonzero().tolist() == [[17]] and torch.equal(detector(state(points))[1], scores)
+
+    @pytest.mark.parametrize(("tokens", "flagged"), [(49, 3), (196, 10)])
+    def test_flag_counts(self, tokens, flagged):
+        mask, _ = build_detector("IsolationForest", trees=20)(state(torch.randn(1, tokens, 16)))
+        assert mask.sum() == flagged
+
+
+@pytest.mark.parametrize("name", [name for name in list_detectors() if name not in ("L2", "AttentionColumn")])
+def test_equal_tokens_hold_no_outlier(name):
+    """Of a constant window nothing stands out; L2 and AttentionColumn take a fixed number by definition."""
+    even = torch.full((1, 1, 50), 0.02)
+    parts = dict(cls_row=even, cls_column=even, diagonal=even)
+    mask, scores = build_detector(name)(state(torch.ones(1, 50, 4), **parts))
+    assert not mask.any() and torch.isfinite(scores).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("DBSCAN", dict(eps=0.0), "eps > 0"),
+        ("DBSCAN", dict(eps_rule="knee"), "'knee'"),
+        ("DBSCAN", dict(min_samples=0), "min_samples >= 1"),
+        ("HDBSCAN", dict(min_cluster_size=1), "min_cluster_size >= 2"),
+        ("AttentionColumn", dict(topk=-1), "at least 0"),
+        ("IsolationForest", dict(trees=0), "trees >= 1"),
+        ("IsolationForest", dict(contamination=2.0), r"\[0, 1\]"),
+    ],
+)
+def test_wrong_options_of_the_others(name, options, words):
+    with pytest.raises(SFPError, match=words):
+        build_detector(name, **options)

@@ -26,14 +26,15 @@ def pipeline(clip, protocol: Protocol, method: str = "SFP-release", **options) -
     return Pipeline(build_method(method, clip, **options), TextBank(clip, cache_dir=False), protocol)
 
 
+@pytest.mark.parametrize(("file", "method"), [("segmentor_sfp", "SFP-release"), ("segmentor_scclip", "SC-CLIP")])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("image", ["full", "odd"])
-def test_equals_the_official_segmentor(image, protocol, clip):
-    arrays = parity.golden("segmentor_sfp")
+def test_equals_the_official_segmentor(image, protocol, file, method, clip):
+    arrays = parity.golden(file)
     settings, groups = PROTOCOLS[protocol]
     pixels = parity.image(parity.INDEX["segmentor_images"][image], *parity.INDEX["sizes"][image])
     expected = arrays[f"{image}/{protocol}/labels"]
-    walk = pipeline(clip, settings)
+    walk = pipeline(clip, settings, method)
     ((labels, probabilities),) = walk([pixels], vocabulary(groups), parity.text_features(), [expected.shape], True)
     np.testing.assert_allclose(probabilities[:, ::9, ::9], arrays[f"{image}/{protocol}/prob"], atol=1e-4, rtol=0)
     sure = np.unpackbits(arrays[f"{image}/{protocol}/sure"])[: expected.size].reshape(expected.shape).astype(bool)

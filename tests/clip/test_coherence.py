@@ -1,0 +1,60 @@
+"""The AUROC probe: patch labels, coherence by hand, layers of the built-in model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from sfp.clip.coherence import coherence, layer_coherence, nearest_labels, patch_labels
+
+
+def test_patch_labels_are_the_commonest_and_skip_the_ignored():
+    labels = torch.tensor([[[1, 1, 2, 2, 9], [1, 3, 255, 255, 9], [0, 0, 255, 255, 9], [4, 4, 255, 255, 9]]])
+    assert patch_labels(labels, (2, 2), 2).tolist() == [[1, 2, 0, 255]]
+    assert patch_labels(torch.full((1, 4, 4), 255), (2, 2), 2).tolist() == [[255] * 4]
+
+
+def test_coherence_by_hand():
+    """Pairs: 0-1 same (1.0), 0-2 other (0.0), 1-2 other (0.0), 0-3 and 1-3 ignored: perfect; then one pair of two misranked."""
+    features = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    assert coherence(features, torch.tensor([0, 0, 1, 255])) == 1.0
+    # same: 0-1 (1.0) and 2-3 (0.71); other: 0-2, 1-2 (0.0), 0-3, 1-3 (0.71, ties with 2-3)
+    assert coherence(features, torch.tensor([0, 0, 1, 1])) == pytest.approx((4 + 2 + 2 * 0.5) / 8)
+    assert coherence(features, torch.tensor([0, 0, 0, 0])) is None and coherence(features, torch.tensor([0, 1, 2, 3])) is None
+
+
+def test_nearest_labels_keep_their_values():
+    labels = torch.randint(0, 151, (37, 53))
+    assert torch.equal(nearest_labels(nearest_labels(labels, (74, 106)), (37, 53)), labels)
+
+
+def test_layers_of_toyland(toyland_clip):
+    from sfp.datasets import toyland
+
+    scene = toyland.make_scene("tune", 0)
+    window = toyland_clip.normalise(torch.from_numpy(scene.image.copy()).permute(2, 0, 1))[None, :, :224, :224]
+    found = layer_coherence(toyland_clip, window, torch.from_numpy(scene.labels.astype(np.int64))[None, :224, :224], ("k", "tokens"))
+    assert set(found) == {(name, layer) for name in ("k", "tokens") for layer in range(1, 13)}
+    assert all(len(values) == 1 and 0.5 < values[0] <= 1 for values in found.values())
+
+
+def test_the_tool(tmp_path):
+    command = [
+        sys.executable, str(ROOT / "tools/probe_layers.py"), str(ROOT / "configs/cfg_toyland.py"), "--images", "2", "--out", "probe.json",
+        "--cfg-options", f"test_dataloader.dataset.data_root={tmp_path}/toyland", "test_dataloader.dataset.split=tune",
+        "test_dataloader.dataset.scenes=3",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads((tmp_path / "probe.json").read_text())
+    best = max(range(1, 12), key=lambda layer: figures["auroc"]["k"][str(layer)])
+    assert f"model.attention_layer={best}  " in done.stdout and figures["images"] == 2
+    assert all(1 <= count <= 196 for count in figures["components"].values())
+    done = subprocess.run([*command[:4], "0"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and "error: --images is 0" in done.stderr
