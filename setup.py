@@ -29,6 +29,8 @@ setup(
         "pillow>=10.1",
         "safetensors>=0.4",
         "scikit-learn>=1.3",
+        "scipy>=1.9",
+        "timm>=1.0.3",
         "tqdm>=4.60",
     ],
     extras_require={

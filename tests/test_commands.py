@@ -211,7 +211,8 @@ class TestSegment:
 
     def test_photos_and_folders(self, data, tmp_path):
         folder = data / "toyland/JPEGImages"
-        done = run([*self.TOOL, str(folder), "--names", "sky; sea, ocean; house", "--model", "Toyland", "--out", "out"], tmp_path)
+        options = ["--method", "ProxyCLIP", "--options", "proxy=colour", "prob_thd=0.1"]
+        done = run([*self.TOOL, str(folder), "--names", "sky; sea, ocean; house", "--model", "Toyland", "--out", "out", *options], tmp_path)
         assert len(list((tmp_path / "out").glob("*_overlay.jpg"))) == len(list((tmp_path / "out").glob("*_labels.png"))) == 6
         assert "val_00000.jpg: " in done.stdout + done.stderr
 
@@ -223,6 +224,9 @@ class TestSegment:
             ([".", "--names", "cat", "--model", "Toyland", "--method", "SPF"], "did you mean 'SFP'"),
             (["words.jpg", "--names", "cat, cat", "--model", "Toyland"], "duplicate"),
             (["empty", "--names", "cat", "--model", "Toyland"], "no pictures"),
+            (["words.jpg", "--names", "cat", "--model", "Toyland", "--options", "sigma"], "KEY=VALUE"),
+            (["words.jpg", "--names", "cat", "--model", "Toyland", "--method", "NACLIP", "--options", "sigma=0"], "above 0"),
+            (["words.jpg", "--names", "cat", "--model", "Toyland", "--method", "ProxyCLIP"], "proxy_weights"),
         ],
     )
     def test_mistakes(self, arguments, words, tmp_path):

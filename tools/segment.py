@@ -2,11 +2,13 @@
 
 python tools/segment.py photo.jpg --names "cat, sofa, window" --model ViT-B/16
 python tools/segment.py scene.jpg --names "sea; boat, ship; sky" --model Toyland --out pictures
+python tools/segment.py scene.jpg --names "sea, sky" --model Toyland --method ProxyCLIP --options proxy=colour
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
 from pathlib import Path
 
@@ -27,6 +29,7 @@ def main() -> int:
     parser.add_argument("--pretrained", default="openai", help="open_clip tag, or the path of a checkpoint")
     parser.add_argument("--no-purify", action="store_true", help="switch purification off")
     parser.add_argument("--pm", help="detector: SOM, L2, LOF ...; the method's own by default")
+    parser.add_argument("--options", nargs="+", metavar="KEY=VALUE", default=[], help="further options, such as sigma=3 or prob_thd=0.2")
     parser.add_argument("--window", type=int, default=224, help="side of the sliding window; 0 for the whole image")
     parser.add_argument("--stride", type=int, default=112)
     parser.add_argument("--short-side", type=int, default=336, help="pictures are resized to it first")
@@ -40,6 +43,24 @@ def parse_names(text: str) -> list[str | list[str]]:
     if ";" in text:
         return [[word.strip() for word in group.split(",")] for group in text.split(";")]
     return [word.strip() for word in text.split(",")]
+
+
+def parse_options(pairs: list[str]) -> dict[str, object]:
+    """KEY=VALUE as options; a value that is no Python literal is a text.
+
+    Raises:
+        SFPError: a pair without "=".
+    """
+    options: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise SFPError(f"--options got {pair!r}; write KEY=VALUE, such as sigma=3.")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return options
 
 
 def find_images(paths: list[Path]) -> list[Path]:
@@ -67,7 +88,7 @@ def segment(args: argparse.Namespace) -> None:
 
     images = find_images(args.images)
     options = dict(pm=args.pm, purify=False if args.no_purify else None, window=args.window, stride=args.stride, short_side=args.short_side)
-    segmenter = Segmenter(args.method, args.model, args.pretrained, args.device, **options)
+    segmenter = Segmenter(args.method, args.model, args.pretrained, args.device, **{**options, **parse_options(args.options)})
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

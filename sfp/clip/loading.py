@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import urllib.error
 import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +15,7 @@ import torch
 
 from sfp.clip.checkpoints import Checkpoint, Sizes, from_state_dict, read_checkpoint, read_sizes
 from sfp.errors import SFPError, unknown_choice
+from sfp.network import hub, why_unreached
 
 if TYPE_CHECKING:
     from sfp.clip.clip import FrozenCLIP
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 TOYLAND_FILE = Path(__file__).parent / "toyland.safetensors"
 TOYLAND_CARD = TOYLAND_FILE.with_suffix(".json")  # its SHA-256 and how it was made
 _QUICK = "-quickgelu"
-_NETWORK_PATIENCE = 6.0  # seconds
 
 
 def load_clip(
@@ -201,7 +197,8 @@ def _fetch(architecture: str, tag: str) -> tuple[Checkpoint, bool]:
         raise SFPError(f"{architecture} means QuickGELU, but the weights {tag!r} were trained with plain GELU; name the model {plain}.")
     path = _cached_file(entry)
     if path is None:
-        _require_network(entry, plain, tag)
+        if why := why_unreached(hub() if entry.get("hf_hub") else entry.get("url", "")):
+            raise SFPError(f"The weights {tag!r} of {plain} are not on this machine and {why}. {_offline_hint(entry)}")
         try:
             path = Path(open_clip.download_pretrained(entry))
         except Exception as error:  # the hub's and urllib's errors have no common base
@@ -222,33 +219,6 @@ def _cached_file(entry: Mapping[str, Any]) -> Path | None:
     url = entry.get("url", "")
     local = Path("~/.cache/clip").expanduser() / Path(url).name
     return local if url and local.is_file() else None
-
-
-def _require_network(entry: Mapping[str, Any], name: str, tag: str) -> None:
-    """Asks the download's host once, so that its absence is known in seconds instead of a minute of retries."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co") if entry.get("hf_hub") else entry.get("url", "")
-
-    def ask() -> bool:
-        request = urllib.request.Request(host, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=_NETWORK_PATIENCE).close()
-        except urllib.error.HTTPError:
-            return True  # somebody answered
-        except (TimeoutError, urllib.error.URLError, OSError):
-            return False
-        return True
-
-    pool = ThreadPoolExecutor(1)  # a hanging name lookup obeys no timeout of urllib's
-    try:
-        reached = not offline and pool.submit(ask).result(timeout=_NETWORK_PATIENCE + 1)
-    except FutureTimeout:
-        reached = False
-    finally:
-        pool.shutdown(wait=False)
-    if not reached:
-        why = "HF_HUB_OFFLINE is set" if offline else "there is no network"
-        raise SFPError(f"The weights {tag!r} of {name} are not on this machine and {why}. {_offline_hint(entry)}")
 
 
 def _offline_hint(entry: Mapping[str, Any]) -> str:

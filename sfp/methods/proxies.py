@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
 from sfp.errors import SFPError
+from sfp.network import hub, why_unreached
 
 COLOUR_CELL = 8  # pixels
 
@@ -37,6 +38,16 @@ def load_proxy(name: str, weights: str | None, device: torch.device, dtype: torc
         close = difflib.get_close_matches(name, timm.list_models("vit_*", pretrained=True), n=1, cutoff=0.4)
         hint = f" such as {close[0]}" if close else " such as vit_base_patch8_224.dino"
         raise SFPError(f"timm has no model {name!r}; give proxy a ViT's name{hint}, 'colour', or a callable.")
+    options = dict(num_classes=0, dynamic_img_size=True)
+    try:
+        with torch.device("meta"):  # its shape alone
+            timm.create_model(base, **options)
+    except TypeError as error:
+        raise SFPError(
+            f"timm's {name} takes no windows of other sizes; give proxy a plain ViT such as vit_base_patch8_224.dino."
+        ) from error
+    if not weights:
+        _require_download(name)
     overlay = dict(pretrained_cfg_overlay=dict(file=str(Path(weights).expanduser()))) if weights else {}
     if weights and not Path(weights).expanduser().is_file():
         raise SFPError(f"There is no file {weights} (proxy_weights of ProxyCLIP); give the path of {name}'s weights.")
@@ -53,6 +64,27 @@ def load_proxy(name: str, weights: str | None, device: torch.device, dtype: torc
             "a callable, or 'colour'."
         ) from error
     return TimmProxy(model.to(device, dtype))
+
+
+def _require_download(name: str) -> None:
+    """Raises SFPError where a timm model's weights neither lie in the hub's cache nor can be fetched, with what to do."""
+    from huggingface_hub import try_to_load_from_cache
+    from timm.models import get_pretrained_cfg
+
+    try:
+        entry = get_pretrained_cfg(name)
+    except RuntimeError:
+        entry = None
+    if entry is None or not entry.hf_hub_id:
+        raise SFPError(f"timm has no weights {name!r}; give proxy a name with one of its tags, such as vit_base_patch8_224.dino.")
+    repository = entry.hf_hub_id if "/" in (entry.hf_hub_id or "") else f"timm/{name}"
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in ("model.safetensors", "pytorch_model.bin")):
+        return
+    if why := why_unreached(hub()):
+        raise SFPError(
+            f"The weights of timm's {name} are not on this machine and {why}; bring model.safetensors of {repository} on Hugging "
+            "Face from elsewhere and pass its path as proxy_weights, or give proxy a callable, or 'colour'."
+        )
 
 
 def mean_colours(windows: Tensor) -> Tensor:

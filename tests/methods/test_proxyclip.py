@@ -101,7 +101,7 @@ class TestTimm:
     @pytest.mark.parametrize(
         ("name", "weights", "words"),
         [
-            ("vit_base_patch8_224.dyno", None, "can't be had"),
+            ("vit_base_patch8_224.dyno", None, "no weights"),
             ("vit_bass_patch8_224.dino", None, "vit_base_patch8_224.dino"),
             ("resnet18", None, "plain ViT"),
             (TINY, "absent.safetensors", "absent.safetensors"),
