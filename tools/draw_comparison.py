@@ -16,11 +16,13 @@ from sfp.datasets import toyland
 
 COLUMNS = {
     "CLIP": ("CLIP", {}),
-    "MaskCLIP, bare": ("MaskCLIP", dict(variant="bare")),
-    "SFP-release": ("SFP-release", {}),
     "SFP": ("SFP", {}),
+    "SFP-release": ("SFP-release", {}),
+    "SC-CLIP": ("SC-CLIP", {}),
+    "ProxyCLIP, colours": ("ProxyCLIP", dict(proxy="colour")),
+    "CLIPSeg": ("CLIPSeg", dict(attention_layer=10)),
 }
-_HEIGHT, _GAP, _TITLE = 190, 8, 26
+_HEIGHT, _GAP, _TITLE = 150, 8, 26
 
 
 def main() -> None:

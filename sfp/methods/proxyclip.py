@@ -47,7 +47,7 @@ class ProxyCLIP(Method):
 
     def _mixed(self, windows: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Y (B, h' * w', C) and the proxy's grid (h', w')."""
-        seen = self.see(windows)
+        seen = self.see(windows.float())
         if not isinstance(seen, Tensor) or seen.ndim != 4 or len(seen) != len(windows):
             shape = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
             raise SFPError(f"The proxy returned {shape} for {len(windows)} windows; it must return a map (B, C, h', w').")
