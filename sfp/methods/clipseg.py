@@ -44,8 +44,9 @@ class CLIPSeg(Method):
     cls_token: bool = False  # the class token is a key and value, too
 
     card = Card(
-        "AAAI 2025", "k-k of a middle layer + reachability", "mean of 3 blocks', attention-free", "L; reads M, L-2, L-1", False, False
-    )
+        "Unveiling the Knowledge of CLIP, AAAI 2025", "k-k of a middle layer + reachability", "mean of 3 blocks', attention-free",
+        "L; reads M, L-2, L-1", residual=False, ffn=False,
+    )  # fmt: skip
     choices = {
         "key_heads": ("joint", "separate"),
         "epsilon_kind": ("similarity", "distance"),

@@ -38,7 +38,7 @@ class SFP(Method):
     hai_rows: str = "kept"  # rows of outlier tokens, or "zeroed"
     hai_place: str = "before"  # LN_post and projection, or "after"
 
-    card = Card("ICCV 2025", attention="one softmax of q-q and k-k; HAI", layers="1..L")
+    card = Card("SFP, ICCV 2025", attention="one softmax of q-q and k-k; HAI", layers="1..L")
     own_purify = True
     own_pm = "SOM"
     choices = {
