@@ -1,0 +1,34 @@
+"""docs/methods.md and the README's table are what the program writes from the registries and the measured figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from conftest import ROOT
+
+from sfp.methods import METHODS, list_methods
+from sfp.outliers import list_detectors
+
+
+def test_the_tables_are_up_to_date():
+    command = [sys.executable, str(ROOT / "tools/make_method_tables.py"), "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_method_and_detector_has_a_row_and_every_method_is_short():
+    page = (ROOT / "docs/methods.md").read_text()
+    for name in (*list_methods(), *list_detectors()):
+        assert f"\n| {name} |" in page
+    for name in list_methods():
+        assert METHODS.get(name).card.paper, name
+        path = ROOT / "sfp" / "methods" / (METHODS.get(name).__module__.split(".")[-1] + ".py")
+        assert len(path.read_text().splitlines()) <= 120, path
+
+
+def test_figures_are_of_all_held_out_scenes():
+    figures = json.loads((ROOT / "docs/toyland.json").read_text())
+    assert {figure["images"] for figure in figures.values()} == {120}
+    assert len({figure["weights_sha256"] for figure in figures.values()}) == 1
