@@ -45,11 +45,11 @@ test_dataloader = dict(
     num_workers=2,
     persistent_workers=False,
     drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False),
+    sampler=dict(type="DisjointSampler"),
     dataset=dict(pipeline=test_pipeline),
 )
 test_cfg = dict(type="TestLoop")
-test_evaluator = dict(type="ClassIoUMetric", iou_metrics=["mIoU"])
+test_evaluator = dict(type="ClassIoUMetric")
 
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))
 model_wrapper_cfg = dict(type="MMSeparateDistributedDataParallel")  # the default wrapper refuses a frozen model

@@ -1,28 +1,33 @@
-"""Evaluation under mmengine: IoU per class, a progress bar, and the ``results.json`` of a finished run."""
+"""Evaluation under mmengine: exact counts, disjoint shares for ranks, a progress bar, and ``results.json``."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger, print_log
 from mmengine.runner import Runner
-from mmseg.evaluation import IoUMetric
-from mmseg.registry import HOOKS, METRICS
+from mmseg.registry import DATA_SAMPLERS, HOOKS, METRICS
 from PIL import Image
+from prettytable import PrettyTable
+from torch.utils.data import Sampler
 from tqdm import tqdm
 
+from sfp.counts import CountStore, Figures, as_json, count_image, sum_counts
 from sfp.errors import SFPError
 from sfp.files import whole_file
 
@@ -30,26 +35,134 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "mmengine", "mmcv-lite",
 
 
 @METRICS.register_module()
-class ClassIoUMetric(IoUMetric):
-    """mmseg's ``IoUMetric``, which also keeps what it found for each class.
+class ClassIoUMetric(BaseMetric):
+    """IoU of classes from exact integer counts per image, which are kept on disk while a run goes on.
+
+    The figures are those of mmseg's ``IoUMetric``, unrounded. A label out of range is an error. Ranks may have different
+    numbers of images; N ranks give what one gives, bit for bit.
+
+    Args:
+        ignore_index: label of pixels that are not evaluated.
+        iou_metrics: for configs that say ``["mIoU"]``; nothing else is measured.
 
     Attributes:
-        per_class: after ``compute_metrics``, metric name to values in percent, one per class, NaN where undefined.
-        images: how many images were counted.
+        figures: after ``evaluate``, the ``Figures``.
+        images: how many images they are of.
     """
 
-    per_class: dict[str, list[float]]
-    images: int = 0
+    default_prefix = None
+
+    def __init__(self, ignore_index: int = 255, iou_metrics: Sequence[str] = ("mIoU",), **kwargs: Any):
+        super().__init__(**kwargs)
+        if list(iou_metrics) != ["mIoU"]:
+            raise SFPError(
+                f"iou_metrics={list(iou_metrics)} of ClassIoUMetric; it measures ['mIoU'] alone, use mmseg's IoUMetric for others."
+            )
+        self.ignore_index = ignore_index
+        self.counts: dict[str, np.ndarray] = {}
+        self.store: CountStore | None = None
+        self.figures: Figures | None = None
+        self.images = 0
+
+    def resume(self, store: CountStore, classes: int) -> set[str]:
+        """Keep counts in a store from now on; returns the names of images that it has, on any rank."""
+        self.store = store
+        self.counts = store.read(classes)
+        self.counts = {name: counts for part in all_gather_object(self.counts) for name, counts in part.items()}
+        return set(self.counts)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        classes = len(self.dataset_meta["classes"])
+        for sample in data_samples:
+            name = short_name(sample["img_path"])
+            prediction, labels = (sample[key]["data"].squeeze(0) for key in ("pred_sem_seg", "gt_sem_seg"))
+            self.counts[name] = count_image(prediction, labels, classes, self.ignore_index, sample["seg_map_path"])
+            if self.store is not None:
+                self.store.add(name, self.counts[name])
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Figures over all ranks' images.
+
+        Raises:
+            SFPError: they are not as many as the dataset has.
+        """
+        everything = {name: counts for part in all_gather_object(self.counts) for name, counts in part.items()}
+        if len(everything) != size:
+            raise SFPError(f"{len(everything)} images were counted, but the dataset has {size}; two of its images may have one name.")
+        names = self.dataset_meta["classes"]
+        self.figures = Figures.of(sum_counts(everything.values(), len(names)))
+        self.images = size
+        self.counts = {}
+        metrics = {key: getattr(self.figures, key) for key in ("mIoU", "aAcc", "mAcc", "mIoU_present")}
+        if is_main_process():
+            table = PrettyTable(["Class", "IoU", "Acc"])
+            for name, iou, acc in zip(names, self.figures.iou, self.figures.acc, strict=True):
+                table.add_row([name, f"{iou:.2f}", f"{acc:.2f}"])
+            print_log(f"per class results:\n{table.get_string()}", MMLogger.get_current_instance())
+        return metrics
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        metrics = super().compute_metrics(results)
-        if self.format_only:
-            return metrics
-        totals = [sum(part) for part in zip(*results, strict=True)]
-        by_name = self.total_area_to_metrics(*totals, self.metrics, self.nan_to_num, self.beta)
-        self.per_class = {name: [float(v) * 100 for v in values] for name, values in by_name.items() if name != "aAcc"}
-        self.images = len(results)
-        return metrics
+        """Unused: ``evaluate`` gathers counts itself."""
+        return {}
+
+
+@DATA_SAMPLERS.register_module()
+class DisjointSampler(Sampler):
+    """Each rank's share of the images, none twice and none left out; no padding, so shares may differ by one.
+
+    Args:
+        dataset: the dataset.
+        shuffle, seed: for configs that name them; the order is always the dataset's.
+    """
+
+    def __init__(self, dataset: Sized, shuffle: bool = False, seed: int | None = None):
+        if shuffle:
+            raise SFPError("DisjointSampler is for testing and does not shuffle; set test_dataloader.sampler.shuffle to False.")
+        self.dataset = dataset
+        self.left: list[int] = list(range(len(dataset)))
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Only images by other names are left to do."""
+        self.left = [i for i in range(len(self.dataset)) if short_name(self.dataset.get_data_info(i)["img_path"]) not in names]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.left[get_rank() :: get_world_size()])
+
+    def __len__(self) -> int:
+        return len(self.left[get_rank() :: get_world_size()])
+
+
+def short_name(path: str) -> str:
+    """What counts know an image by: its file's name and folder, wherever the dataset lies."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def dataset_fingerprint(dataset: Any) -> str:
+    """SHA-256 over the names and sizes in bytes of all images and labels of an mmseg dataset.
+
+    Raises:
+        SFPError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        for key in ("img_path", "seg_map_path"):
+            path = Path(info[key])
+            try:
+                digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            except OSError as error:
+                raise SFPError(f"{path} of {type(dataset).__name__} is missing; run tools/check_dataset.py on the data.") from error
+    return digest.hexdigest()
+
+
+def code_fingerprint(*classes: type) -> str:
+    """SHA-256 over this package's source, and over the files of classes from elsewhere, such as an added method."""
+    package = Path(__file__).parent
+    files = {*package.rglob("*.py"), *(Path(inspect.getsourcefile(cls)) for cls in classes)}
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
 
 
 @HOOKS.register_module()
@@ -93,19 +206,30 @@ class NamedFailures:
             ) from error
 
 
-def write_results(path: Path, runner: Runner, config_sha256: str, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
-    """Write ``results.json`` whole: method, backbone, dataset, metrics, per-class IoU, versions, config hash.
+def run_card(config_sha256: str, model: Any, dataset: Any) -> dict[str, str]:
+    """What the counts of a run depend on, by name: config, weights, dataset, code."""
+    method = model.pipeline.method
+    return {
+        "config": config_sha256,
+        "weights": model.frozen.fingerprint,
+        "dataset": dataset_fingerprint(dataset),
+        "code": code_fingerprint(type(method)),
+        "device": f"{model.frozen.device.type} {model.frozen.precision}",
+    }
+
+
+def write_results(path: Path, model: Any, dataset: Any, metric: ClassIoUMetric, card: Mapping[str, str], seconds: float) -> dict[str, Any]:
+    """Write ``results.json`` whole: the figures, and the whole protocol that they hold for.
 
     Returns:
         What was written. Metrics are percentages.
     """
-    model = getattr(runner.model, "module", runner.model)
-    metric = next(m for m in runner.test_evaluator.metrics if isinstance(m, ClassIoUMetric))
-    classes = runner.test_dataloader.dataset.metainfo["classes"]
-    frozen, method = model.frozen, model.pipeline.method
-    ious = metric.per_class["IoU"]
+    frozen, method, bank = model.frozen, model.pipeline.method, model.pipeline.text_bank
+    transforms = getattr(dataset.pipeline, "pipeline", dataset.pipeline).transforms
+    resize = next((step for step in transforms if type(step).__name__ == "Resize"), None)
     result = {
         "method": method.name,
+        "options": method.options(),
         "purify": method.purifier is not None,
         "pm": method.purifier.detector.name if method.purifier else None,
         "backbone": frozen.name,
@@ -113,19 +237,18 @@ def write_results(path: Path, runner: Runner, config_sha256: str, metrics: dict[
         "weights_sha256": frozen.fingerprint,
         "precision": frozen.precision,
         "device": str(frozen.device),
-        "dataset": type(runner.test_dataloader.dataset).__name__,
-        "mIoU": float(np.nanmean(ious)),
-        "aAcc": float(metrics["aAcc"]),
-        "mAcc": float(np.nanmean(metric.per_class["Acc"])),
-        "IoU_per_class": {name: None if np.isnan(iou) else iou for name, iou in zip(classes, ious, strict=True)},
+        "dataset": type(dataset).__name__,
+        **as_json(metric.figures, dataset.metainfo["classes"]),
         "images": metric.images,
         "seconds": round(seconds, 2),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "protocol": model.pipeline.protocol.as_dict(),
+        "protocol": {**model.pipeline.protocol.as_dict(), "short_side": min(resize.scale) if resize else None},
         "names": _queries_by_class(model.vocabulary),
-        "prompts": len(model.pipeline.text_bank.prompts),
+        "prompts": len(bank.prompts),
+        "dataset_fingerprint": card["dataset"],
+        "code_sha256": card["code"],
         "versions": {"python": platform.python_version(), **{p: v for p in _PACKAGES if (v := _version(p))}, "sfp": _version("sfp")},
-        "config_sha256": config_sha256,
+        "config_sha256": card["config"],
     }
     with whole_file(path) as partial:
         partial.write_text(json.dumps(result, indent=2) + "\n")

@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--work-dir", type=Path, help="where results.json and logs go (default: work_dirs/<config's name>)")
     parser.add_argument("--show-dir", type=Path, help="draw each image's labels beside the truth into this folder")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys, such as model.pm=L2")
+    parser.add_argument("--fresh", action="store_true", help="forget an interrupted run in the work dir instead of continuing it")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="how ranks were started")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(evaluate, parser.parse_args())
@@ -34,11 +35,12 @@ def evaluate(args: argparse.Namespace) -> None:
         SFPError: wrong config, options, data or weights.
     """
     require_mmseg()
-    from mmengine.dist import get_world_size, is_main_process
+    from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
     from mmengine.runner import Runner
 
     from sfp.config import check_dataset, read_config
-    from sfp.evaluation import NamedFailures, config_hash, write_results
+    from sfp.counts import CountStore
+    from sfp.evaluation import ClassIoUMetric, NamedFailures, config_hash, run_card, write_results
 
     cfg = read_config(args.config, args.cfg_options)
     config_sha256 = config_hash(cfg)
@@ -57,19 +59,35 @@ def evaluate(args: argparse.Namespace) -> None:
     except OSError as error:
         raise SFPError(f"The work dir {cfg.work_dir} can't be written ({error}); choose another with --work-dir.") from error
     check_names(runner)
-    dataset = runner.test_dataloader.dataset
+    dataset, model = runner.test_dataloader.dataset, getattr(runner.model, "module", runner.model)
+    metric = next((metric for metric in runner.test_evaluator.metrics if isinstance(metric, ClassIoUMetric)), None)
+    if metric is None:
+        raise SFPError(f"test_evaluator of {args.config} has no ClassIoUMetric; set it to dict(type='ClassIoUMetric').")
+    card = run_card(config_sha256, model, dataset)
+    store = CountStore(Path(cfg.work_dir) / "counts", card, get_rank())
+    if args.fresh and is_main_process():
+        store.clear()
+    barrier()
+    done = metric.resume(store, len(dataset.metainfo["classes"]))
+    if done and is_main_process():
+        print(f"continuing: {len(done)} of {len(dataset)} images are done (--fresh starts again)")
+    runner.test_dataloader.sampler.leave_out(done)
     dataset.pipeline = NamedFailures(dataset.pipeline)
     started = time.time()
     try:
-        metrics = runner.test()
+        runner.test()
     except SFPError:
         print(file=sys.stderr)  # end the progress bar's line
         raise
+    finally:
+        store.close()
+    barrier()
     if is_main_process():
         path = Path(cfg.work_dir) / "results.json"
-        result = write_results(path, runner, config_sha256, metrics, time.time() - started)
+        result = write_results(path, model, dataset, metric, card, time.time() - started)
+        store.clear()  # a finished run is measured anew when it is asked for again
         print(
-            f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  mAcc {result['mAcc']:.2f}  "
+            f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  mAcc {result['mAcc']:.2f}  mIoU of present classes {result['mIoU_present']:.2f}  "
             f"({result['images']} images, {result['seconds']:.0f} s, {get_world_size()} rank(s)) -> {path}"
         )
         if args.show_dir:
