@@ -87,7 +87,7 @@ def evaluate(args: argparse.Namespace) -> None:
         result = write_results(path, model, dataset, metric, card, time.time() - started)
         store.clear()  # a finished run is measured anew when it is asked for again
         print(
-            f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  mAcc {result['mAcc']:.2f}  mIoU of present classes {result['mIoU_present']:.2f}  "
+            f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  mAcc {result['mAcc']:.2f}  mIoU(present) {result['mIoU_present']:.2f}  "
             f"({result['images']} images, {result['seconds']:.0f} s, {get_world_size()} rank(s)) -> {path}"
         )
         if args.show_dir:
