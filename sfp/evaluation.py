@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import json
@@ -21,6 +22,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.runner import Runner
+from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATA_SAMPLERS, HOOKS, METRICS
 from PIL import Image
 from prettytable import PrettyTable
@@ -30,6 +32,9 @@ from tqdm import tqdm
 from sfp.counts import CountStore, Figures, as_json, count_image, sum_counts
 from sfp.errors import SFPError
 from sfp.files import whole_file
+from sfp.methods import METHODS, Method, list_methods
+from sfp.pipeline import Task, Vocabulary
+from sfp.segmentor import SFPSegmentor
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "mmengine", "mmcv-lite", "mmcv", "onedl-mmsegmentation", "mmsegmentation", "numpy")
 
@@ -123,7 +128,7 @@ class DisjointSampler(Sampler):
 
     def leave_out(self, names: Collection[str]) -> None:
         """Only images by other names are left to do."""
-        self.left = [i for i in range(len(self.dataset)) if short_name(self.dataset.get_data_info(i)["img_path"]) not in names]
+        self.left = [i for i, name in enumerate(image_names(self.dataset)) if name not in names]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.left[get_rank() :: get_world_size()])
@@ -132,13 +137,28 @@ class DisjointSampler(Sampler):
         return len(self.left[get_rank() :: get_world_size()])
 
 
-def short_name(path: str) -> str:
+def short_name(path: str | os.PathLike) -> str:
     """What counts know an image by: its file's name and folder, wherever the dataset lies."""
     return "/".join(Path(path).parts[-2:])
 
 
-def dataset_fingerprint(dataset: Any) -> str:
-    """SHA-256 over the names and sizes in bytes of all images and labels of an mmseg dataset.
+def check_names(vocabulary: Vocabulary, dataset: BaseSegDataset) -> None:
+    """Raises SFPError where the names file and the dataset have different numbers of classes."""
+    classes = dataset.metainfo["classes"]
+    if len(vocabulary.names) != len(classes):
+        raise SFPError(
+            f"The names file has {len(vocabulary.names)} classes, but {type(dataset).__name__} has {len(classes)}; "
+            "give model.name_path a file with one line per class of the dataset, in its order."
+        )
+
+
+def image_names(dataset: BaseSegDataset) -> list[str]:
+    """The short names of an mmseg dataset's images, in its order."""
+    return [short_name(dataset.get_data_info(index)["img_path"]) for index in range(len(dataset))]
+
+
+def dataset_fingerprint(dataset: BaseSegDataset, files: Sequence[str] = ("img_path", "seg_map_path")) -> str:
+    """SHA-256 over the short names and sizes in bytes of all images and labels (or one of them) of an mmseg dataset.
 
     Raises:
         SFPError: a file is missing.
@@ -146,23 +166,37 @@ def dataset_fingerprint(dataset: Any) -> str:
     digest = hashlib.sha256()
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
-        for key in ("img_path", "seg_map_path"):
+        for key in files:
             path = Path(info[key])
             try:
-                digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+                digest.update(f"{short_name(path)} {path.stat().st_size}\n".encode())
             except OSError as error:
                 raise SFPError(f"{path} of {type(dataset).__name__} is missing; run tools/check_dataset.py on the data.") from error
     return digest.hexdigest()
 
 
-def code_fingerprint(*classes: type) -> str:
-    """SHA-256 over this package's source, and over the files of classes from elsewhere, such as an added method."""
+def code_fingerprint(method: type) -> str:
+    """SHA-256 over the code that makes a method's figures, without comments and docstrings: its own files, and the rooms that it uses.
+
+    Other methods' files take no part, so that work on one leaves the results of others valid.
+    """
     package = Path(__file__).parent
-    files = {*package.rglob("*.py"), *(Path(inspect.getsourcefile(cls)) for cls in classes)}
+    own = {Path(inspect.getsourcefile(cls)) for cls in method.__mro__ if issubclass(cls, Method)}
+    others = {Path(inspect.getsourcefile(METHODS.get(name))) for name in list_methods()} - own
+    rooms = (file for room in ("clip", "outliers", "methods", "pipeline") for file in (package / room).rglob("*.py"))
     digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in sorted({*rooms, *own, package / "counts.py", package / "segmentor.py"} - others):
+        digest.update(file.name.encode() + b"\0" + _code_alone(file.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()
+
+
+def _code_alone(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            del body[0]
+    return ast.dump(tree)
 
 
 @HOOKS.register_module()
@@ -206,32 +240,47 @@ class NamedFailures:
             ) from error
 
 
-def run_card(config_sha256: str, model: Any, dataset: Any) -> dict[str, str]:
-    """What the counts of a run depend on, by name: config, weights, dataset, code."""
-    method = model.pipeline.method
+def run_card(config_sha256: str, model: SFPSegmentor, dataset: BaseSegDataset) -> dict[str, str]:
+    """What the counts of a run depend on, by name: config, weights, dataset, code, and the kind of device."""
     return {
         "config": config_sha256,
         "weights": model.frozen.fingerprint,
         "dataset": dataset_fingerprint(dataset),
-        "code": code_fingerprint(type(method)),
+        "code": code_fingerprint(type(model.pipeline.method)),
         "device": f"{model.frozen.device.type} {model.frozen.precision}",
     }
 
 
-def write_results(path: Path, model: Any, dataset: Any, metric: ClassIoUMetric, card: Mapping[str, str], seconds: float) -> dict[str, Any]:
+def write_results(
+    path: Path,
+    model: SFPSegmentor,
+    task: Task,
+    dataset: BaseSegDataset,
+    metric: ClassIoUMetric,
+    card: Mapping[str, str],
+    seconds: float,
+    shared_with: Sequence[str] = (),
+) -> dict[str, Any]:
     """Write ``results.json`` whole: the figures, and the whole protocol that they hold for.
+
+    Args:
+        seconds: of this process; images that an interrupted run had done are not in it.
+        shared_with: further datasets of the same pass of the images, whose seconds these are, too.
 
     Returns:
         What was written. Metrics are percentages.
     """
     frozen, method, bank = model.frozen, model.pipeline.method, model.pipeline.text_bank
-    transforms = getattr(dataset.pipeline, "pipeline", dataset.pipeline).transforms
-    resize = next((step for step in transforms if type(step).__name__ == "Resize"), None)
+    names = [[] for _ in task.vocabulary.names]
+    for query, number in zip(task.vocabulary.queries, task.vocabulary.class_of_query, strict=True):
+        names[number].append(query)
     result = {
         "method": method.name,
         "options": method.options(),
+        "changed_options": method.changed_options(),
         "purify": method.purifier is not None,
         "pm": method.purifier.detector.name if method.purifier else None,
+        "purifier": repr(method.purifier.detector) if method.purifier else None,
         "backbone": frozen.name,
         "pretrained": frozen.pretrained,
         "weights_sha256": frozen.fingerprint,
@@ -241,10 +290,13 @@ def write_results(path: Path, model: Any, dataset: Any, metric: ClassIoUMetric, 
         **as_json(metric.figures, dataset.metainfo["classes"]),
         "images": metric.images,
         "seconds": round(seconds, 2),
+        "shared_with": list(shared_with),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "protocol": {**model.pipeline.protocol.as_dict(), "short_side": min(resize.scale) if resize else None},
-        "names": _queries_by_class(model.vocabulary),
+        "protocol": {**task.protocol.as_dict(), "short_side": short_side_of(dataset)},
+        "names": names,
+        "names_sha256": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
         "prompts": len(bank.prompts),
+        "prompts_sha256": hashlib.sha256(json.dumps(list(bank.prompts)).encode()).hexdigest(),
         "dataset_fingerprint": card["dataset"],
         "code_sha256": card["code"],
         "versions": {"python": platform.python_version(), **{p: v for p in _PACKAGES if (v := _version(p))}, "sfp": _version("sfp")},
@@ -255,17 +307,16 @@ def write_results(path: Path, model: Any, dataset: Any, metric: ClassIoUMetric, 
     return result
 
 
+def short_side_of(dataset: BaseSegDataset) -> int | None:
+    """To what a dataset's pipeline resizes the short side of its images."""
+    transforms = getattr(dataset.pipeline, "pipeline", dataset.pipeline).transforms
+    return next((min(step.scale) for step in transforms if type(step).__name__ == "Resize" and step.scale), None)
+
+
 def config_hash(cfg: Config) -> str:
     """SHA-256 of a config as read and overridden, wherever its folder lies."""
     text = json.dumps(cfg.to_dict(), sort_keys=True, default=str).replace(os.path.dirname(os.path.abspath(cfg.filename)), ".")
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _queries_by_class(vocabulary: Any) -> list[list[str]]:
-    groups: list[list[str]] = [[] for _ in vocabulary.names]
-    for query, number in zip(vocabulary.queries, vocabulary.class_of_query, strict=True):
-        groups[number].append(query)
-    return groups
 
 
 def _version(package: str) -> str | None:

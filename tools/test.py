@@ -40,7 +40,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     from sfp.config import check_dataset, read_config
     from sfp.counts import CountStore
-    from sfp.evaluation import ClassIoUMetric, NamedFailures, config_hash, run_card, write_results
+    from sfp.evaluation import ClassIoUMetric, NamedFailures, check_names, config_hash, run_card, write_results
 
     cfg = read_config(args.config, args.cfg_options)
     config_sha256 = config_hash(cfg)
@@ -58,11 +58,11 @@ def evaluate(args: argparse.Namespace) -> None:
         runner = Runner.from_cfg(cfg)
     except OSError as error:
         raise SFPError(f"The work dir {cfg.work_dir} can't be written ({error}); choose another with --work-dir.") from error
-    check_names(runner)
     dataset, model = runner.test_dataloader.dataset, getattr(runner.model, "module", runner.model)
     metric = next((metric for metric in runner.test_evaluator.metrics if isinstance(metric, ClassIoUMetric)), None)
     if metric is None:
         raise SFPError(f"test_evaluator of {args.config} has no ClassIoUMetric; set it to dict(type='ClassIoUMetric').")
+    check_names(model.vocabulary, dataset)
     card = run_card(config_sha256, model, dataset)
     store = CountStore(Path(cfg.work_dir) / "counts", card, get_rank())
     if args.fresh and is_main_process():
@@ -84,7 +84,7 @@ def evaluate(args: argparse.Namespace) -> None:
     barrier()
     if is_main_process():
         path = Path(cfg.work_dir) / "results.json"
-        result = write_results(path, model, dataset, metric, card, time.time() - started)
+        result = write_results(path, model, model.task, dataset, metric, card, time.time() - started)
         store.clear()  # a finished run is measured anew when it is asked for again
         print(
             f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  mAcc {result['mAcc']:.2f}  mIoU(present) {result['mIoU_present']:.2f}  "
@@ -92,17 +92,6 @@ def evaluate(args: argparse.Namespace) -> None:
         )
         if args.show_dir:
             print(f"pictures -> {args.show_dir / 'vis_data' / 'vis_image'}")
-
-
-def check_names(runner) -> None:
-    """Raises SFPError where the names file and the dataset have different numbers of classes."""
-    classes = runner.test_dataloader.dataset.metainfo["classes"]
-    names = getattr(runner.model, "module", runner.model).vocabulary.names
-    if len(names) != len(classes):
-        raise SFPError(
-            f"The names file has {len(names)} classes, but {type(runner.test_dataloader.dataset).__name__} has {len(classes)}; "
-            "give model.name_path a file with one line per class of the dataset, in its order."
-        )
 
 
 def prepare_launcher(cfg) -> None:
