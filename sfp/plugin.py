@@ -15,14 +15,10 @@ PAIRS = "mmcv-lite==2.1.0 with onedl-mmsegmentation==1.4.2 (no compiler needed),
 _MODULES = {
     "MODELS": "sfp.segmentor",
     "DATASETS": "sfp.datasets.mmseg_datasets",
-_MODULES = {
-    "MODELS": "sfp.segmentor",
-    "DATASETS": "sfp.datasets.mmseg_datasets",
     "TRANSFORMS": "sfp.datasets.wide_labels",
     "METRICS": "sfp.evaluation",
     "HOOKS": "sfp.evaluation",
     "DATA_SAMPLERS": "sfp.evaluation",
-}
 }
 
 
