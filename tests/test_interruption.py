@@ -89,12 +89,34 @@ def test_a_changed_config_is_refused_and_fresh_starts_again(folder, reference):
     assert result(folder, "changed") == reference
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_slurms_variables_start_ranks_too(folder, reference, monkeypatch):
+    """Two processes as srun starts them."""
+    for name, value in dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), SLURM_NTASKS="2", SLURM_LOCALID="0").items():
+        monkeypatch.setenv(name, value)
+    processes = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        processes.append(start(folder, "slurm", "--launcher", "slurm"))
+    for process in processes:
+        finish(process)
+    assert result(folder, "slurm") == reference
+
+
+@pytest.mark.parametrize("launcher", ["slurm"])
+def test_a_launcher_that_did_not_start_it(launcher, folder):
+    assert f"--launcher {launcher} needs" in finish(start(folder, "none", "--launcher", launcher), code=2)
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_equal_one(ranks, folder, reference):
     """3 ranks share 7 images as 3, 2, 2."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = free_port()
     torchrun = (
         sys.executable,
         "-m",

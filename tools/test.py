@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -95,14 +96,34 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def prepare_launcher(cfg) -> None:
-    """On machines without CUDA, start the gloo group here: mmengine's own launcher would call CUDA."""
+    """On machines without CUDA, start the gloo group here: mmengine's own launchers would call CUDA.
+
+    Raises:
+        SFPError: the launcher named did not start this process.
+    """
     import torch
     import torch.distributed as dist
 
-    if cfg.launcher == "pytorch" and not torch.cuda.is_available() and not dist.is_initialized():
-        if "RANK" not in os.environ:
-            raise SFPError("--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/test.py CONFIG --launcher pytorch")
-        dist.init_process_group("gloo")
+    started_by = {"pytorch": "RANK", "slurm": "SLURM_PROCID"}.get(cfg.launcher)
+    if started_by is None:
+        return
+    if started_by not in os.environ:
+        how = {"pytorch": "torchrun --nproc_per_node N tools/test.py CONFIG", "slurm": "srun -n N python tools/test.py CONFIG"}[
+            cfg.launcher
+        ]
+        raise SFPError(f"--launcher {cfg.launcher} needs {how.split()[0]}: {how} --launcher {cfg.launcher}")
+    if torch.cuda.is_available() or dist.is_initialized():
+        return
+    if cfg.launcher == "slurm":
+        slurm = dict(RANK="SLURM_PROCID", WORLD_SIZE="SLURM_NTASKS", LOCAL_RANK="SLURM_LOCALID")
+        os.environ.update({name: os.environ[own] for name, own in slurm.items()})
+        os.environ.setdefault("MASTER_PORT", "29500")
+        if "MASTER_ADDR" not in os.environ:
+            nodes = subprocess.run(
+                ["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]], capture_output=True, text=True, check=True
+            )
+            os.environ["MASTER_ADDR"] = nodes.stdout.split()[0]
+    dist.init_process_group("gloo")
 
 
 if __name__ == "__main__":
