@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,28 @@ def test_the_command_line(data, tmp_path):
     assert done.stdout.startswith("| method | backbone | Toyland |")
     empty = subprocess.run([*table[:2], str(tmp_path / "none")], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert empty.returncode == 2 and "error: There is no results.json" in empty.stderr
+
+
+SLOW = "ClearCLIP:purify=True,pm=IsolationForest,purify_layers=[8,9,10,11]"
+
+
+def test_a_killed_benchmark_leaves_no_worker_and_is_continued(data, tmp_path):
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "--methods", SLOW, "--datasets", "toyland", "--out", "grid"]
+    command += ["--cfg-options", "test_dataloader.dataset.scenes=5", "--devices", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = Cell(SLOW, "Toyland", "toyland", (), str(tmp_path / "grid")).folder
+    while not list(folder.glob("counts/rank0.jsonl")):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    time.sleep(1.5)  # the worker looks for its parent twice a second
+    lines = (folder / "counts/rank0.jsonl").read_bytes()
+    time.sleep(0.7)
+    assert (folder / "counts/rank0.jsonl").read_bytes() == lines
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((folder / "results.json").read_text())["images"] == 5
 
 
 class TestTable:

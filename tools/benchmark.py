@@ -7,8 +7,10 @@ python tools/benchmark.py --methods SFP "SFP:pm=L2,max_outliers=5" --backbones V
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +46,18 @@ def main() -> int:
 
 def work(args: argparse.Namespace) -> None:
     """A worker: evaluate one group of cells."""
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     require_mmseg()
     from sfp.grid import load_group, run_group
 
     run_group(load_group(args.run_group), fresh=args.fresh)
+
+
+def end_with_parent(parent: int) -> None:
+    """Leave as soon as the benchmark that started this worker is gone, so that a killed one leaves no workers behind."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 @dataclass
@@ -117,8 +127,6 @@ def run_all(groups: list[list], devices: list[str], args: argparse.Namespace) ->
 
 def start(number: int, group: list, device: str, args: argparse.Namespace) -> Worker:
     """Start a worker on a device."""
-    import os
-
     from sfp.grid import save_group
 
     folder = args.out / "logs"
