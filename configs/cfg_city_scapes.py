@@ -11,5 +11,11 @@ test_dataloader = dict(
         type="CityscapesDataset",
         data_root={{_base_.data_roots.cityscapes}},
         data_prefix=dict(img_path="leftImg8bit/val", seg_map_path="gtFine/val"),
+        pipeline=[
+            dict(type="LoadImageFromFile"),
+            dict(type="Resize", scale=(2048, short_side), keep_ratio=True),
+            dict(type="LoadAnnotations"),
+            dict(type="PackSegInputs"),
+        ],
     )
 )
