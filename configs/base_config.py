@@ -3,6 +3,7 @@
 sh scripts/test.sh configs/cfg_toyland.py --cfg-options model.purify=False
 sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.pm=LOF model.clip=ViT-L/14
 sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.method=SC-CLIP  # with the settings of configs/methods/SC-CLIP.py
+sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.method=CLIPSeg settings=tcl  # short side 448, windows 448/224
 """
 
 default_scope = "mmseg"
@@ -10,7 +11,16 @@ custom_imports = dict(imports=["sfp"], allow_failed_imports=False)
 
 # The folder of all datasets: the environment variable SFP_DATA, or data/ beside configs/.
 data = "{{$SFP_DATA:{{fileDirname}}/../data}}"
-data_roots = dict(toyland=f"{data}/toyland", voc2012=f"{data}/VOCdevkit/VOC2012", ade20k=f"{data}/ADEChallengeData2016")
+data_roots = dict(
+    toyland=f"{data}/toyland",
+    voc2012=f"{data}/VOCdevkit/VOC2012",
+    voc2010=f"{data}/VOCdevkit/VOC2010",  # Context, 59, 60 and 459 classes
+    coco_stuff164k=f"{data}/coco_stuff164k",
+    coco_object=f"{data}/coco_stuff164k",  # the same images; the labels' names differ
+    ade20k=f"{data}/ADEChallengeData2016",
+    ade20k_full=f"{data}/ADE20K_2021_17_01",  # 847 classes
+    cityscapes=f"{data}/cityscapes",
+)
 
 model = dict(
     type="SFPSegmentor",
@@ -45,11 +55,11 @@ test_dataloader = dict(
     num_workers=2,
     persistent_workers=False,
     drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False),
+    sampler=dict(type="DisjointSampler"),
     dataset=dict(pipeline=test_pipeline),
 )
 test_cfg = dict(type="TestLoop")
-test_evaluator = dict(type="ClassIoUMetric", iou_metrics=["mIoU"])
+test_evaluator = dict(type="ClassIoUMetric")
 
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))
 model_wrapper_cfg = dict(type="MMSeparateDistributedDataParallel")  # the default wrapper refuses a frozen model

@@ -1,4 +1,8 @@
-"""Configs of evaluations: a dataset's config, a method's own settings from ``configs/methods``, overrides, in this order."""
+"""Configs of evaluations: a dataset's config, a method's own settings from ``configs/methods``, overrides, in this order.
+
+``settings`` chooses the protocol: ``own`` (unless told) is that of the method's authors, ``common`` the dataset's config for all
+methods, ``tcl`` the common one with TCL's sizes, short side 448 and windows of 448 at stride 224, on any dataset.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,17 @@ from mmengine.config import Config, DictAction
 from sfp.errors import SFPError, unknown_choice
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+TCL = {"short_side": 448, "model.window": 448, "model.stride": 224}
 
 
 def read_config(file: str | Path, options: list[str]) -> Config:
     """A config with overrides ``KEY=VALUE``.
 
     ``model.method=NAME`` brings the settings of ``configs/methods/NAME.py``: its ``model``, what its ``datasets`` say
-    of the config's ``dataset``, and what its ``backbones`` say of both; with ``settings=common`` its ``model`` alone. A
-    method without such a file comes as published: ``purify`` and ``pm`` of the config are another method's. Further
-    overrides win. ``short_side`` is set in the dataset's pipeline.
+    of the config's ``dataset``, and what its ``backbones`` say of both; with ``settings=common`` or ``settings=tcl`` its
+    ``model`` alone. A method without such a file comes as published: ``purify`` and ``pm`` of the config are another
+    method's. ``settings=tcl`` then sets TCL's short side, window and stride. Further overrides win. ``short_side`` is set
+    in the dataset's pipeline.
 
     Raises:
         SFPError: no such file (the closest is offered), a mistake in it, or an option that isn't KEY=VALUE.
@@ -29,10 +35,12 @@ def read_config(file: str | Path, options: list[str]) -> Config:
         raise unknown_choice("config file", str(file), [str(p) for p in sorted(folder.glob("cfg_*.py"))])
     cfg = _from_file(path)
     overrides = _parse(options)
-    method = overrides.get("model.method")
+    method, settings = overrides.get("model.method"), overrides.get("settings", "own")
     if method is not None and "model" in cfg and method != cfg.model.get("method"):
         clip = overrides.get("model.clip", cfg.model.get("clip", ""))
-        _take_method(cfg, method, clip, common=overrides.get("settings") == "common")
+        _take_method(cfg, method, clip, common=settings != "own")
+    if settings == "tcl" and "model" in cfg:
+        cfg.merge_from_dict(TCL)
     cfg.merge_from_dict(overrides)
     for key in ("model", "test_dataloader", "test_evaluator"):
         if key not in cfg:
@@ -58,8 +66,8 @@ def _parse(options: list[str]) -> dict:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg-options", nargs="+", action=DictAction)
     overrides = parser.parse_args(["--cfg-options", *options]).cfg_options
-    if overrides.get("settings", "own") not in ("own", "common"):
-        raise unknown_choice("settings", overrides["settings"], ("own", "common"))
+    if overrides.get("settings", "own") not in ("own", "common", "tcl"):
+        raise unknown_choice("settings", overrides["settings"], ("own", "common", "tcl"))
     return overrides
 
 

@@ -1,55 +1,202 @@
-"""Evaluation under mmengine: IoU per class, a progress bar, and the ``results.json`` of a finished run."""
+"""Evaluation under mmengine: exact counts, disjoint shares for ranks, a progress bar, and ``results.json``."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import inspect
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger, print_log
 from mmengine.runner import Runner
-from mmseg.evaluation import IoUMetric
-from mmseg.registry import HOOKS, METRICS
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATA_SAMPLERS, HOOKS, METRICS
 from PIL import Image
+from prettytable import PrettyTable
+from torch.utils.data import Sampler
 from tqdm import tqdm
 
+from sfp.counts import CountStore, Figures, as_json, count_image, sum_counts
 from sfp.errors import SFPError
 from sfp.files import whole_file
+from sfp.methods import METHODS, Method, list_methods
+from sfp.pipeline import Task, Vocabulary
+from sfp.segmentor import SFPSegmentor
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "mmengine", "mmcv-lite", "mmcv", "onedl-mmsegmentation", "mmsegmentation", "numpy")
 
 
 @METRICS.register_module()
-class ClassIoUMetric(IoUMetric):
-    """mmseg's ``IoUMetric``, which also keeps what it found for each class.
+class ClassIoUMetric(BaseMetric):
+    """IoU of classes from exact integer counts per image, which are kept on disk while a run goes on.
+
+    The figures are those of mmseg's ``IoUMetric``, unrounded. A label out of range is an error. Ranks may have different
+    numbers of images; N ranks give what one gives, bit for bit.
+
+    Args:
+        ignore_index: label of pixels that are not evaluated.
+        iou_metrics: for configs that say ``["mIoU"]``; nothing else is measured.
 
     Attributes:
-        per_class: after ``compute_metrics``, metric name to values in percent, one per class, NaN where undefined.
-        images: how many images were counted.
+        figures: after ``evaluate``, the ``Figures``.
+        images: how many images they are of.
     """
 
-    per_class: dict[str, list[float]]
-    images: int = 0
+    default_prefix = None
+
+    def __init__(self, ignore_index: int = 255, iou_metrics: Sequence[str] = ("mIoU",), **kwargs: Any):
+        super().__init__(**kwargs)
+        if list(iou_metrics) != ["mIoU"]:
+            raise SFPError(
+                f"iou_metrics={list(iou_metrics)} of ClassIoUMetric; it measures ['mIoU'] alone, use mmseg's IoUMetric for others."
+            )
+        self.ignore_index = ignore_index
+        self.counts: dict[str, np.ndarray] = {}
+        self.store: CountStore | None = None
+        self.figures: Figures | None = None
+        self.images = 0
+
+    def resume(self, store: CountStore, classes: int) -> set[str]:
+        """Keep counts in a store from now on; returns the names of images that it has, on any rank."""
+        self.store = store
+        self.counts = store.read(classes)
+        self.counts = {name: counts for part in all_gather_object(self.counts) for name, counts in part.items()}
+        return set(self.counts)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        classes = len(self.dataset_meta["classes"])
+        for sample in data_samples:
+            name = short_name(sample["img_path"])
+            prediction, labels = (sample[key]["data"].squeeze(0) for key in ("pred_sem_seg", "gt_sem_seg"))
+            self.counts[name] = count_image(prediction, labels, classes, self.ignore_index, sample["seg_map_path"])
+            if self.store is not None:
+                self.store.add(name, self.counts[name])
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Figures over all ranks' images.
+
+        Raises:
+            SFPError: they are not as many as the dataset has.
+        """
+        everything = {name: counts for part in all_gather_object(self.counts) for name, counts in part.items()}
+        if len(everything) != size:
+            raise SFPError(f"{len(everything)} images were counted, but the dataset has {size}; two of its images may have one name.")
+        names = self.dataset_meta["classes"]
+        self.figures = Figures.of(sum_counts(everything.values(), len(names)))
+        self.images = size
+        self.counts = {}
+        metrics = {key: getattr(self.figures, key) for key in ("mIoU", "aAcc", "mAcc", "mIoU_present")}
+        if is_main_process():
+            table = PrettyTable(["Class", "IoU", "Acc"])
+            for name, iou, acc in zip(names, self.figures.iou, self.figures.acc, strict=True):
+                table.add_row([name, f"{iou:.2f}", f"{acc:.2f}"])
+            print_log(f"per class results:\n{table.get_string()}", MMLogger.get_current_instance())
+        return metrics
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        metrics = super().compute_metrics(results)
-        if self.format_only:
-            return metrics
-        totals = [sum(part) for part in zip(*results, strict=True)]
-        by_name = self.total_area_to_metrics(*totals, self.metrics, self.nan_to_num, self.beta)
-        self.per_class = {name: [float(v) * 100 for v in values] for name, values in by_name.items() if name != "aAcc"}
-        self.images = len(results)
-        return metrics
+        """Unused: ``evaluate`` gathers counts itself."""
+        return {}
+
+
+@DATA_SAMPLERS.register_module()
+class DisjointSampler(Sampler):
+    """Each rank's share of the images, none twice and none left out; no padding, so shares may differ by one.
+
+    Args:
+        dataset: the dataset.
+        shuffle, seed: for configs that name them; the order is always the dataset's.
+    """
+
+    def __init__(self, dataset: Sized, shuffle: bool = False, seed: int | None = None):
+        if shuffle:
+            raise SFPError("DisjointSampler is for testing and does not shuffle; set test_dataloader.sampler.shuffle to False.")
+        self.dataset = dataset
+        self.left: list[int] = list(range(len(dataset)))
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Only images by other names are left to do."""
+        self.left = [i for i, name in enumerate(image_names(self.dataset)) if name not in names]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.left[get_rank() :: get_world_size()])
+
+    def __len__(self) -> int:
+        return len(self.left[get_rank() :: get_world_size()])
+
+
+def short_name(path: str | os.PathLike) -> str:
+    """What counts know an image by: its file's name and folder, wherever the dataset lies."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def check_names(vocabulary: Vocabulary, dataset: BaseSegDataset) -> None:
+    """Raises SFPError where the names file and the dataset have different numbers of classes."""
+    classes = dataset.metainfo["classes"]
+    if len(vocabulary.names) != len(classes):
+        raise SFPError(
+            f"The names file has {len(vocabulary.names)} classes, but {type(dataset).__name__} has {len(classes)}; "
+            "give model.name_path a file with one line per class of the dataset, in its order."
+        )
+
+
+def image_names(dataset: BaseSegDataset) -> list[str]:
+    """The short names of an mmseg dataset's images, in its order."""
+    return [short_name(dataset.get_data_info(index)["img_path"]) for index in range(len(dataset))]
+
+
+def dataset_fingerprint(dataset: BaseSegDataset, files: Sequence[str] = ("img_path", "seg_map_path")) -> str:
+    """SHA-256 over the short names and sizes in bytes of all images and labels (or one of them) of an mmseg dataset.
+
+    Raises:
+        SFPError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        for key in files:
+            path = Path(info[key])
+            try:
+                digest.update(f"{short_name(path)} {path.stat().st_size}\n".encode())
+            except OSError as error:
+                raise SFPError(f"{path} of {type(dataset).__name__} is missing; run tools/check_dataset.py on the data.") from error
+    return digest.hexdigest()
+
+
+def code_fingerprint(method: type) -> str:
+    """SHA-256 over the code that makes a method's figures, without comments and docstrings: its own files, and the rooms that it uses.
+
+    Other methods' files take no part, so that work on one leaves the results of others valid.
+    """
+    package = Path(__file__).parent
+    own = {Path(inspect.getsourcefile(cls)) for cls in method.__mro__ if issubclass(cls, Method)}
+    others = {Path(inspect.getsourcefile(METHODS.get(name))) for name in list_methods()} - own
+    rooms = (file for room in ("clip", "outliers", "methods", "pipeline") for file in (package / room).rglob("*.py"))
+    digest = hashlib.sha256()
+    for file in sorted({*rooms, *own, package / "counts.py", package / "segmentor.py"} - others):
+        digest.update(file.name.encode() + b"\0" + _code_alone(file.read_text(encoding="utf-8")).encode())
+    return digest.hexdigest()
+
+
+def _code_alone(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            del body[0]
+    return ast.dump(tree)
 
 
 @HOOKS.register_module()
@@ -93,56 +240,83 @@ class NamedFailures:
             ) from error
 
 
-def write_results(path: Path, runner: Runner, config_sha256: str, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
-    """Write ``results.json`` whole: method, backbone, dataset, metrics, per-class IoU, versions, config hash.
+def run_card(config_sha256: str, model: SFPSegmentor, dataset: BaseSegDataset) -> dict[str, str]:
+    """What the counts of a run depend on, by name: config, weights, dataset, code, and the kind of device."""
+    return {
+        "config": config_sha256,
+        "weights": model.frozen.fingerprint,
+        "dataset": dataset_fingerprint(dataset),
+        "code": code_fingerprint(type(model.pipeline.method)),
+        "device": f"{model.frozen.device.type} {model.frozen.precision}",
+    }
+
+
+def write_results(
+    path: Path,
+    model: SFPSegmentor,
+    task: Task,
+    dataset: BaseSegDataset,
+    metric: ClassIoUMetric,
+    card: Mapping[str, str],
+    seconds: float,
+    shared_with: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write ``results.json`` whole: the figures, and the whole protocol that they hold for.
+
+    Args:
+        seconds: of this process; images that an interrupted run had done are not in it.
+        shared_with: further datasets of the same pass of the images, whose seconds these are, too.
 
     Returns:
         What was written. Metrics are percentages.
     """
-    model = getattr(runner.model, "module", runner.model)
-    metric = next(m for m in runner.test_evaluator.metrics if isinstance(m, ClassIoUMetric))
-    classes = runner.test_dataloader.dataset.metainfo["classes"]
-    frozen, method = model.frozen, model.pipeline.method
-    ious = metric.per_class["IoU"]
+    frozen, method, bank = model.frozen, model.pipeline.method, model.pipeline.text_bank
+    names = [[] for _ in task.vocabulary.names]
+    for query, number in zip(task.vocabulary.queries, task.vocabulary.class_of_query, strict=True):
+        names[number].append(query)
     result = {
         "method": method.name,
+        "options": method.options(),
+        "changed_options": method.changed_options(),
         "purify": method.purifier is not None,
         "pm": method.purifier.detector.name if method.purifier else None,
+        "purifier": repr(method.purifier.detector) if method.purifier else None,
         "backbone": frozen.name,
         "pretrained": frozen.pretrained,
         "weights_sha256": frozen.fingerprint,
         "precision": frozen.precision,
         "device": str(frozen.device),
-        "dataset": type(runner.test_dataloader.dataset).__name__,
-        "mIoU": float(np.nanmean(ious)),
-        "aAcc": float(metrics["aAcc"]),
-        "mAcc": float(np.nanmean(metric.per_class["Acc"])),
-        "IoU_per_class": {name: None if np.isnan(iou) else iou for name, iou in zip(classes, ious, strict=True)},
+        "dataset": type(dataset).__name__,
+        **as_json(metric.figures, dataset.metainfo["classes"]),
         "images": metric.images,
         "seconds": round(seconds, 2),
+        "shared_with": list(shared_with),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "protocol": model.pipeline.protocol.as_dict(),
-        "names": _queries_by_class(model.vocabulary),
-        "prompts": len(model.pipeline.text_bank.prompts),
+        "protocol": {**task.protocol.as_dict(), "short_side": short_side_of(dataset)},
+        "names": names,
+        "names_sha256": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+        "prompts": len(bank.prompts),
+        "prompts_sha256": hashlib.sha256(json.dumps(list(bank.prompts)).encode()).hexdigest(),
+        "dataset_fingerprint": card["dataset"],
+        "code_sha256": card["code"],
         "versions": {"python": platform.python_version(), **{p: v for p in _PACKAGES if (v := _version(p))}, "sfp": _version("sfp")},
-        "config_sha256": config_sha256,
+        "config_sha256": card["config"],
     }
     with whole_file(path) as partial:
         partial.write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
+def short_side_of(dataset: BaseSegDataset) -> int | None:
+    """To what a dataset's pipeline resizes the short side of its images."""
+    transforms = getattr(dataset.pipeline, "pipeline", dataset.pipeline).transforms
+    return next((min(step.scale) for step in transforms if type(step).__name__ == "Resize" and step.scale), None)
+
+
 def config_hash(cfg: Config) -> str:
     """SHA-256 of a config as read and overridden, wherever its folder lies."""
     text = json.dumps(cfg.to_dict(), sort_keys=True, default=str).replace(os.path.dirname(os.path.abspath(cfg.filename)), ".")
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _queries_by_class(vocabulary: Any) -> list[list[str]]:
-    groups: list[list[str]] = [[] for _ in vocabulary.names]
-    for query, number in zip(vocabulary.queries, vocabulary.class_of_query, strict=True):
-        groups[number].append(query)
-    return groups
 
 
 def _version(package: str) -> str | None:

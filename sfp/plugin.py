@@ -12,7 +12,14 @@ from importlib.util import find_spec
 from sfp.errors import SFPError
 
 PAIRS = "mmcv-lite==2.1.0 with onedl-mmsegmentation==1.4.2 (no compiler needed), or full mmcv>=2.0.0,<2.2.0 with mmsegmentation==1.2.2"
-_MODULES = {"MODELS": "sfp.segmentor", "DATASETS": "sfp.datasets.mmseg_datasets", "METRICS": "sfp.evaluation", "HOOKS": "sfp.evaluation"}
+_MODULES = {
+    "MODELS": "sfp.segmentor",
+    "DATASETS": "sfp.datasets.mmseg_datasets",
+    "TRANSFORMS": "sfp.datasets.wide_labels",
+    "METRICS": "sfp.evaluation",
+    "HOOKS": "sfp.evaluation",
+    "DATA_SAMPLERS": "sfp.evaluation",
+}
 
 
 def register_with_mmseg() -> None:

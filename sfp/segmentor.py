@@ -17,7 +17,7 @@ from torch import Tensor
 from sfp.clip import load_clip
 from sfp.clip.text_bank import TextBank
 from sfp.methods import build_method
-from sfp.pipeline import Pipeline, Protocol, Vocabulary
+from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
 from sfp.result import palette_for
 
 
@@ -82,6 +82,11 @@ class SFPSegmentor(BaseSegmentor):
         self.align_corners = False
         names = self.vocabulary.names
         self.dataset_meta = dict(classes=names, palette=palette_for(names).tolist())
+
+    @property
+    def task(self) -> Task:
+        """What is asked of each image."""
+        return Task(self.vocabulary, self.text, self.pipeline.protocol)
 
     @torch.inference_mode()
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -133,19 +132,6 @@ def test_a_second_start_encodes_no_text(data, tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "cache")]
     assert "encoded 1280" in run(command, tmp_path).stdout
     assert "encoded 0" in run(command, tmp_path).stdout
-
-
-def test_two_gloo_ranks_equal_one(data, results, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", port]
-    run(
-        [*torchrun, *TEST[1:], TOYLAND, "--work-dir", "two", "--launcher", "pytorch", "--cfg-options", FEW],
-        tmp_path, SFP_DATA=str(data), OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    two = json.loads((tmp_path / "two/results.json").read_text())
-    assert two["images"] == 6 and abs(two["mIoU"] - results["SFP"]["mIoU"]) < 0.02
 
 
 class TestMistakes:

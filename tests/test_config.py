@@ -14,6 +14,10 @@ from sfp.methods import METHODS, list_methods
 from sfp.pipeline import Vocabulary
 
 DATASETS = sorted(path.stem.removeprefix("cfg_") for path in CONFIGS.glob("cfg_*.py"))
+CLASSES = dict(
+    toyland=16, voc20=20, voc21=21, context59=59, context60=60, coco_object=81, coco_stuff164k=171, ade20k=150, city_scapes=19,
+    ade847=847, context459=459,
+)  # fmt: skip
 
 
 def read(dataset: str, *options: str):
@@ -23,6 +27,14 @@ def read(dataset: str, *options: str):
 def scale(cfg) -> tuple[int, int]:
     (resize,) = [step for step in cfg.test_dataloader.dataset.pipeline if step.type == "Resize"]
     return tuple(resize.scale)
+
+
+def vocabulary(cfg) -> Vocabulary:
+    return Vocabulary.from_file(cfg.model.name_path, cfg.model.get("name_separator", ", "))
+
+
+def test_the_ten_datasets_and_toyland():
+    assert sorted(CLASSES) == DATASETS
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -40,8 +52,7 @@ def test_every_method_has_settings_that_its_options_take(method, dataset):
     METHODS.check_options(method, options)
     assert cfg.model.method == method and cfg.dataset == dataset
     assert cfg.model.purify is (True if method in ("SFP", "SFP-release") else None)
-    names = Vocabulary.from_file(cfg.model.name_path).names
-    assert len(names) == {"toyland": 16, "voc20": 20, "voc21": 21, "ade20k": 150}.get(dataset, len(names))
+    assert len(vocabulary(cfg).names) == CLASSES[dataset]
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "methods").glob("*.py")), ids=lambda path: path.stem)
@@ -50,20 +61,7 @@ def test_every_settings_file_is_of_a_method_and_names_known_datasets(path):
 
     settings = Config.fromfile(path)
     assert settings.model.method == path.stem and path.stem in list_methods()
-    known = [
-        "toyland",
-        "voc20",
-        "voc21",
-        "context59",
-        "context60",
-        "coco_object",
-        "coco_stuff164k",
-        "ade20k",
-        "city_scapes",
-        "ade847",
-        "context459",
-    ]
-    assert set(settings.get("datasets", {})) <= set(known)
+    assert set(settings.get("datasets", {})) <= set(CLASSES)
 
 
 class TestThresholds:
@@ -80,6 +78,38 @@ class TestThresholds:
             ("ClearCLIP", "voc20", dict(logit_scale=50, prob_thd=0.0, window=448, stride=224), 448),
             ("ProxyCLIP", "voc21", dict(logit_scale=40, prob_thd=0.2, area_thd=None, window=336, stride=112), 336),
             ("ProxyCLIP", "ade20k", dict(window=336, stride=112), 448),
+            ("SCLIP", "context60", dict(logit_scale=50, prob_thd=0.1, area_thd=None), 336),
+            ("SCLIP", "coco_object", dict(logit_scale=50, prob_thd=0.1, window=224, stride=112), 336),
+            ("SCLIP", "coco_stuff164k", dict(logit_scale=40, prob_thd=0.0), 448),
+            ("SCLIP", "city_scapes", dict(logit_scale=40, prob_thd=0.0, window=224, stride=112), 560),
+            ("SC-CLIP", "context60", dict(logit_scale=40, prob_thd=0.15), 336),
+            ("SC-CLIP", "coco_object", dict(logit_scale=55, prob_thd=0.35), 336),
+            ("SC-CLIP", "coco_stuff164k", dict(logit_scale=40, prob_thd=0.0), 336),
+            ("SC-CLIP", "city_scapes", dict(window=224, stride=112), 560),
+            ("NACLIP", "context59", dict(window=224, pamr_iterations=10), 336),
+            ("NACLIP", "context60", dict(logit_scale=40, prob_thd=0.1, pamr_iterations=10), 336),
+            ("NACLIP", "coco_object", dict(logit_scale=40, prob_thd=0.1), 336),
+            ("NACLIP", "city_scapes", dict(window=224, pamr_iterations=10), 560),
+            ("ClearCLIP", "context59", dict(logit_scale=50, prob_thd=0.0, window=448, stride=224), 448),
+            ("ClearCLIP", "context60", dict(logit_scale=50, prob_thd=0.15), 448),
+            ("ClearCLIP", "coco_object", dict(logit_scale=50, prob_thd=0.4, window=448, stride=224), 448),
+            ("ClearCLIP", "coco_stuff164k", dict(logit_scale=50, window=448), 448),
+            ("ClearCLIP", "city_scapes", dict(logit_scale=50, window=224, stride=224), 448),
+            ("ProxyCLIP", "context60", dict(logit_scale=40, prob_thd=0.15, window=336, stride=112), 336),
+            ("ProxyCLIP", "coco_object", dict(logit_scale=40, prob_thd=0.25, window=336), 336),
+            ("ProxyCLIP", "city_scapes", dict(window=224, stride=112), 448),
+            ("ProxyCLIP", "ade847", dict(window=336, stride=112, name_separator="; "), 448),
+            ("ProxyCLIP", "context459", dict(window=336, stride=112), 448),
+            ("SFP-release", "context59", dict(logit_scale=40, prob_thd=0.0, window=224, stride=112), 336),
+            ("SFP-release", "context60", dict(logit_scale=40, prob_thd=0.15, area_thd=None), 336),
+            ("SFP-release", "coco_object", dict(logit_scale=55, prob_thd=0.35), 336),
+            ("SFP-release", "coco_stuff164k", dict(logit_scale=40, prob_thd=0.0), 336),
+            ("SFP-release", "city_scapes", dict(logit_scale=40, prob_thd=0.0, window=224, stride=112), 560),
+            ("SFP", "city_scapes", dict(method="SFP", purify=True), 560),
+            ("CLIP", "context60", dict(logit_scale=40, prob_thd=0.05), 336),
+            ("CLIP", "coco_object", dict(logit_scale=40, prob_thd=0.1), 336),
+            ("CLIPtrase", "coco_object", dict(window=0, cluster_vote="majority", logit_scale=40, prob_thd=0.0), 224),
+            ("MaskCLIP", "context459", dict(prompts="imagenet85"), 336),
             ("SFP-release", "voc21", dict(logit_scale=50, prob_thd=0.15, area_thd=0.1), 336),
             ("SFP-release", "ade20k", dict(logit_scale=40), 384),
             ("CLIPtrase", "voc20", dict(window=0, cluster_vote="majority", class_scores=True), 224),
@@ -95,16 +125,31 @@ class TestThresholds:
     def test_vit_l_14_has_thresholds_of_its_own_in_sfps_code(self):
         assert read("voc21", "model.method=SFP-release", "model.clip=ViT-L/14").model.prob_thd == 0.2
         assert read("voc21", "model.method=SFP-release", "model.clip=ViT-L-14-quickgelu").model.prob_thd == 0.2
+        assert read("coco_object", "model.method=SFP-release", "model.clip=ViT-L/14").model.prob_thd == 0.25
 
     def test_names_files(self):
         def query(method: str, dataset: str) -> list[str]:
-            return list(Vocabulary.from_file(read(dataset, f"model.method={method}").model.name_path).queries)
+            return list(vocabulary(read(dataset, f"model.method={method}")).queries)
 
         assert len(query("SCLIP", "voc20")) == 30 and len(query("SCLIP", "voc21")) == 56
         assert "person in shirt" in query("SC-CLIP", "voc21") and "people in shirt" in query("SFP-release", "voc21")
         assert query("ClearCLIP", "voc21")[0] == "background" and len(query("ClearCLIP", "voc21")) == 21
         assert len(query("ProxyCLIP", "voc21")) == 26 + 20 and "tvmonitor" in query("ProxyCLIP", "voc20")
         assert len(query("CLIPtrase", "voc21")) == 32 + 20  # 33 less the second "bed"
+        for method in ("SCLIP", "NACLIP", "SC-CLIP", "SFP", "SFP-release"):
+            assert len(query(method, "coco_object")) == 113 and "people" not in query(method, "coco_object")
+        assert len(query("ProxyCLIP", "coco_object")) == len(query("CLIP", "coco_object")) == 17 + 80
+        assert query("ClearCLIP", "coco_object")[:2] == ["background", "person"] and len(query("ClearCLIP", "coco_object")) == 81
+        assert len(query("CLIPtrase", "coco_object")) == 107 + 80
+        for method in set(list_methods()) - {"CLIPtrase"}:  # it has no settings for Cityscapes
+            assert query(method, "city_scapes")[11] == ("people" if method.startswith("SFP") else "person")
+        assert query("SFP", "city_scapes")[6:8] == ["trafficlight", "trafficsign"]
+        assert query("SFP", "coco_stuff164k")[9] == "trafficlight" and query("CLIPtrase", "coco_stuff164k")[9] == "traffic light"
+        assert query("SFP", "ade20k")[44] == "chestofdrawers" and query("CLIPtrase", "ade20k")[44] == "chest of drawers"
+        assert query("SFP", "context60")[0] == "background" and query("SFP", "context60")[1:] == query("SFP", "context59")
+        assert "table" in query("SFP", "context59") and "diningtable" in query("CLIPtrase", "context59")
+        assert query("SFP", "context459")[430] == "unknown"
+        assert len(query("SFP", "ade847")) == 847 and query("SFP", "ade847")[1] == "building, edifice"
 
 
 class TestOrder:
@@ -117,6 +162,18 @@ class TestOrder:
         for key in ("window", "stride", "logit_scale", "prob_thd", "area_thd", "name_path"):
             assert common.model[key] == own.model[key]
         assert common.model.purify is None and scale(common) == (2048, 336)
+
+    @pytest.mark.parametrize("dataset", DATASETS)
+    @pytest.mark.parametrize("method", ["SFP", "CLIPtrase", "ProxyCLIP"])
+    def test_tcl_is_the_common_protocol_in_tcls_sizes(self, method, dataset):
+        tcl, common = (read(dataset, f"model.method={method}", f"settings={settings}") for settings in ("tcl", "common"))
+        assert scale(tcl) == (2048, 448) and (tcl.model.window, tcl.model.stride) == (448, 224)
+        sizes = dict(window=448, stride=224)
+        assert {**common.model, **sizes} == dict(tcl.model)
+
+    def test_overrides_win_over_tcl(self):
+        cfg = read("voc21", "settings=tcl", "model.stride=112", "short_side=336")
+        assert (cfg.model.window, cfg.model.stride) == (448, 112) and scale(cfg) == (2048, 336)
 
     def test_the_configs_own_method_keeps_its_edits(self, tmp_path):
         (tmp_path / "cfg.py").write_text(f'_base_ = ["{CONFIGS}/cfg_voc21.py"]\nmodel = dict(purify=False)\n')

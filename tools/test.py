@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ def main() -> int:
     parser.add_argument("--work-dir", type=Path, help="where results.json and logs go (default: work_dirs/<config's name>)")
     parser.add_argument("--show-dir", type=Path, help="draw each image's labels beside the truth into this folder")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys, such as model.pm=L2")
+    parser.add_argument("--fresh", action="store_true", help="forget an interrupted run in the work dir instead of continuing it")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="how ranks were started")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(evaluate, parser.parse_args())
@@ -34,11 +36,12 @@ def evaluate(args: argparse.Namespace) -> None:
         SFPError: wrong config, options, data or weights.
     """
     require_mmseg()
-    from mmengine.dist import get_world_size, is_main_process
+    from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
     from mmengine.runner import Runner
 
     from sfp.config import check_dataset, read_config
-    from sfp.evaluation import NamedFailures, config_hash, write_results
+    from sfp.counts import CountStore
+    from sfp.evaluation import ClassIoUMetric, NamedFailures, check_names, config_hash, run_card, write_results
 
     cfg = read_config(args.config, args.cfg_options)
     config_sha256 = config_hash(cfg)
@@ -56,46 +59,71 @@ def evaluate(args: argparse.Namespace) -> None:
         runner = Runner.from_cfg(cfg)
     except OSError as error:
         raise SFPError(f"The work dir {cfg.work_dir} can't be written ({error}); choose another with --work-dir.") from error
-    check_names(runner)
-    dataset = runner.test_dataloader.dataset
+    dataset, model = runner.test_dataloader.dataset, getattr(runner.model, "module", runner.model)
+    metric = next((metric for metric in runner.test_evaluator.metrics if isinstance(metric, ClassIoUMetric)), None)
+    if metric is None:
+        raise SFPError(f"test_evaluator of {args.config} has no ClassIoUMetric; set it to dict(type='ClassIoUMetric').")
+    check_names(model.vocabulary, dataset)
+    card = run_card(config_sha256, model, dataset)
+    store = CountStore(Path(cfg.work_dir) / "counts", card, get_rank())
+    if args.fresh and is_main_process():
+        store.clear()
+    barrier()
+    done = metric.resume(store, len(dataset.metainfo["classes"]))
+    if done and is_main_process():
+        print(f"continuing: {len(done)} of {len(dataset)} images are done (--fresh starts again)")
+    runner.test_dataloader.sampler.leave_out(done)
     dataset.pipeline = NamedFailures(dataset.pipeline)
     started = time.time()
     try:
-        metrics = runner.test()
+        runner.test()
     except SFPError:
         print(file=sys.stderr)  # end the progress bar's line
         raise
+    finally:
+        store.close()
+    barrier()
     if is_main_process():
         path = Path(cfg.work_dir) / "results.json"
-        result = write_results(path, runner, config_sha256, metrics, time.time() - started)
+        result = write_results(path, model, model.task, dataset, metric, card, time.time() - started)
+        store.clear()  # a finished run is measured anew when it is asked for again
         print(
-            f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  mAcc {result['mAcc']:.2f}  "
+            f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  mAcc {result['mAcc']:.2f}  mIoU(present) {result['mIoU_present']:.2f}  "
             f"({result['images']} images, {result['seconds']:.0f} s, {get_world_size()} rank(s)) -> {path}"
         )
         if args.show_dir:
             print(f"pictures -> {args.show_dir / 'vis_data' / 'vis_image'}")
 
 
-def check_names(runner) -> None:
-    """Raises SFPError where the names file and the dataset have different numbers of classes."""
-    classes = runner.test_dataloader.dataset.metainfo["classes"]
-    names = getattr(runner.model, "module", runner.model).vocabulary.names
-    if len(names) != len(classes):
-        raise SFPError(
-            f"The names file has {len(names)} classes, but {type(runner.test_dataloader.dataset).__name__} has {len(classes)}; "
-            "give model.name_path a file with one line per class of the dataset, in its order."
-        )
-
-
 def prepare_launcher(cfg) -> None:
-    """On machines without CUDA, start the gloo group here: mmengine's own launcher would call CUDA."""
+    """On machines without CUDA, start the gloo group here: mmengine's own launchers would call CUDA.
+
+    Raises:
+        SFPError: the launcher named did not start this process.
+    """
     import torch
     import torch.distributed as dist
 
-    if cfg.launcher == "pytorch" and not torch.cuda.is_available() and not dist.is_initialized():
-        if "RANK" not in os.environ:
-            raise SFPError("--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/test.py CONFIG --launcher pytorch")
-        dist.init_process_group("gloo")
+    started_by = {"pytorch": "RANK", "slurm": "SLURM_PROCID"}.get(cfg.launcher)
+    if started_by is None:
+        return
+    if started_by not in os.environ:
+        how = {"pytorch": "torchrun --nproc_per_node N tools/test.py CONFIG", "slurm": "srun -n N python tools/test.py CONFIG"}[
+            cfg.launcher
+        ]
+        raise SFPError(f"--launcher {cfg.launcher} needs {how.split()[0]}: {how} --launcher {cfg.launcher}")
+    if torch.cuda.is_available() or dist.is_initialized():
+        return
+    if cfg.launcher == "slurm":
+        slurm = dict(RANK="SLURM_PROCID", WORLD_SIZE="SLURM_NTASKS", LOCAL_RANK="SLURM_LOCALID")
+        os.environ.update({name: os.environ[own] for name, own in slurm.items()})
+        os.environ.setdefault("MASTER_PORT", "29500")
+        if "MASTER_ADDR" not in os.environ:
+            nodes = subprocess.run(
+                ["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]], capture_output=True, text=True, check=True
+            )
+            os.environ["MASTER_ADDR"] = nodes.stdout.split()[0]
+    dist.init_process_group("gloo")
 
 
 if __name__ == "__main__":

@@ -17,4 +17,6 @@ datasets = dict(
     coco_stuff164k=dict(short_side=448, model=tcl),
     ade20k=dict(short_side=448, model=tcl),
     city_scapes=dict(short_side=448, model=tcl),
+    ade847=dict(short_side=448, model=tcl),
+    context459=dict(short_side=448, model=tcl),
 )

@@ -7,8 +7,12 @@ datasets = dict(
     voc21=dict(short_side=448, model=dict(name_path="{{ fileDirname }}/../cls_voc21_clearclip.txt", prob_thd=0.5, area_thd=None, **own)),
     context59=dict(short_side=448, model=own),
     context60=dict(short_side=448, model=dict(prob_thd=0.15, **own)),
-    coco_object=dict(short_side=448, model=dict(prob_thd=0.4, **own)),
+    coco_object=dict(short_side=448, model=dict(name_path="{{ fileDirname }}/../cls_coco_object_clearclip.txt", prob_thd=0.4, **own)),
     coco_stuff164k=dict(short_side=448, model=own),
     ade20k=dict(short_side=448, model=own),
-    city_scapes=dict(short_side=448, model=dict(window=224, stride=224, logit_scale=50)),
+    city_scapes=dict(
+        short_side=448, model=dict(name_path="{{ fileDirname }}/../cls_city_scapes_sclip.txt", window=224, stride=224, logit_scale=50)
+    ),
+    ade847=dict(short_side=448, model=own),
+    context459=dict(short_side=448, model=own),
 )

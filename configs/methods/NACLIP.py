@@ -12,5 +12,7 @@ datasets = dict(
     coco_object=dict(model=dict(logit_scale=40, prob_thd=0.1, **pamr)),
     coco_stuff164k=dict(model=pamr),
     ade20k=dict(model=pamr),
-    city_scapes=dict(model=pamr),
+    city_scapes=dict(model=dict(name_path="{{ fileDirname }}/../cls_city_scapes_sclip.txt", **pamr)),
+    ade847=dict(model=pamr),
+    context459=dict(model=pamr),
 )

@@ -7,4 +7,5 @@ datasets = dict(
     context60=dict(model=dict(logit_scale=50, prob_thd=0.1)),
     coco_object=dict(model=dict(logit_scale=50, prob_thd=0.1)),
     coco_stuff164k=dict(short_side=448),
+    city_scapes=dict(model=dict(name_path="{{ fileDirname }}/../cls_city_scapes_sclip.txt")),
 )

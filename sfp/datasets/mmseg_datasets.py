@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mmseg.datasets import BaseSegDataset
+from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalContextDataset, PascalContextDataset59
 from mmseg.registry import DATASETS
 
 from sfp.datasets import toyland
+from sfp.errors import SFPError
+from sfp.pipeline import Vocabulary
 
 
 @DATASETS.register_module()
@@ -29,6 +31,74 @@ class PascalVOC20Dataset(BaseSegDataset):
 
     def __init__(self, img_suffix: str = ".jpg", seg_map_suffix: str = ".png", reduce_zero_label: bool = True, **kwargs: Any):
         super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label, **kwargs)
+
+
+@DATASETS.register_module()
+class PascalContext59Dataset(PascalContextDataset59):
+    """PASCAL Context without background: mmseg's class under the name that the papers' configs use."""
+
+
+@DATASETS.register_module()
+class PascalContext60Dataset(PascalContextDataset):
+    """PASCAL Context with background as class 0: mmseg's class under the name that the papers' configs use."""
+
+
+@DATASETS.register_module()
+class COCOObjectDataset(BaseSegDataset):
+    """COCO's 80 things as classes 1 to 80; all other pixels are class 0, none is ignored."""
+
+    METAINFO = dict(
+        classes=("background", *COCOStuffDataset.METAINFO["classes"][:80]),
+        palette=[[0, 0, 0], *COCOStuffDataset.METAINFO["palette"][:80]],
+    )
+
+    def __init__(self, img_suffix: str = ".jpg", seg_map_suffix: str = "_instanceTrainIds.png", **kwargs: Any):
+        super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
+
+
+class _NamedByFile(BaseSegDataset):
+    """A large vocabulary: classes are the lines of a file, labels have 16 bits, so its pipeline needs ``LoadWideLabels``.
+
+    Args:
+        name_path: one class per line, commas belonging to the name.
+
+    Raises:
+        SFPError: no such file, or not ``COUNT`` lines.
+    """
+
+    COUNT: int
+
+    def __init__(
+        self,
+        name_path: str | os.PathLike,
+        img_suffix: str = ".jpg",
+        seg_map_suffix: str = ".tif",
+        ignore_index: int = 65535,
+        **kwargs: Any,
+    ):
+        names = Vocabulary.from_file(name_path, "\n").names
+        if len(names) != self.COUNT:
+            raise SFPError(
+                f"The names file {name_path} has {len(names)} lines, but {type(self).__name__} has {self.COUNT} classes; "
+                "set test_dataloader.dataset.name_path to a file with one line per class, in their order."
+            )
+        super().__init__(
+            metainfo=dict(classes=names), img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, ignore_index=ignore_index, **kwargs
+        )
+
+
+@DATASETS.register_module()
+class ADE847Dataset(_NamedByFile):
+    """ADE20K's full annotation with its 847 most frequent classes, numbered from 0."""
+
+    COUNT = 847
+
+
+@DATASETS.register_module()
+class PascalContext459Dataset(_NamedByFile):
+    """PASCAL Context with all its 459 classes, numbered from 0."""
+
+    COUNT = 459
 
 
 @DATASETS.register_module()

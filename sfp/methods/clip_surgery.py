@@ -43,15 +43,20 @@ class CLIPSurgery(Method):
         original, new = second_path(self, windows, self.blocks, term)
         return torch.cat([original[:, :1], new[:, 1:]], 1)
 
-    @torch.inference_mode()
-    def scores(self, windows: Tensor, text: Tensor) -> Tensor:
+    def see(self, windows: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Unit patch features (B, h, w, D); for feature surgery also the class token's (B, D)."""
         if not self.feature_surgery:
-            return super().scores(windows, text)
-        features = unit(self.trunk.readout(self._new_path(windows.to(self.clip.device))))
-        patches = features[:, 1:].unflatten(1, self.trunk.grid_of(*windows.shape[-2:]))
+            return super().see(windows)
+        features = unit(self.trunk.readout(self._new_path(windows)))
+        return features[:, 1:].unflatten(1, self.trunk.grid_of(*windows.shape[-2:])), features[:, 0]
+
+    def compare(self, seen: Tensor | tuple[Tensor, Tensor], text: Tensor) -> Tensor:
+        if not self.feature_surgery:
+            return super().compare(seen, text)
+        patches, cls = seen
         if len(text) == 1:
             return patches @ (text - self._empty_text).T
-        importance = (2 * features[:, 0] @ text.T).softmax(-1)  # (B, Q)
+        importance = (2 * cls @ text.T).softmax(-1)  # (B, Q)
         weighted = (patches @ text.T) * (importance / importance.mean(-1, keepdim=True))[:, None, None]
         return weighted - weighted.mean(-1, keepdim=True)
 

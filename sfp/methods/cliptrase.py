@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,26 +63,31 @@ class CLIPtrase(Method):
         tokens = self._last(self.stream(windows, Hook(cosines, [self.trunk.layers - 1])))
         return tokens, (found[0][:, 1:, 1:] - found[0][:, :1, 1:]).clamp_min(0)
 
-    @torch.inference_mode()
-    def scores(self, windows: Tensor, text: Tensor) -> Tensor:
-        """Cosines (B, h, w, Q); with the vote at the windows' pixels, (B, H, W, Q)."""
+    def see(self, windows: Tensor) -> Any:
+        """Unit patch features; with the vote or class scores those of the class token, too, the windows' size and their clusters."""
         if self.cluster_vote is None and not self.class_scores:
-            return super().scores(windows, text)
+            return super().see(windows)
         size, grid = windows.shape[-2:], self.trunk.grid_of(*windows.shape[-2:])
-        tokens, affinity = self.affinity(windows.to(self.clip.device))
-        features = unit(self.trunk.readout(tokens))
-        scores = features[:, 1:] @ text.T  # (B, N, Q)
-        if self.class_scores:
-            scores = scores * (100 * features[:, :1] @ text.T)
-        scores = scores.unflatten(1, grid)
-        if self.cluster_vote is None:
-            return scores
+        tokens, affinity = self.affinity(windows)
         few = affinity.shape[1] <= 14 * 14
         eps = self.cluster_eps or (0.7 if few else 1.1)
         min_samples = self.cluster_min_samples or (3 if few else 7)
+        clusters = []
+        for matrix in affinity if self.cluster_vote else ():
+            clusters.append(cluster_map(matrix, cluster_patches(matrix, eps, min_samples), grid, size))
+        features = unit(self.trunk.readout(tokens))
+        return features[:, 1:].unflatten(1, grid), features[:, 0], size, clusters
+
+    def compare(self, seen: Any, text: Tensor) -> Tensor:
+        """Cosines (B, h, w, Q); with the vote at the windows' pixels, (B, H, W, Q)."""
+        if self.cluster_vote is None and not self.class_scores:
+            return super().compare(seen, text)
+        patches, cls, size, clusters = seen
+        scores = patches @ text.T
+        if self.class_scores:
+            scores = scores * (100 * cls @ text.T)[:, None, None]
+        if self.cluster_vote is None:
+            return scores
         pixels = F.interpolate(scores.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
-        voted = []
-        for matrix, maps in zip(affinity, pixels, strict=True):
-            clusters = cluster_patches(matrix, eps, min_samples)
-            voted.append(vote(maps, cluster_map(matrix, clusters, grid, size), self.cluster_vote))
+        voted = [vote(maps, own, self.cluster_vote) for maps, own in zip(pixels, clusters, strict=True)]
         return torch.stack(voted).permute(0, 2, 3, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from sfp.outliers.repair import DIVISORS, EMPTY
 from sfp.registry import Registry
 
 METHODS = Registry("method", "sfp.methods")
+_NOTHING = object()
 _said: set[str] = set()
 
 
@@ -80,6 +81,7 @@ class Method(ABC):
 
     def __post_init__(self):
         self.trunk = self.clip.trunk
+        self._given = [f.name for f in fields(self) if f.name != "clip" and getattr(self, f.name) not in (f.default, None)]
         self.purify = self.own_purify if self.purify is None else self.purify
         self.pm = self.pm or self.own_pm
         self.positional_resize = self.positional_resize or self.own_positional_resize
@@ -176,13 +178,37 @@ class Method(ABC):
         """
         return self.features(windows.to(self.clip.device))
 
-    @torch.inference_mode()
-    def scores(self, windows: Tensor, text: Tensor) -> Tensor:
+    def see(self, windows: Tensor) -> Any:
+        """What ``compare`` needs of windows, without any text: unit features (B, h, w, D) float32."""
+        return unit(self(windows))
+
+    def compare(self, seen: Any, text: Tensor) -> Tensor:
         """Scores of unit text vectors (Q, D): cosines S_{i,q} = <F_i, T_q>, (B, h, w, Q) float32.
 
-        A method that does more with the text overrides it, and may return a finer grid.
+        A method that does more with the text overrides it and ``see``, and may return a finer grid.
         """
-        return unit(self(windows)) @ text.T
+        return seen @ text.T
+
+    @torch.inference_mode()
+    def scores(self, windows: Tensor, text: Tensor) -> Tensor:
+        """Scores of text vectors on windows; several vocabularies can share what ``see`` made."""
+        return self.compare(self.see(windows.to(self.clip.device)), text)
+
+    def changed_options(self) -> dict[str, Any]:
+        """The options that were given and are not as published, those of the detector included: for tables."""
+        own = dict(purify=self.own_purify, pm=self.own_pm, purify_layers=tuple(self.own_purify_layers()))
+        own["positional_resize"] = self.own_positional_resize
+        now = self.options()
+        changed = {name: now[name] for name in self._given if now[name] != own.get(name, _NOTHING)}
+        detector = changed.pop("detector_options", None) or {}
+        if self.purify:
+            return {**changed, **detector}
+        return {name: value for name, value in changed.items() if name not in ("pm", "purify_layers")}
+
+    def options(self) -> dict[str, Any]:
+        """Its options as they stand, for results: plain values, layers as they were chosen."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "clip"}
+        return {name: getattr(value, "__name__", repr(value)) if callable(value) else value for name, value in values.items()}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.clip!r}, purifier={self.purifier.detector if self.purifier else None})"

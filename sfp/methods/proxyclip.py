@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,7 +35,7 @@ class ProxyCLIP(Method):
     def prepare(self) -> None:
         if self.pad_to < 1:
             raise SFPError(f"pad_to of ProxyCLIP is {self.pad_to}; give a number of pixels of at least 1.")
-        self.see = self.proxy if callable(self.proxy) else load_proxy(self.proxy, self.proxy_weights, self.clip.device, self.trunk.dtype)
+        self.eye = self.proxy if callable(self.proxy) else load_proxy(self.proxy, self.proxy_weights, self.clip.device, self.trunk.dtype)
 
     def tokens(self, windows: Tensor) -> Tensor:
         return self._mixed(windows)[0]
@@ -47,7 +46,7 @@ class ProxyCLIP(Method):
 
     def _mixed(self, windows: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Y (B, h' * w', C) and the proxy's grid (h', w')."""
-        seen = self.see(windows.float())
+        seen = self.eye(windows.float())
         if not isinstance(seen, Tensor) or seen.ndim != 4 or len(seen) != len(windows):
             shape = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
             raise SFPError(f"The proxy returned {shape} for {len(windows)} windows; it must return a map (B, C, h', w').")
@@ -62,14 +61,19 @@ class ProxyCLIP(Method):
         values = maps.flatten(2).unflatten(1, (values.shape[1], -1)).transpose(2, 3)
         return block.project((weights @ values).to(stream.dtype)), grid
 
-    @torch.inference_mode()
-    def scores(self, windows: Tensor, text: Tensor) -> Tensor:
+    def see(self, windows: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Unit features (B, h', w', D) of the padded windows, and the windows' size."""
+        size = windows.shape[-2:]
+        down, right = (-side % self.pad_to for side in size)
+        padded = F.pad(windows, (right // 2, right - right // 2, down // 2, down - down // 2))
+        return super().see(padded), size
+
+    def compare(self, seen: tuple[Tensor, tuple[int, int]], text: Tensor) -> Tensor:
         """Cosines on the proxy's grid (B, h', w', Q); where the windows were padded, at their pixels (B, H, W, Q)."""
-        height, width = windows.shape[-2:]
+        features, (height, width) = seen
+        scores = super().compare(features, text)
         down, right = -height % self.pad_to, -width % self.pad_to
         if not down and not right:
-            return super().scores(windows, text)
-        padded = F.pad(windows, (right // 2, right - right // 2, down // 2, down - down // 2))
-        scores = super().scores(padded, text).permute(0, 3, 1, 2)
-        scores = F.interpolate(scores, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+            return scores
+        scores = F.interpolate(scores.permute(0, 3, 1, 2), size=(height + down, width + right), mode="bilinear", align_corners=False)
         return scores[..., down // 2 : down // 2 + height, right // 2 : right // 2 + width].permute(0, 2, 3, 1)

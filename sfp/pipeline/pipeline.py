@@ -59,6 +59,15 @@ class Protocol:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is asked of an image: classes, their text vectors (Q, D), and how scores become labels."""
+
+    vocabulary: Vocabulary
+    text: Tensor
+    protocol: Protocol
+
+
 class Pipeline:
     """A method, a vocabulary and a protocol; both doors, the mmseg segmentor and ``Segmenter``, walk through it.
 
@@ -84,7 +93,12 @@ class Pipeline:
 
     @torch.inference_mode()
     def score(self, images: Sequence[Tensor], text: Tensor) -> list[Tensor]:
-        """Averaged scores, usually cosines, of normalised images (3, H, W): (Q, H, W) float32 each.
+        """Averaged scores, usually cosines, of normalised images (3, H, W): (Q, H, W) float32 each."""
+        return self.score_texts(images, [text])[0]
+
+    @torch.inference_mode()
+    def score_texts(self, images: Sequence[Tensor], texts: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Scores of several texts (Q, D) from one pass of the images: for each text those of ``score``.
 
         Windows of all images that have one size go through the method as one batch (of bounded size).
         """
@@ -94,15 +108,19 @@ class Pipeline:
         for i, grid in enumerate(grids):
             for j, window in enumerate(grid):
                 places[window.size].append((i, j))
-        maps: dict[tuple[int, int], Tensor] = {}
+        maps: list[dict[tuple[int, int], Tensor]] = [{} for _ in texts]
         for members in places.values():
             for start in range(0, len(members), self.windows_at_once):
                 chunk = members[start : start + self.windows_at_once]
-                batch = torch.cat([cut(images[i], [grids[i][j]]) for i, j in chunk])
-                maps.update(zip(chunk, self.method.scores(batch, text).permute(0, 3, 1, 2), strict=True))
+                seen = self.method.see(torch.cat([cut(images[i], [grids[i][j]]) for i, j in chunk]))
+                for own, text in zip(maps, texts, strict=True):
+                    own.update(zip(chunk, self.method.compare(seen, text).permute(0, 3, 1, 2), strict=True))
         return [
-            stitch(torch.stack([maps[i, j] for j in range(len(grid))]), grid, *image.shape[1:])
-            for i, (image, grid) in enumerate(zip(images, grids, strict=True))
+            [
+                stitch(torch.stack([own[i, j] for j in range(len(grid))]), grid, *image.shape[1:])
+                for i, (image, grid) in enumerate(zip(images, grids, strict=True))
+            ]
+            for own in maps
         ]
 
     @torch.inference_mode()
@@ -129,21 +147,42 @@ class Pipeline:
         Raises:
             SFPError: an image holds NaN or infinite numbers.
         """
-        protocol = self.protocol
+        return self.segment(images, [Task(vocabulary, text, self.protocol)], [sizes], keep_probabilities)[0]
+
+    @torch.inference_mode()
+    def segment(
+        self,
+        images: Sequence[Tensor],
+        tasks: Sequence[Task],
+        sizes: Sequence[Sequence[tuple[int, int]]],
+        keep_probabilities: bool = False,
+    ) -> list[list[tuple[Tensor, Tensor | None]]]:
+        """Labels of images for several tasks from one pass: for each task those of calling it alone.
+
+        Args:
+            tasks: vocabularies with their protocols, whose windows are the pipeline's own.
+            sizes: for each task (H, W) of each label map.
+
+        Raises:
+            SFPError: an image holds NaN or infinite numbers.
+        """
         images = [image.to(self.device) for image in images]
         for number, image in enumerate(images):
             if not bool(torch.isfinite(image).all()):
                 raise SFPError(f"Image {number} of the batch has NaN or infinite pixels; check how it was read and normalised.")
-        class_of_query = torch.tensor(vocabulary.class_of_query, device=self.device)
-        results = []
-        for image, scores, size in zip(images, self.score(images, text), sizes, strict=True):
-            if protocol.pamr_iterations:
-                scores = enlarge_rows(scores, size, slice(0, size[0]))
-                scores = pamr(image[None], scores[None], protocol.pamr_iterations, protocol.pamr_dilations)[0]
-            results.append(
-                decode(
-                    scores, size, class_of_query, logit_scale=protocol.logit_scale, prob_thd=protocol.prob_thd,
-                    area_thd=protocol.area_thd, keep_probabilities=keep_probabilities,
-                )
-            )  # fmt: skip
-        return results
+        scores = self.score_texts(images, [task.text for task in tasks])
+        return [
+            [self._decode(image, own, size, task, keep_probabilities) for image, own, size in zip(images, maps, shapes, strict=True)]
+            for task, maps, shapes in zip(tasks, scores, sizes, strict=True)
+        ]
+
+    def _decode(self, image: Tensor, scores: Tensor, size: tuple[int, int], task: Task, keep: bool) -> tuple[Tensor, Tensor | None]:
+        protocol = task.protocol
+        if protocol.pamr_iterations:
+            scores = enlarge_rows(scores, size, slice(0, size[0]))
+            scores = pamr(image[None], scores[None], protocol.pamr_iterations, protocol.pamr_dilations)[0]
+        class_of_query = torch.tensor(task.vocabulary.class_of_query, device=scores.device)
+        return decode(
+            scores, size, class_of_query, logit_scale=protocol.logit_scale, prob_thd=protocol.prob_thd,
+            area_thd=protocol.area_thd, keep_probabilities=keep,
+        )  # fmt: skip

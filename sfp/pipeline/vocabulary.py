@@ -65,7 +65,7 @@ class Vocabulary:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise SFPError(f"There is no names file {path}; set model.name_path to a file with one class per line.") from error
+            raise SFPError(f"There is no names file {path}; set name_path to a file with one class per line.") from error
         except (OSError, UnicodeDecodeError) as error:
             raise SFPError(f"The names file {path} can't be read ({error}); it must be UTF-8 text with one class per line.") from error
         lines = text.rstrip("\n").split("\n") if text.strip() else []

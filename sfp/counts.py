@@ -1,0 +1,174 @@
+"""Exact counts of pixels per image and class, the figures made of them, and their store on disk, which survives ``kill -9``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfp.errors import SFPError
+from sfp.files import whole_file
+
+
+def count_image(prediction: Tensor, labels: Tensor, classes: int, ignore: int = 255, name: str = "an image") -> np.ndarray:
+    """Pixels of each class in one image that are right, predicted, labelled: (3, K) int64. Ignored labels count nowhere.
+
+    Args:
+        prediction: (H, W) int.
+        labels: (H, W) int.
+        classes: K.
+        ignore: label of pixels that are not evaluated.
+        name: the label's file, for the error.
+
+    Raises:
+        SFPError: a label or a prediction that is no class, or two maps of different sizes.
+    """
+    if prediction.shape != labels.shape:
+        sizes = f"{tuple(labels.shape)}, but its prediction {tuple(prediction.shape)}"
+        raise SFPError(f"The label map {name} is {sizes}; check that image and label have one size.")
+    labels, prediction = labels.long(), prediction.to(labels.device).long()
+    kept = labels != ignore
+    labels, prediction = labels[kept], prediction[kept]
+    for kind, values in (("label", labels), ("predicted class", prediction)):
+        if len(values) and (int(values.min()) < 0 or int(values.max()) >= classes):
+            wrong = int(values.max()) if int(values.max()) >= classes else int(values.min())
+            raise SFPError(
+                f"{name} has the {kind} {wrong}, but there are {classes} classes (0 to {classes - 1}); run tools/check_dataset.py."
+            )
+    rows = (labels[labels == prediction], prediction, labels)
+    return torch.stack([torch.bincount(row, minlength=classes) for row in rows]).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a set of images' counts comes to, in percent; as mmseg's ``IoUMetric`` defines it, but not rounded.
+
+    Attributes:
+        iou, acc: for each class (K,), NaN where undefined: absent from labels and predictions, or from labels.
+        mIoU, mAcc: their means over defined classes. aAcc: share of right pixels.
+        mIoU_present: mean IoU over the classes that the labels have.
+    """
+
+    iou: np.ndarray
+    acc: np.ndarray
+    mIoU: float
+    mAcc: float
+    aAcc: float
+    mIoU_present: float
+
+    @classmethod
+    def of(cls, total: np.ndarray) -> Figures:
+        """Figures of summed counts (3, K) int64."""
+        right, predicted, labelled = total
+        with np.errstate(invalid="ignore", divide="ignore"):
+            iou = 100 * right / (predicted + labelled - right)
+            acc = 100 * right / labelled
+            overall = 100 * right.sum() / labelled.sum() if labelled.sum() else float("nan")
+
+        def mean(values: np.ndarray) -> float:
+            return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+        return cls(iou, acc, mean(iou), mean(acc), float(overall), mean(np.where(labelled > 0, iou, np.nan)))
+
+
+class CountStore:
+    """Counts of finished images in a folder, one file of lines for each rank, beside the card of the run they belong to.
+
+    A line is written at once and ends in a newline, so what a killed process leaves is whole lines and at most one
+    broken last line, which is dropped.
+
+    Args:
+        folder: where.
+        card: what the counts depend on: config, weights, dataset, code. Strings by name.
+        rank: whose file is written. All files in the folder are read.
+    """
+
+    def __init__(self, folder: Path, card: Mapping[str, str], rank: int = 0):
+        self.folder, self.card, self.rank = Path(folder), dict(card), rank
+        self._file = None
+
+    def read(self, classes: int) -> dict[str, np.ndarray]:
+        """Counts (3, K) of finished images by name.
+
+        Raises:
+            SFPError: they belong to another run; says what differs.
+        """
+        path = self.folder / "run.json"
+        if not path.is_file():
+            return {}
+        left = json.loads(path.read_text())
+        changed = [key for key in self.card if left.get(key) != self.card[key]]
+        if changed:
+            raise SFPError(
+                f"The interrupted run in {self.folder.parent} had another {' and '.join(changed)}; "
+                "start it afresh with --fresh, or choose another --work-dir."
+            )
+        found: dict[str, np.ndarray] = {}
+        for file in sorted(self.folder.glob("rank*.jsonl")):
+            for line in file.read_bytes().split(b"\n")[:-1]:
+                try:
+                    name, columns = json.loads(line)
+                except ValueError:  # two halves of killed lines
+                    continue
+                total = np.zeros((3, classes), np.int64)
+                for number, *values in columns:
+                    total[:, number] = values
+                found[name] = total
+        return found
+
+    def add(self, name: str, counts: np.ndarray) -> None:
+        """Keep the counts (3, K) of a finished image."""
+        if self._file is None:
+            self._open()
+        columns = [[int(k), *map(int, counts[:, k])] for k in np.flatnonzero(counts.any(0))]
+        self._file.write(json.dumps([name, columns], separators=(",", ":")).encode() + b"\n")  # unbuffered: one write
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "run.json"
+        if not path.is_file():
+            with whole_file(path) as partial:
+                partial.write_text(json.dumps(self.card, indent=1) + "\n")
+        file = self.folder / f"rank{self.rank}.jsonl"
+        broken = file.is_file() and file.stat().st_size > 0 and file.read_bytes()[-1:] != b"\n"
+        self._file = file.open("ab", buffering=0)
+        if broken:
+            self._file.write(b"\n")
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.close()
+        for file in (*self.folder.glob("rank*.jsonl"), self.folder / "run.json"):
+            file.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def sum_counts(parts: Iterable[np.ndarray], classes: int) -> np.ndarray:
+    """Sum of counts (3, K) int64."""
+    total = np.zeros((3, classes), np.int64)
+    for part in parts:
+        total += part
+    return total
+
+
+def as_json(figures: Figures, names: Iterable[str]) -> dict[str, Any]:
+    """Figures for ``results.json``; NaN becomes null."""
+
+    def plain(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    by_class = {name: plain(iou) for name, iou in zip(names, figures.iou, strict=True)}
+    means = {key: plain(getattr(figures, key)) for key in ("mIoU", "aAcc", "mAcc", "mIoU_present")}
+    return {**means, "IoU_per_class": by_class}

@@ -1,0 +1,225 @@
+"""A grid of evaluations: methods x backbones x datasets. Datasets that share their images share one pass of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, MODELS
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from sfp.config import CONFIGS, check_dataset, read_config
+from sfp.counts import CountStore
+from sfp.errors import SFPError
+from sfp.evaluation import (
+    ClassIoUMetric,
+    NamedFailures,
+    check_names,
+    code_fingerprint,
+    config_hash,
+    dataset_fingerprint,
+    image_names,
+    run_card,
+    write_results,
+)  # fmt: skip
+from sfp.methods import METHODS
+from sfp.pipeline import Protocol, Task, Vocabulary
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation.
+
+    Attributes:
+        method: a method's name, or ``NAME:KEY=VALUE,KEY=VALUE`` with options of its own.
+        backbone: a model's name, or ``NAME:TAG`` with the tag or path of other weights than OpenAI's.
+        dataset: the name of ``configs/cfg_<dataset>.py``.
+        overrides: further ``KEY=VALUE`` for the config.
+        out: folder of the whole grid.
+    """
+
+    method: str
+    backbone: str
+    dataset: str
+    overrides: tuple[str, ...]
+    out: str
+
+    @property
+    def folder(self) -> Path:
+        """Where its ``results.json`` goes."""
+        return Path(self.out, *(re.sub(r"[^\w.=,@-]+", "-", part) for part in (self.method, self.backbone, self.dataset)))
+
+    def __str__(self) -> str:
+        return f"{self.method} / {self.backbone} / {self.dataset}"
+
+    def config(self):
+        """The cell's config.
+
+        Raises:
+            SFPError: no such dataset, or a wrong option.
+        """
+        name, _, options = self.method.partition(":")
+        METHODS.get(name)
+        clip, _, pretrained = self.backbone.partition(":")
+        pretrained = pretrained or ("toyland" if clip.lower() == "toyland" else "openai")
+        given = [f"model.method={name}", f"model.clip={clip}", f"model.pretrained={pretrained}"]
+        given += [f"model.{option}" for option in re.split(r",(?=\w+=)", options) if option]
+        cfg = read_config(CONFIGS / f"cfg_{self.dataset}.py", [*given, *self.overrides])
+        check_dataset(cfg)
+        return cfg
+
+    def build_dataset(self, cfg):
+        """Its mmseg dataset, whose failures name the file."""
+        init_default_scope("mmseg")
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        dataset.full_init()
+        return dataset
+
+    def is_finished(self, cfg, dataset) -> bool:
+        """Whether its results are there, of this config, dataset and code."""
+        path = self.folder / "results.json"
+        if not path.is_file():
+            return False
+        result = json.loads(path.read_text())
+        code = code_fingerprint(METHODS.get(cfg.model.method))
+        now = dict(config_sha256=config_hash(cfg), dataset_fingerprint=dataset_fingerprint(dataset), code_sha256=code)
+        return all(result.get(key) == value for key, value in now.items())
+
+
+def plan(cells: Sequence[Cell], share: bool = True, fresh: bool = False) -> tuple[list[list[Cell]], list[Cell], dict[Cell, str]]:
+    """Groups of cells that one pass of the images serves, cells that are finished, and cells that can't start with the reason."""
+    groups: dict[object, list[Cell]] = {}
+    finished, failed = [], {}
+    for cell in cells:
+        try:
+            cfg = cell.config()
+            dataset = cell.build_dataset(cfg)
+            if not fresh and cell.is_finished(cfg, dataset):
+                finished.append(cell)
+                continue
+            vision = {key: value for key, value in cfg.model.items() if key not in _OF_THE_TEXT}
+            resize = [step for step in cfg.test_dataloader.dataset.pipeline if step.type == "Resize"]
+            key = (json.dumps([vision, resize], sort_keys=True, default=str), dataset_fingerprint(dataset, ["img_path"]))
+            groups.setdefault(key if share else cell, []).append(cell)
+        except SFPError as error:
+            failed[cell] = str(error)
+    return list(groups.values()), finished, failed
+
+
+# of a model's config: what may differ between cells that share a pass
+_OF_THE_TEXT = (
+    "name_path", "names", "name_separator", "logit_scale", "prob_thd", "area_thd", "pamr_iterations", "pamr_dilations",
+)  # fmt: skip
+
+
+class _Joined(Dataset):
+    """Of each image to do, the items of several datasets that have it; None where a dataset's cell is done with it.
+
+    Args:
+        datasets: with the same images, in any order.
+        wanted: for each dataset the images still to do, by short name.
+    """
+
+    def __init__(self, datasets: Sequence, wanted: Sequence[set[str]]):
+        self.datasets, self.wanted = datasets, wanted
+        self.places = [{name: i for i, name in enumerate(image_names(dataset))} for dataset in datasets]
+        self.names = [name for name in self.places[0] if any(name in left for left in wanted)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> list:
+        name = self.names[index]
+        joined = zip(self.datasets, self.places, self.wanted, strict=True)
+        return [dataset[places[name]] if name in left else None for dataset, places, left in joined]
+
+
+def run_group(cells: Sequence[Cell], fresh: bool = False, workers: int = 2) -> None:
+    """Evaluate cells that share their images in one pass, and write each one's ``results.json``.
+
+    Finished images of an interrupted pass are skipped, for each cell its own.
+
+    Raises:
+        SFPError: wrong data, options or weights.
+    """
+    configs = [cell.config() for cell in cells]
+    datasets = [cell.build_dataset(cfg) for cell, cfg in zip(cells, configs, strict=True)]
+    model = MODELS.build(configs[0].model)
+    metrics, stores, tasks, cards, wanted = [], [], [], [], []
+    for cell, cfg, dataset in zip(cells, configs, datasets, strict=True):
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        task = _task(model, cfg)
+        check_names(task.vocabulary, dataset)
+        metric = ClassIoUMetric(**{key: value for key, value in cfg.test_evaluator.items() if key != "type"})
+        metric.dataset_meta = dataset.metainfo
+        card = run_card(config_hash(cfg), model, dataset)
+        store = CountStore(cell.folder / "counts", card)
+        if fresh:
+            store.clear()
+        left = set(image_names(dataset)) - metric.resume(store, len(dataset.metainfo["classes"]))
+        for values, value in zip((metrics, stores, tasks, cards, wanted), (metric, store, task, card, left), strict=True):
+            values.append(value)
+        dataset.pipeline = NamedFailures(dataset.pipeline)
+    started = time.time()
+    loader = DataLoader(_Joined(datasets, wanted), batch_size=1, num_workers=workers, collate_fn=_only)
+    try:
+        for items in tqdm(loader, unit="image", mininterval=1.0):
+            asked = [k for k, item in enumerate(items) if item is not None]
+            batch = model.data_preprocessor(dict(inputs=[items[asked[0]]["inputs"]], data_samples=[items[asked[0]]["data_samples"]]))
+            sizes = [[tuple(items[k]["data_samples"].ori_shape[:2])] for k in asked]
+            found = model.pipeline.segment(list(batch["inputs"]), [tasks[k] for k in asked], sizes)
+            for k, ((labels, _),) in zip(asked, found, strict=True):
+                sample = items[k]["data_samples"]
+                truth = dict(gt_sem_seg=dict(data=sample.gt_sem_seg.data), pred_sem_seg=dict(data=labels[None]))
+                metrics[k].process(None, [dict(img_path=sample.img_path, seg_map_path=sample.seg_map_path, **truth)])
+    finally:
+        for store in stores:
+            store.close()
+    seconds = time.time() - started
+    for k, cell in enumerate(cells):
+        metrics[k].evaluate(len(datasets[k]))
+        others = [other.dataset for other in cells if other is not cell]
+        write_results(cell.folder / "results.json", model, tasks[k], datasets[k], metrics[k], cards[k], seconds, others)
+        stores[k].clear()
+
+
+def _only(items: list) -> list:
+    """The one item of a batch."""
+    return items[0]
+
+
+def _task(model, cfg) -> Task:
+    """What a cell asks of each image."""
+    own = cfg.model
+    vocabulary = Vocabulary.from_file(own.name_path, own.get("name_separator", ", "))
+    settings = {key: own[key] for key in Protocol.__dataclass_fields__ if key in own}
+    return Task(vocabulary, model.pipeline.embed_text(vocabulary), Protocol(**settings))
+
+
+def save_group(cells: Sequence[Cell], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(cell) for cell in cells], indent=1))
+
+
+def load_group(path: Path) -> list[Cell]:
+    return [Cell(**{**fields, "overrides": tuple(fields["overrides"])}) for fields in json.loads(path.read_text())]
+
+
+def free_devices(asked: Sequence[str] | None) -> list[str]:
+    """The devices to run on: those asked for, else all GPUs, else the CPU.
+
+    Raises:
+        SFPError: a GPU that isn't there.
+    """
+    count = torch.cuda.device_count()
+    for device in asked or ():
+        if device != "cpu" and (not device.isdigit() or int(device) >= count):
+            raise SFPError(f"--devices names {device!r}, but there are {count} GPUs; give their numbers, or cpu.")
+    return list(asked or map(str, range(count)) or ()) or ["cpu"]

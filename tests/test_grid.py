@@ -1,0 +1,246 @@
+"""The grid: what shares a pass, what is skipped, what fails alone; and the papers' table made of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from sfp.datasets import toyland
+from sfp.errors import SFPError
+from sfp.grid import Cell, load_group, plan, run_group, save_group
+from sfp.result_table import COLUMNS, Entry, as_csv, collect, find_published, latex, markdown
+
+FIGURES = ("mIoU", "aAcc", "mAcc", "mIoU_present", "IoU_per_class")
+
+
+def write_voc(root: Path, count: int = 4) -> None:
+    """A small VOC 2012 tree: Toyland scenes with labels in VOC's range, some pixels ignored."""
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for i in range(count):
+        scene = toyland.make_scene("tune", i)
+        labels = (scene.labels.astype(int) + i) % 21
+        labels[:20] = 255
+        Image.fromarray(scene.image[:300, :340]).save(root / f"JPEGImages/2007_{i:06d}.jpg")
+        picture = Image.fromarray(labels[:300, :340].astype(np.uint8), "P")
+        picture.putpalette(list(range(256)) * 3)
+        picture.save(root / f"SegmentationClass/2007_{i:06d}.png")
+    (root / "ImageSets/Segmentation/val.txt").write_text("".join(f"2007_{i:06d}\n" for i in range(count)))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("grid_data")
+    write_voc(root / "VOCdevkit/VOC2012")
+    toyland.write_split(root / "toyland", "val", 3)
+    before = os.environ.get("SFP_DATA")
+    os.environ["SFP_DATA"] = str(root)
+    yield root
+    os.environ.pop("SFP_DATA")
+    if before is not None:
+        os.environ["SFP_DATA"] = before
+
+
+def cells(out: Path, methods=("SC-CLIP",), datasets=("voc20", "voc21"), *overrides: str) -> list[Cell]:
+    return [Cell(method, "Toyland", dataset, overrides, str(out)) for method in methods for dataset in datasets]
+
+
+def figures(cell: Cell) -> dict:
+    result = json.loads((cell.folder / "results.json").read_text())
+    return {key: result[key] for key in FIGURES}
+
+
+@pytest.fixture(scope="module")
+def separate(data, tmp_path_factory):
+    """voc20 and voc21 each in its own pass."""
+    both = cells(tmp_path_factory.mktemp("separate"))
+    for cell in both:
+        run_group([cell], workers=0)
+    return both
+
+
+def test_one_pass_for_datasets_with_the_same_images_gives_the_same_figures(separate, data, tmp_path):
+    both = cells(tmp_path)
+    groups, finished, failed = plan(both)
+    assert groups == [both] and not finished and not failed
+    run_group(both, workers=0)
+    for ours, theirs in zip(both, separate, strict=True):
+        assert figures(ours) == figures(theirs)
+    assert json.loads((both[0].folder / "results.json").read_text())["shared_with"] == ["voc21"]
+
+
+@pytest.mark.parametrize("method", ["CLIPSurgery:feature_surgery=True", "CLIPtrase:cluster_vote=mean", "ProxyCLIP:proxy=colour"])
+def test_methods_that_look_at_the_text_share_a_pass_too(method, data, tmp_path):
+    shared, alone = cells(tmp_path / "shared", [method]), cells(tmp_path / "alone", [method])
+    groups, _, _ = plan(shared)
+    assert sorted(map(len, groups)) == ([1, 1] if "CLIPtrase" in method else [2])  # its own settings differ by class scores on VOC20
+    run_group(shared[:1] if len(groups) == 2 else shared, workers=0)
+    run_group(alone[:1], workers=0)
+    assert figures(shared[0]) == figures(alone[0])
+
+
+def test_what_differs_in_the_vision_is_not_shared(data, tmp_path):
+    groups, _, _ = plan(cells(tmp_path, ["SFP", "SC-CLIP"]))
+    assert sorted(map(len, groups)) == [2, 2]
+    groups, _, _ = plan([*cells(tmp_path, ["SFP"], ["voc20"]), *cells(tmp_path, ["SFP"], ["voc21"], "short_side=300")])
+    assert sorted(map(len, groups)) == [1, 1]
+    groups, _, _ = plan(cells(tmp_path, ["SFP"]), share=False)
+    assert sorted(map(len, groups)) == [1, 1]
+
+
+def test_finished_cells_are_skipped_until_something_changes(separate, data):
+    groups, finished, _ = plan(separate)
+    assert groups == [] and finished == list(separate)
+    assert plan(separate, fresh=True)[1] == []
+    path = separate[0].folder / "results.json"
+    result = json.loads(path.read_text())
+    for key in ("config_sha256", "dataset_fingerprint", "code_sha256"):
+        path.write_text(json.dumps({**result, key: "another"}))
+        assert plan(separate)[0] == [[separate[0]]]
+    path.write_text(json.dumps(result))
+
+
+def test_an_interrupted_pass_does_only_what_is_left(separate, data, tmp_path):
+    """Half of voc20's images are done, none of voc21's: the figures are those of a whole pass."""
+
+    both = cells(tmp_path)
+    missing = data / "VOCdevkit/VOC2012/JPEGImages/2007_000003.jpg"
+    kept = missing.read_bytes()
+    missing.write_bytes(kept[: len(kept) // 2] + b"\0" * (len(kept) - len(kept) // 2))  # as long, but broken
+    try:
+        with pytest.raises(SFPError, match=r"2007_000003\.jpg can't be read"):
+            run_group(both[:1], workers=0)
+    finally:
+        missing.write_bytes(kept)
+    lines = (both[0].folder / "counts/rank0.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and not (both[0].folder / "results.json").exists()
+    run_group(both, workers=0)
+    assert [figures(cell) for cell in both] == [figures(cell) for cell in separate]
+    assert not (both[0].folder / "counts").exists()
+
+
+def test_cells_that_can_not_start_are_named(data, tmp_path):
+    bad = [*cells(tmp_path, ["SPF"], ["voc21"]), *cells(tmp_path, ["SFP"], ["voc2"]), *cells(tmp_path, ["SFP"], ["ade20k"])]
+    groups, _, failed = plan([*bad, *cells(tmp_path, ["SFP"], ["voc21"])])
+    assert len(groups) == 1 and list(failed) == bad
+    assert [words in failed[cell] for cell, words in zip(bad, ("did you mean 'SFP'", "cfg_voc2", "data root"), strict=True)] == [True] * 3
+
+
+def test_groups_are_saved_and_loaded(tmp_path):
+    both = cells(tmp_path, ["SFP:pm=L2,purify_layers=[3,4]"], ["voc20"], "settings=common")
+    save_group(both, tmp_path / "logs/group.json")
+    assert load_group(tmp_path / "logs/group.json") == both
+    assert both[0].folder.name == "voc20" and ":" not in str(both[0].folder)
+
+
+def test_the_command_line(data, tmp_path):
+    """One good pass, one cell whose worker fails; the same command again has only that one left."""
+    tool = str(ROOT / "tools/benchmark.py")
+    command = [
+        sys.executable, tool, "--methods", "CLIP", "SFP:sae_lambda=-x", "--datasets", "toyland", "--out", "grid",
+        "--cfg-options", "test_dataloader.dataset.scenes=2", "--devices", "cpu",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert first.returncode == 1
+    assert "2 cells: 0 finished, 2 to do in 2 passes" in first.stdout and "| CLIP | Toyland |" in first.stdout
+    assert "failed: SFP:sae_lambda=-x / Toyland / toyland: Option sae_lambda of method SFP is '-x'" in first.stderr
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert "2 cells: 1 finished, 1 to do" in again.stdout
+    table = [sys.executable, str(ROOT / "tools/make_table.py"), "grid"]
+    done = subprocess.run(table, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("| method | backbone | Toyland |")
+    empty = subprocess.run([*table[:2], str(tmp_path / "none")], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert empty.returncode == 2 and "error: There is no results.json" in empty.stderr
+
+
+SLOW = "ClearCLIP:purify=True,pm=IsolationForest,purify_layers=[8,9,10,11]"
+
+
+def test_a_killed_benchmark_leaves_no_worker_and_is_continued(data, tmp_path):
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "--methods", SLOW, "--datasets", "toyland", "--out", "grid"]
+    command += ["--cfg-options", "test_dataloader.dataset.scenes=5", "--devices", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = Cell(SLOW, "Toyland", "toyland", (), str(tmp_path / "grid")).folder
+    while not list(folder.glob("counts/rank0.jsonl")):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    time.sleep(1.5)  # the worker looks for its parent twice a second
+    lines = (folder / "counts/rank0.jsonl").read_bytes()
+    time.sleep(0.7)
+    assert (folder / "counts/rank0.jsonl").read_bytes() == lines
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((folder / "results.json").read_text())["images"] == 5
+
+
+class TestTable:
+    def result(self, folder: Path, **changes) -> Path:
+        """A results.json as if measured."""
+        made = dict(
+            method="SFP", changed_options={}, backbone="ViT-B-16", pretrained="openai", dataset="PascalVOCDataset", mIoU=61.4, images=1449,
+            protocol=dict(window=224, stride=112, short_side=336, pamr_iterations=0), prompts=80,
+        )  # fmt: skip
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({**made, **changes}))
+        return folder
+
+    def test_the_published_number_stands_beside(self, tmp_path):
+        (entry,) = collect([self.result(tmp_path / "a")])
+        assert (entry.dataset, entry.published, entry.paper, entry.differs) == ("voc21", 63.9, "SFP Tab1", ())
+        assert entry.difference == pytest.approx(-2.5)
+        text = markdown([entry])
+        assert "| SFP | ViT-B-16 | 61.4 | 63.9 | -2.5 |" in text and "published in SFP Tab1, 1449 images\n" in text
+        assert "61.4 {\\scriptsize(63.9)}" in latex([entry])
+        assert as_csv([entry]).splitlines()[1] == "SFP,ViT-B-16,voc21,61.4000,63.9000,-2.5000,SFP Tab1,,1449"
+
+    @pytest.mark.parametrize(
+        ("changes", "published", "differs"),
+        [
+            (dict(protocol=dict(window=336, stride=112, short_side=448, pamr_iterations=10)), 63.9,
+             ("window 336 instead of 224", "pamr_iterations 10 instead of 0", "short_side 448 instead of 336")),
+            (dict(changed_options=dict(hai=False)), None, ()),
+            (dict(pretrained="metaclip_400m"), None, ()),
+            (dict(method="SC-CLIP"), 64.6, ()),
+            (dict(method="CLIPSeg", dataset="PascalVOC20Dataset"), 83.2,
+             ("window 224 instead of 448", "stride 112 instead of 224", "short_side 336 instead of 448")),
+            (dict(method="SC-CLIP", backbone="ViT-L-14"), 65.0, ()),
+            (dict(dataset="CityscapesDataset", protocol=dict(window=224, stride=112, short_side=560, pamr_iterations=0)), 41.1, ()),
+        ],
+    )  # fmt: skip
+    def test_what_differs(self, changes, published, differs, tmp_path):
+        (entry,) = collect([self.result(tmp_path / "a", **changes)])
+        assert entry.published == published and entry.differs == differs
+
+    def test_columns_stand_in_the_papers_order(self, tmp_path):
+        folders = [self.result(tmp_path / name, dataset=name, mIoU=20.0) for name in reversed(COLUMNS)]
+        head = markdown(collect(folders)).splitlines()[0]
+        assert [head.index(f" {short} ") for _, short in COLUMNS.values()] == sorted(head.index(f" {s} ") for _, s in COLUMNS.values())
+
+    def test_headline_values_of_methods_md(self):
+        assert find_published("SFP", "ViT-B-16", "ade20k") == (20.8, "SFP Tab1")
+        assert find_published("SC-CLIP", "ViT-B-16", "voc20") == (84.3, "SC-CLIP Tab1")
+        assert find_published("ClearCLIP", "ViT-B-16", "voc20", "SC-CLIP")[1] == "SC-CLIP Tab1"
+        assert find_published("SFP", "ViT-H-14", "voc21") is None
+
+    def test_mistakes(self, tmp_path):
+        self.result(tmp_path / "a"), self.result(tmp_path / "b")
+        with pytest.raises(SFPError, match="two results for SFP / ViT-B-16 / voc21"):
+            markdown(collect([tmp_path / "a", tmp_path / "b"]))
+        with pytest.raises(SFPError, match="no paper 'GEM'"):
+            collect([tmp_path / "a"], "GEM")
+        (tmp_path / "a/results.json").write_text("{}")
+        with pytest.raises(SFPError, match="measure it again"):
+            collect([tmp_path / "a"])
+        assert markdown([]) == "no results yet\n" and Entry("a", "b", "c", None).difference is None
