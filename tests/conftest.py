@@ -13,6 +13,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 os.environ.pop("SFP_DATA", None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes: one thread each, here and in what they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 import parity
 

@@ -23,7 +23,7 @@ FEW = "test_dataloader.dataset.scenes=6"
 
 
 def run(command, cwd, code=0, timeout=240, **environment) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", **environment}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
     return done
@@ -54,8 +54,6 @@ def results(data, tmp_path_factory):
         "again": [],
         "purify=False": ["model.purify=False"],
         "pm=L2": ["model.pm=L2"],
-        "pm=LOF": ["model.pm=LOF"],
-        "CLIP": ["model.method=CLIP", "model.purify=False"],
         "SFP-release": ["model.method=SFP-release"],
     }.items():
         command = [*TEST, TOYLAND, "--work-dir", name, "--cfg-options", FEW, *options]
@@ -95,7 +93,7 @@ def test_two_runs_are_equal(results):
         assert results["SFP"][key] == results["again"][key]
 
 
-@pytest.mark.parametrize("name", ["purify=False", "pm=L2", "pm=LOF", "CLIP", "SFP-release"])
+@pytest.mark.parametrize("name", ["purify=False", "pm=L2", "SFP-release"])
 def test_options_change_the_result(name, results):
     assert results[name]["mIoU"] != results["SFP"]["mIoU"]
     if name.startswith("pm="):
