@@ -62,10 +62,13 @@ def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
         except (OSError, http.client.HTTPException) as error:
             have = partial.stat().st_size if partial.exists() else 0
             failures = failures + 1 if have == before else 0
-            if failures >= _ATTEMPTS:
-                raise SFPError(
-                    f"{url} broke off after {have} bytes ({error}); the same command goes on from there, or give --source the file."
-                ) from error
+            if failures < _ATTEMPTS:
+                continue
+            if not have:
+                raise SFPError(f"{url} can't be reached ({error}); look at the network, or give --mirror or --source.") from error
+            raise SFPError(
+                f"{url} broke off after {have} bytes ({error}); the same command goes on from there, or give --source the file."
+            ) from error
     _verify(archive, url, partial)
     partial.replace(target)
     return target
