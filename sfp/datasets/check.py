@@ -144,14 +144,15 @@ def check_pair(layout: Layout, root: Path, name: str) -> tuple[list[str], dict[i
         problems.append(f"The label {label} has {found}, but {layout.name} needs {layout.bits}; prepare it again.")
         if bits is None:
             return problems, {}
-    values, counts = np.unique(np.asarray(labels), return_counts=True)
-    strange = [(int(v), n) for v, n in zip(values, counts, strict=True) if v > layout.top and v != layout.ignore]
+    bins = np.bincount(np.asarray(labels).ravel())
+    counts = {int(value): int(bins[value]) for value in np.flatnonzero(bins)}
+    strange = [value for value in counts if value > layout.top and value != layout.ignore]
     if strange:
-        named = _several(f"{v} ({100 * n / counts.sum():.2f}%)" for v, n in strange)
+        named = _several(f"{value} ({100 * counts[value] / bins.sum():.2f}%)" for value in strange)
         problems.append(
             f"The label {label} has the value{'s' * (len(strange) > 1)} {named}, outside {_allowed(layout)}; mend or replace it."
         )
-    return problems, {int(v): int(n) for v, n in zip(values, counts, strict=True)}
+    return problems, counts
 
 
 def _read(path: Path, problems: list[str]) -> Image.Image | None:

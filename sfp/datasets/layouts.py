@@ -73,8 +73,9 @@ def _context(name: str, classes: int) -> Layout:
 
 
 def _coco(name: str, classes: int, suffix: str, ignore: int | None) -> Layout:
+    # one tree for both, since the labels' suffixes differ
     return Layout(
-        name, name, "images/val2017", "annotations/val2017", ".jpg", suffix, classes, ignore=ignore, published=5000,
+        name, "coco_stuff164k", "images/val2017", "annotations/val2017", ".jpg", suffix, classes, ignore=ignore, published=5000,
         owners="ids of the stuffthingmaps", owners_ids=(*range(182), 255),
     )  # fmt: skip
 

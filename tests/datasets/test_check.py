@@ -17,11 +17,9 @@ from PIL import Image
 from sfp.datasets.layouts import LAYOUTS
 from sfp.datasets.preparation import prepare
 
-_VOC, _STUFF, _CITY = (
-    "JPEGImages/2007_000042.jpg",
-    "annotations/val2017/000000000285_labelTrainIds.png",
-    "gtFine/val/lindau/lindau_000000_000000",
-)
+_VOC = "JPEGImages/2007_000042.jpg"
+_STUFF = "annotations/val2017/000000000285_labelTrainIds.png"
+_CITY = "gtFine/val/lindau/lindau_000000_000000_gtFine_labelTrainIds.png"
 _VOC_LABEL = "SegmentationClass/2007_000042.png"
 _ADE_LABEL = "annotations_detectron2/validation/ADE_val_00000001.tif"
 
@@ -57,8 +55,8 @@ def checked(prepared, tmp_path, tool):
     return run
 
 
-def write(path: str, pixels, mode: str | None = None, **options):
-    return lambda root: Image.fromarray(pixels, mode).save(root / path, **options)
+def write(path: str, pixels, **options):
+    return lambda root: Image.fromarray(pixels).save(root / path, **options)
 
 
 def text(path: str, content: str):
@@ -109,27 +107,29 @@ FAULTS = {
     "wrong size": ("voc21", write(_VOC_LABEL, _NOISE[:, :70]), ["2007_000042.png has 70 x 60 pixels, its image 80 x 60"]),
     "turned label": ("voc21", write(_VOC_LABEL, np.ascontiguousarray(_NOISE.T)), ["has 60 x 80 pixels, its image 80 x 60"]),
     "label 200": ("voc21", labels_200, ["2007_000042.png has the value 200 (1.00%), outside 0 to 20 and 255"]),
-    "label 255 where none is ignored": ("context60", in_all_labels("SegmentationClassContext", "*0.png", lambda x: np.where(x == 1, 255, x)),
-                                        ["the value 255", "outside 0 to 59"]),
+    "label 255, none is ignored": ("context60", in_all_labels("SegmentationClassContext", "*0.png", lambda x: np.where(x == 1, 255, x)),
+                                   ["the value 255", "outside 0 to 59"]),
     "RGB instead of palette": ("voc21", colours, ["2007_000042.png has colours (RGB)", "indices"]),
     "a JPEG as label": ("voc21", write(_VOC_LABEL, _NOISE, format="JPEG"), ["is a JPEG inside"]),
     "truncated image": ("voc21", cut(_VOC), ["2007_000042.jpg can't be read", "truncated"]),
     "truncated label": ("coco_stuff164k", cut(_STUFF), ["285_labelTrainIds.png can't be read"]),
     "no image at all": ("voc21", text(_VOC, "words"), ["2007_000042.jpg can't be read"]),
-    "empty file": ("city_scapes", text(f"{_CITY}_gtFine_labelTrainIds.png", ""), ["lindau_000000_000000_gtFine_labelTrainIds.png can't be read"]),
+    "empty file": ("city_scapes", text(_CITY, ""), ["lindau_000000_000000_gtFine_labelTrainIds.png can't be read"]),
     "empty split list": ("voc21", text(_VAL, ""), ["val.txt is empty"]),
     "missing split list": ("context60", remove("ImageSets/SegmentationContext/val.txt"), ["val.txt can't be read"]),
     "duplicate line": ("voc21", text(_VAL, "2007_000033\n2007_000042\n2007_000033\n"), ["'2007_000033' 2 times (lines 1, 3)"]),
     "empty line": ("voc21", text(_VAL, "2007_000033\n\n2007_000042\n"), ["Line 2 of the split list"]),
     "suffixes in the list": ("voc21", text(_VAL, "2007_000033.jpg\n"), ["2007_000033.jpg.jpg is missing"]),
-    "shifted up": ("coco_stuff164k", in_all_labels("annotations/val2017", "*", lambda x: np.where(x == 255, 255, x + 1)),
+    "shifted up": ("coco_stuff164k", in_all_labels("annotations/val2017", "*", lambda x: x + (x < 255)),
                    ["All labels seem shifted up by one: 171 occurs and 0 does not", "the value 171"]),
-    "shifted down": ("voc21", in_all_labels("SegmentationClass", "*", lambda x: np.where(x < 12, 255, x - 1)), ["of all pixels are to be ignored"]),
-    "already reduced": ("ade20k", in_all_labels("annotations/validation", "*", lambda x: (x - 1) % 256), ["shifted down by one: 255 occurs"]),
+    # as in VOC, most pixels are background before the shift
+    "shifted down": ("voc21", in_all_labels("SegmentationClass", "*", lambda x: (np.where(x < 12, 0, x) - 1) % 256),
+                     ["% of all pixels are to be ignored"]),
+    "already reduced": ("ade20k", in_all_labels("annotations/validation", "*", lambda x: (x - 1) % 256), ["down by one: 255 occurs"]),
     "uint8 instead of uint16": ("ade847", write(_ADE_LABEL, np.zeros((60, 80), np.uint8)), ["has 8 bits a pixel, but ade847 needs 16"]),
     "uint16 instead of uint8": ("voc21", write(_VOC_LABEL, np.zeros((60, 80), np.uint16)), ["has 16 bits a pixel, but voc21 needs 8"]),
-    "a 16-bit label too large": ("ade847", write(_ADE_LABEL, np.full((60, 80), 847, np.uint16)), ["value 847 (100.00%), outside 0 to 846 and 65535"]),
-    "stray label": ("coco_stuff164k", write("annotations/val2017/000000000001_labelTrainIds.png", _NOISE), ["000000000001_labelTrainIds.png", "no image"]),
+    "a 16-bit label too large": ("ade847", write(_ADE_LABEL, np.full((60, 80), 847, np.uint16)), ["value 847 (100.00%), outside 0 to 846"]),
+    "stray label": ("coco_stuff164k", write(_STUFF.replace("285", "001"), _NOISE), ["000000000001_labelTrainIds.png", "no image"]),
     "stray file": ("city_scapes", text("leftImg8bit/val/lindau/Thumbs.db", "x"), ["The stray file", "Thumbs.db"]),
     "half-written file": ("ade20k", text("images/validation/ADE_val_00000001.77.partial.jpg", "x"), ["stray file", "partial"]),
     "nothing but ignore": ("ade847", in_all_labels("annotations_detectron2/validation", "*", lambda x: x * 0 + 65535), ["Every pixel"]),
