@@ -125,23 +125,25 @@ def check_pair(layout: Layout, root: Path, name: str) -> tuple[list[str], dict[i
     """The problems of one image and its label, and the label's histogram."""
     problems = []
     image, label = layout.image(name, root), layout.label(name, root)
-    picture, labels = _read(image, problems), _read(label, problems)
+    redo = f"delete it and prepare {layout.name} again."  # preparation keeps files that are there
+    picture, labels = _read(image, problems, redo), _read(label, problems, redo)
     if labels is None:
         return problems, {}
     if picture is not None and picture.size != labels.size:
         problems.append(
-            f"The label {label} has {labels.width} x {labels.height} pixels, its image {picture.width} x {picture.height}; "
-            f"prepare {layout.name} again from matching files."
+            f"The label {label} has {labels.width} x {labels.height} pixels, its image {picture.width} x {picture.height}; {redo}"
         )
     if labels.format not in ("PNG", "TIFF"):
-        problems.append(f"The label {label} is a {labels.format} inside, which changes labels; save it as {layout.label_suffix[-3:]}.")
+        problems.append(f"The label {label} is a {labels.format} inside, which changes labels; {redo}")
     if labels.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA"):
-        problems.append(f"The label {label} has colours ({labels.mode}) instead of labels: save it as indices, with or without palette.")
+        problems.append(
+            f"The label {label} has colours ({labels.mode}) instead of labels, which must be indices, with or without palette; {redo}"
+        )
         return problems, {}
     bits = {"1": 1, "L": 8, "P": 8, "I;16": 16, "I;16B": 16}.get(labels.mode)
     if bits != layout.bits:
         found = f"{bits} bits a pixel" if bits else f"pixels of mode {labels.mode}"
-        problems.append(f"The label {label} has {found}, but {layout.name} needs {layout.bits}; prepare it again.")
+        problems.append(f"The label {label} has {found}, but {layout.name} needs {layout.bits}; {redo}")
         if bits is None:
             return problems, {}
     bins = np.bincount(np.asarray(labels).ravel())
@@ -149,20 +151,18 @@ def check_pair(layout: Layout, root: Path, name: str) -> tuple[list[str], dict[i
     strange = [value for value in counts if value > layout.top and value != layout.ignore]
     if strange:
         named = _several(f"{value} ({100 * counts[value] / bins.sum():.2f}%)" for value in strange)
-        problems.append(
-            f"The label {label} has the value{'s' * (len(strange) > 1)} {named}, outside {_allowed(layout)}; mend or replace it."
-        )
+        problems.append(f"The label {label} has the value{'s' * (len(strange) > 1)} {named}, outside {_allowed(layout)}; {redo}")
     return problems, counts
 
 
-def _read(path: Path, problems: list[str]) -> Image.Image | None:
+def _read(path: Path, problems: list[str], redo: str) -> Image.Image | None:
     """An image, decoded to its end; None where that fails, with the reason added to ``problems``."""
     try:
         image = Image.open(path)
         image.load()
         return image
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        problems.append(f"{path} can't be read ({str(error).replace(str(path), 'it')}); replace it.")
+        problems.append(f"{path} can't be read ({str(error).replace(str(path), 'it')}); {redo}")
         return None
 
 
@@ -177,13 +177,13 @@ def _several(texts: Iterable[object]) -> str:
 
 def _wrong_labels(layout: Layout, pixels: Counter[int], whole: bool) -> Iterator[str]:
     """What the labels of all images together say: never converted, shifted by one, an end of the classes that never occurs."""
+    again = f"delete *{layout.label_suffix} in {layout.labels} and prepare {layout.name} again from the owners' own labels."
     classes = sorted(label for label in pixels if label != layout.ignore)
     if not classes:
         if pixels:
-            yield f"Every pixel of {layout.name} is to be ignored ({layout.ignore}); prepare it again."
+            yield f"Every pixel of {layout.name} is to be ignored ({layout.ignore}); {again}"
         return
     ignored = pixels[layout.ignore] / pixels.total() if layout.ignore is not None else 0
-    again = f"prepare {layout.name} again from the owners' own labels."
     outside = [label for label in classes if label > layout.top]
     if outside == [layout.top + 1] and classes[0] > 0:
         yield f"All labels seem shifted up by one: {layout.top + 1} occurs and 0 does not; {again}"

@@ -127,6 +127,7 @@ FAULTS = {
                      ["% of all pixels are to be ignored"]),
     "already reduced": ("ade20k", in_all_labels("annotations/validation", "*", lambda x: (x - 1) % 256), ["down by one: 255 occurs"]),
     "uint8 instead of uint16": ("ade847", write(_ADE_LABEL, np.zeros((60, 80), np.uint8)), ["has 8 bits a pixel, but ade847 needs 16"]),
+    "one bit instead of eight": ("voc21", write(_VOC_LABEL, _NOISE > 9), ["has 1 bits a pixel, but voc21 needs 8"]),
     "uint16 instead of uint8": ("voc21", write(_VOC_LABEL, np.zeros((60, 80), np.uint16)), ["has 16 bits a pixel, but voc21 needs 8"]),
     "a 16-bit label too large": ("ade847", write(_ADE_LABEL, np.full((60, 80), 847, np.uint16)), ["value 847 (100.00%), outside 0 to 846"]),
     "stray label": ("coco_stuff164k", write(_STUFF.replace("285", "001"), _NOISE), ["000000000001_labelTrainIds.png", "no image"]),

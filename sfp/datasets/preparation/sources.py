@@ -105,7 +105,7 @@ def _unpack_members(
 ) -> None:
     for name, size, opened in tqdm(members, desc=f"unpacking {archive.name}", unit="file"):
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name.split("/")[0]:
             raise SFPError(f"The archive {archive} has a file {name!r}, which would leave the folder it is unpacked to; don't use it.")
         if not any(fnmatch.fnmatchcase(f"/{name}", pattern) for pattern in needed):
             continue
