@@ -18,7 +18,11 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["sfp", "sfp.*"]),
-    package_data={"sfp": ["paper_results.csv"], "sfp.clip": ["toyland.safetensors", "toyland.json"]},
+    package_data={
+        "sfp": ["paper_results.csv"],
+        "sfp.clip": ["toyland.safetensors", "toyland.json"],
+        "sfp.datasets": ["preparation/ade847_ids.txt"],
+    },
     install_requires=[
         "torch>=2.0.1",
         "torchvision>=0.15.2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -38,6 +39,21 @@ def clip():
 @pytest.fixture(scope="session")
 def toyland_clip():
     return load_clip("Toyland", device="cpu")
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """The ``main`` of a program in tools/, in this process: its exit code, output and error line."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capsys.readouterr()
+        code = runpy.run_path(str(ROOT / f"tools/{name}.py"))["main"]()
+        output = capsys.readouterr()
+        errors = [line for line in output.err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+        return code, output.out, errors[0] if errors else ""
+
+    return run
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,0 +1,133 @@
+"""The steps of a preparation: each makes one file, whole or not at all, so that a second run does only what is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sfp.datasets.parallel import in_parallel
+from sfp.errors import SFPError
+from sfp.files import whole_file
+
+
+@dataclass(frozen=True)
+class Step:
+    """Make ``target`` by ``make(target, *arguments)``, a function at the top of a module."""
+
+    target: Path
+    make: Callable[..., None]
+    arguments: tuple = ()
+
+
+@dataclass
+class Plan:
+    """What a preparation does: its steps, how many images they bring, and the lists, written when all steps are done."""
+
+    steps: list[Step] = field(default_factory=list)
+    images: int = 0
+    lists: dict[Path, list[str]] = field(default_factory=dict)
+
+
+def carry_out(plan: Plan, workers: int, description: str) -> None:
+    """Do the steps whose targets are missing, then write the lists.
+
+    Raises:
+        SFPError: a fault in the source, or a list that is there with other names.
+    """
+    for path, names in plan.lists.items():
+        if path.is_file() and sorted(path.read_text().split()) != sorted(names):
+            raise SFPError(f"{path} lists other images than this source; move it away, or give another --out.")
+    todo = [step for step in plan.steps if not step.target.exists()]
+    for folder in {step.target.parent for step in plan.steps}:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.partial.*"):  # of a run that was killed
+            leftover.unlink()
+    deque(in_parallel(_make, todo, workers, description), maxlen=0)
+    for path, names in plan.lists.items():
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as partial:
+                partial.write_text("".join(f"{name}\n" for name in names))
+
+
+def _make(step: Step) -> None:
+    step.make(step.target, *step.arguments)
+
+
+def link_file(target: Path, source: Path) -> None:
+    """Hard-link a file that is used as it is.
+
+    A hard link takes no space, unlike a copy, and outlives the source's folder, unlike a symbolic link; across file systems, where
+    there are none, the file is copied.
+    """
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        with whole_file(target) as partial:
+            shutil.copyfile(source, partial)
+
+
+def read_image(path: Path, modes: Sequence[str]) -> Image.Image:
+    """An image of the source, decoded.
+
+    Raises:
+        SFPError: it can't be read, or has none of the modes (PIL's names).
+    """
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SFPError(f"The source's {path} can't be read ({error}); fetch it again.") from error
+    if image.mode not in modes:
+        raise SFPError(f"The source's {path} has pixels of mode {image.mode}, not {' or '.join(modes)}; take the owners' own file.")
+    return image
+
+
+def write_labels(target: Path, labels: np.ndarray) -> None:
+    """Write labels (H, W), uint8 or uint16, without compression losses."""
+    with whole_file(target) as partial:
+        Image.fromarray(labels).save(partial)
+
+
+def map_labels(target: Path, source: Path, table: tuple[int, ...], kind: str) -> None:
+    """Convert an 8-bit label image by a table of 256 new labels; -1 in it is an id that the owners don't have.
+
+    Raises:
+        SFPError: an unreadable source, or such an id in it.
+    """
+    ids = np.asarray(read_image(source, ("L", "P")))
+    lookup = np.asarray(table)
+    unknown = np.unique(ids[lookup[ids] < 0])
+    if unknown.size:
+        raise SFPError(f"The source's {source} has the label {unknown[0]}, which is none of the {kind}; take the owners' own file.")
+    write_labels(target, lookup[ids].astype(np.uint8))
+
+
+def read_list(path: Path) -> list[str]:
+    """The names in a list of the source, one on a line.
+
+    Raises:
+        SFPError: unreadable or empty.
+    """
+    try:
+        names = path.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SFPError(f"The source's list {path} can't be read ({error}); fetch it again.") from error
+    if not names:
+        raise SFPError(f"The source's list {path} is empty; fetch it again.")
+    return list(dict.fromkeys(names))
+
+
+def require_files(paths: Iterable[Path], what: str) -> None:
+    """Raises SFPError where files of the source are missing, with the first of them and how many."""
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SFPError(f"The source lacks the {what} {missing[0]}{more}; give --source all of the owners' files.")

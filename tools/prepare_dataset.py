@@ -1,0 +1,47 @@
+"""Convert what a dataset's owners ship into the layout that the configs read; an interrupted run is continued.
+
+python tools/prepare_dataset.py voc21 --source VOCtrainval_11-May-2012.tar
+python tools/prepare_dataset.py context60 --source VOCtrainval_03-May-2010.tar trainval_merged.json --out data
+python tools/prepare_dataset.py coco_object --download
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from sfp.datasets.layouts import LAYOUTS
+from sfp.datasets.preparation import prepare
+from sfp.errors import SFPError, run_command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("name", help=", ".join(LAYOUTS))
+    parser.add_argument("--source", nargs="+", type=Path, default=[], help="the owners' folders, files and archives; only read")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("SFP_DATA", "data")), help="the data root")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--download", action="store_true", help="fetch first what needs no registration, into OUT/downloads")
+    parser.add_argument("--mirror", metavar="URL", help="an address that has the archives, instead of the owners'")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return run_command(command, parser.parse_args())
+
+
+def command(args: argparse.Namespace) -> None:
+    """Prepare, and say what there is now.
+
+    Raises:
+        SFPError: wrong options, sources or folder.
+    """
+    if args.mirror and not args.download:
+        raise SFPError("--mirror says where --download fetches from; add --download.")
+    root, images = prepare(args.name, args.source, args.out, args.workers, args.download, args.mirror)
+    published = LAYOUTS[args.name].published
+    print(f"{args.name}: {images} images{f' of {published} published' if published else ''} -> {root}")
+    print(f"next: python tools/check_dataset.py {args.name} --data {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
