@@ -21,7 +21,7 @@ setup(
     package_data={
         "sfp": ["paper_results.csv"],
         "sfp.clip": ["toyland.safetensors", "toyland.json"],
-        "sfp.datasets": ["preparation/ade847_ids.txt"],
+        "sfp.datasets.preparation": ["ade847_ids.txt"],
     },
     install_requires=[
         "torch>=2.0.1",
