@@ -76,10 +76,22 @@ class Cell:
         return cfg
 
     def build_dataset(self, cfg):
-        """Its mmseg dataset, whose failures name the file."""
+        """Its mmseg dataset.
+
+        Raises:
+            SFPError: it can't be built, such as from an override that it doesn't take.
+        """
         init_default_scope("mmseg")
-        dataset = DATASETS.build(cfg.test_dataloader.dataset)
-        dataset.full_init()
+        try:
+            dataset = DATASETS.build(cfg.test_dataloader.dataset)
+            dataset.full_init()
+        except SFPError:
+            raise
+        except Exception as error:  # a dataset class of mmseg's or of the user's
+            reason = str(error).strip().splitlines()[-1]
+            raise SFPError(
+                f"The dataset of cfg_{self.dataset}.py can't be built ({type(error).__name__}: {reason}); check its keys."
+            ) from error
         return dataset
 
     def is_finished(self, cfg, dataset) -> bool:

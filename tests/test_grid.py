@@ -132,6 +132,8 @@ def test_cells_that_can_not_start_are_named(data, tmp_path):
     bad = [*cells(tmp_path, ["SPF"], ["voc21"]), *cells(tmp_path, ["SFP"], ["voc2"]), *cells(tmp_path, ["SFP"], ["ade20k"])]
     groups, _, failed = plan([*bad, *cells(tmp_path, ["SFP"], ["voc21"])])
     assert len(groups) == 1 and list(failed) == bad
+    (cell,) = cells(tmp_path, ["SFP"], ["voc21"], "test_dataloader.dataset.scenes=3")
+    assert "cfg_voc21.py can't be built" in plan([cell])[2][cell]
     assert [words in failed[cell] for cell, words in zip(bad, ("did you mean 'SFP'", "cfg_voc2", "data root"), strict=True)] == [True] * 3
 
 
