@@ -7,6 +7,7 @@ methods, ``tcl`` the common one with TCL's sizes, short side 448 and windows of 
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -50,10 +51,13 @@ def read_config(file: str | Path, options: list[str]) -> Config:
 
 
 def _from_file(path: Path) -> Config:
+    logging.disable(logging.INFO)  # mmengine tells of each environment variable that a config reads
     try:
         return Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise SFPError(f"The config {path} can't be read: {type(error).__name__}: {error}") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _parse(options: list[str]) -> dict:

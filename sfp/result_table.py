@@ -151,8 +151,12 @@ def _number(value: float | None, signed: bool = False) -> str:
     return "" if value is None else f"{value:+.1f}" if signed else f"{value:.1f}"
 
 
-def _cells(entry: Entry | None) -> list[str]:
-    return ["", "", ""] if entry is None else [_number(entry.measured), _number(entry.published), _number(entry.difference, signed=True)]
+def _cells(entry: Entry | None, beside: bool) -> list[str]:
+    """Measured; where the column has published numbers also published and difference."""
+    if entry is None:
+        return [""] * (3 if beside else 1)
+    more = [_number(entry.published), _number(entry.difference, signed=True)] if beside else []
+    return [_number(entry.measured), *more]
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
@@ -164,18 +168,16 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     return lines
 
 
-def _heads(columns: Sequence[str]) -> list[str]:
-    heads = {key: head for key, head in COLUMNS.values()}
-    return [text for column in columns for text in (heads.get(column, column), "paper", "diff")]
-
-
 def markdown(entries: Sequence[Entry]) -> str:
-    """The table in Markdown: for each dataset measured, published, difference; notes below."""
+    """The table in Markdown: for each dataset measured, and where a paper has numbers published and difference; notes below."""
     rows, columns, cells = rows_and_columns(entries)
     if not rows:
         return "no results yet\n"
-    lines = [["method", "backbone", *_heads(columns)], ["---", "---", *["---:"] * (3 * len(columns))]]
-    lines += [[*row, *(text for column in columns for text in _cells(cells.get((*row, column))))] for row in rows]
+    short = {key: head for key, head in COLUMNS.values()}
+    beside = {column: any(e.published is not None for e in entries if e.dataset == column) for column in columns}
+    heads = [text for column in columns for text in (short.get(column, column), *(("paper", "diff") if beside[column] else ()))]
+    lines = [["method", "backbone", *heads], ["---", "---", *["---:"] * len(heads)]]
+    lines += [[*row, *(text for column in columns for text in _cells(cells.get((*row, column)), beside[column]))] for row in rows]
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     notes = "".join(f"- {note}\n" for note in _notes(entries))
     return f"{table}\n{notes}" if notes else table
