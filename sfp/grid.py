@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import time
@@ -29,7 +30,7 @@ from sfp.evaluation import (
     run_card,
     write_results,
 )  # fmt: skip
-from sfp.methods import METHODS
+from sfp.methods import METHODS, check_method
 from sfp.pipeline import Protocol, Task, Vocabulary
 
 
@@ -72,6 +73,8 @@ class Cell:
         given = [f"model.method={name}", f"model.clip={clip}", f"model.pretrained={pretrained}"]
         given += [f"model.{option}" for option in re.split(r",(?=\w+=)", options) if option]
         cfg = read_config(CONFIGS / f"cfg_{self.dataset}.py", [*given, *self.overrides])
+        of_segmentor = {"type", *inspect.signature(MODELS.get("SFPSegmentor").__init__).parameters}
+        check_method(name, {key: value for key, value in cfg.model.items() if key not in of_segmentor})
         check_dataset(cfg)
         return cfg
 
@@ -105,7 +108,7 @@ class Cell:
         return all(result.get(key) == value for key, value in now.items())
 
 
-def plan(cells: Sequence[Cell], share: bool = True, fresh: bool = False) -> tuple[list[list[Cell]], list[Cell], dict[Cell, str]]:
+def plan(cells: Sequence[Cell], share: bool = True) -> tuple[list[list[Cell]], list[Cell], dict[Cell, str]]:
     """Groups of cells that one pass of the images serves, cells that are finished, and cells that can't start with the reason."""
     groups: dict[object, list[Cell]] = {}
     finished, failed = [], {}
@@ -113,7 +116,7 @@ def plan(cells: Sequence[Cell], share: bool = True, fresh: bool = False) -> tupl
         try:
             cfg = cell.config()
             dataset = cell.build_dataset(cfg)
-            if not fresh and cell.is_finished(cfg, dataset):
+            if cell.is_finished(cfg, dataset):
                 finished.append(cell)
                 continue
             vision = {key: value for key, value in cfg.model.items() if key not in _OF_THE_TEXT}

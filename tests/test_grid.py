@@ -100,7 +100,6 @@ def test_what_differs_in_the_vision_is_not_shared(data, tmp_path):
 def test_finished_cells_are_skipped_until_something_changes(separate, data):
     groups, finished, _ = plan(separate)
     assert groups == [] and finished == list(separate)
-    assert plan(separate, fresh=True)[1] == []
     path = separate[0].folder / "results.json"
     result = json.loads(path.read_text())
     for key in ("config_sha256", "dataset_fingerprint", "code_sha256"):
@@ -144,23 +143,41 @@ def test_groups_are_saved_and_loaded(tmp_path):
     assert both[0].folder.name == "voc20" and ":" not in str(both[0].folder)
 
 
-def test_the_command_line(data, tmp_path):
-    """One good pass, one cell whose worker fails; the same command again has only that one left."""
-    tool = str(ROOT / "tools/benchmark.py")
-    command = [
-        sys.executable, tool, "--methods", "CLIP", "SFP:sae_lambda=-x", "--datasets", "toyland", "--out", "grid",
-        "--cfg-options", "test_dataloader.dataset.scenes=2", "--devices", "cpu",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
-    assert first.returncode == 1
-    assert "2 cells: 0 finished, 2 to do in 2 passes" in first.stdout and "| CLIP | Toyland |" in first.stdout
-    assert "failed: SFP:sae_lambda=-x / Toyland / toyland: Option sae_lambda of method SFP is '-x'" in first.stderr
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
-    assert "2 cells: 1 finished, 1 to do" in again.stdout
+def test_the_command_line(tmp_path):
+    """A pass that two datasets share and one of them spoils, a cell with a wrong option, and the same command again."""
+    for folder in ("images", "annotations"):
+        (tmp_path / f"data/coco_stuff164k/{folder}/val2017").mkdir(parents=True)
+    for i in range(2):
+        scene, name = toyland.make_scene("tune", i), f"{i:012d}"
+        Image.fromarray(scene.image).save(tmp_path / f"data/coco_stuff164k/images/val2017/{name}.jpg")
+        for suffix in ("_instanceTrainIds.png", "_labelTrainIds.png"):
+            Image.fromarray(scene.labels).save(tmp_path / f"data/coco_stuff164k/annotations/val2017/{name}{suffix}")
+    spoilt = tmp_path / f"data/coco_stuff164k/annotations/val2017/{1:012d}_labelTrainIds.png"
+    labels = np.array(Image.open(spoilt))
+    labels[7, 7] = 200
+    Image.fromarray(labels).save(spoilt)
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "--methods", "CLIP", "SFP:sae_lambda=-x", "--datasets", "coco_object"]
+    command += ["coco_stuff164k", "--backbones", "Toyland", "--out", "grid", "--devices", "cpu", "--settings", "common"]
+    command += ["--cfg-options", "model.prompts=photo"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SFP_DATA": str(tmp_path / "data")}
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+
+    first = run()
+    assert first.returncode == 1, first.stderr[-2000:]
+    assert "4 cells: 0 finished, 2 to do in 1 passes (1 share one), 2 can't start" in first.stdout
+    assert "apart after a failure: CLIP / Toyland / coco_object, CLIP / Toyland / coco_stuff164k" in first.stdout
+    assert "failed: SFP:sae_lambda=-x / Toyland / coco_object: Option sae_lambda of method SFP is '-x'" in first.stderr
+    assert f"{spoilt.name} has the label 200, but there are 171 classes" in first.stderr
+    assert first.stdout.count("| CLIP | Toyland |") == 1 and "| method | backbone | Object |" in first.stdout
+    Image.fromarray(np.where(labels == 200, 5, labels).astype(np.uint8)).save(spoilt)
+    assert "had another dataset; start it afresh with --fresh" in run().stderr
+    again = run("--fresh")
+    assert "4 cells: 1 finished, 1 to do" in again.stdout and "| method | backbone | Object | Stuff |" in again.stdout
     table = [sys.executable, str(ROOT / "tools/make_table.py"), "grid"]
     done = subprocess.run(table, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.stdout.startswith("| method | backbone | Toyland |")
+    assert done.stdout.startswith("| method | backbone | Object | Stuff |")
     empty = subprocess.run([*table[:2], str(tmp_path / "none")], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert empty.returncode == 2 and "error: There is no results.json" in empty.stderr
 

@@ -32,7 +32,9 @@ def main() -> int:
     )
     parser.add_argument("--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu; all GPUs if not given")
     parser.add_argument("--no-sharing", action="store_true", help="a pass of the images for each dataset, also where several share them")
-    parser.add_argument("--fresh", action="store_true", help="measure everything anew")
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget what interrupted cells have; finished ones stay until their folder is deleted"
+    )
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys of every cell")
     parser.add_argument("--run-group", type=Path, help=argparse.SUPPRESS)  # a worker's cells
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -86,7 +88,7 @@ def benchmark(args: argparse.Namespace) -> None:
     cells = [Cell(m, b, d, overrides, str(args.out)) for m in args.methods for d in args.datasets for b in backbones[d]]
     if len({cell.folder for cell in cells}) < len(cells):
         raise SFPError("Two cells of the grid have one name; give each method, backbone and dataset once.")
-    groups, finished, failed = plan(cells, share=not args.no_sharing, fresh=args.fresh)
+    groups, finished, failed = plan(cells, share=not args.no_sharing)
     shared = sum(len(group) for group in groups) - len(groups)
     print(
         f"{len(cells)} cells: {len(finished)} finished, {sum(map(len, groups))} to do in {len(groups)} passes "
@@ -101,8 +103,11 @@ def benchmark(args: argparse.Namespace) -> None:
 
 
 def run_all(groups: list[list], devices: list[str], args: argparse.Namespace) -> dict:
-    """Run groups, one at a time on each device; returns the failed cells with the reason. Ctrl-C stops the workers."""
-    waiting, running, failed = list(enumerate(groups)), [], {}
+    """Run groups, one at a time on each device; returns the failed cells with the reason. Ctrl-C stops the workers.
+
+    Of a group that fails each cell is tried by itself, so that one dataset's fault doesn't take others with it.
+    """
+    waiting, running, failed = [(f"group{i}", group) for i, group in enumerate(groups)], [], {}
     bar = tqdm(total=sum(map(len, groups)), unit="cell", disable=not groups)
     try:
         while waiting or running:
@@ -112,6 +117,10 @@ def run_all(groups: list[list], devices: list[str], args: argparse.Namespace) ->
             time.sleep(0.2)
             for worker in [worker for worker in running if worker.process.poll() is not None]:
                 running.remove(worker)
+                if worker.process.returncode and len(worker.group) > 1:  # the others may be sound: each by itself, from where it stopped
+                    tqdm.write(f"apart after a failure: {', '.join(map(str, worker.group))}")
+                    waiting += [(f"{worker.log.stem}_{i}", [cell]) for i, cell in enumerate(worker.group)]
+                    continue
                 bar.update(len(worker.group))
                 if worker.process.returncode:
                     reason = last_line(worker.log)
@@ -125,15 +134,15 @@ def run_all(groups: list[list], devices: list[str], args: argparse.Namespace) ->
     return failed
 
 
-def start(number: int, group: list, device: str, args: argparse.Namespace) -> Worker:
-    """Start a worker on a device."""
+def start(name: str, group: list, device: str, args: argparse.Namespace) -> Worker:
+    """Start a worker on a device; its cells and its log go by the name."""
     from sfp.grid import save_group
 
     folder = args.out / "logs"
-    save_group(group, folder / f"group{number}.json")
-    command = [sys.executable, __file__, "--run-group", str(folder / f"group{number}.json"), *(["--fresh"] if args.fresh else [])]
+    save_group(group, folder / f"{name}.json")
+    command = [sys.executable, __file__, "--run-group", str(folder / f"{name}.json"), *(["--fresh"] if args.fresh else [])]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
-    log = folder / f"group{number}.log"
+    log = folder / f"{name}.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
     return Worker(group, device, process, log)

@@ -223,15 +223,25 @@ def build_method(name: str, clip: FrozenCLIP, **options: Any) -> Method:
     Raises:
         SFPError: unknown method, detector or option; the message offers the closest name.
     """
-    method = METHODS.get(name)
-    own = METHODS.options(name)
-    pm = options.get("pm") or method.own_pm
-    detector_options = dict(options.pop("detector_options", None) or {})
-    for option in [key for key in options if key not in own and key in DETECTORS.options(pm)]:
-        detector_options[option] = options.pop(option)
-    METHODS.check_options(name, options)
-    DETECTORS.check_options(pm, detector_options)
-    return method(clip, detector_options=detector_options, **options)
+    own, of_detector = check_method(name, options)
+    return METHODS.get(name)(clip, detector_options=of_detector, **own)
+
+
+def check_method(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options as ``build_method`` takes them, parted into the method's and its detector's, before anything is loaded.
+
+    Raises:
+        SFPError: unknown method, detector or option, or a value of another type than the default's.
+    """
+    known = METHODS.options(name)
+    pm = options.get("pm") or METHODS.get(name).own_pm
+    of_detector = dict(options.get("detector_options") or {})
+    own = {key: value for key, value in options.items() if key != "detector_options"}
+    for option in [key for key in own if key not in known and key in DETECTORS.options(pm)]:
+        of_detector[option] = own.pop(option)
+    METHODS.check_options(name, own)
+    DETECTORS.check_options(pm, of_detector)
+    return own, of_detector
 
 
 def list_methods() -> list[str]:
