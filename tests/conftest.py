@@ -70,6 +70,7 @@ def _seed():
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.parent != ROOT / "tests")  # the whole runs first, so that two processes end together
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

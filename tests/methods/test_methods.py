@@ -127,6 +127,7 @@ def test_half_precision_is_close(name, precision):
     assert torch.isfinite(rough).all()
     cosine = torch.cosine_similarity(rough.float(), exact, dim=-1)
     assert cosine.mean() > 0.995
+    assert torch.isfinite(build(name, half, purify=True)(windows("win0"))).all()  # decisions flip, so no closeness is asked
 
 
 @pytest.mark.parametrize("name", METHODS)
