@@ -50,6 +50,7 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
+wide_test_pipeline = [*test_pipeline[:2], dict(type="LoadWideLabels"), test_pipeline[3]]  # for labels of 16 bits
 test_dataloader = dict(
     batch_size=1,
     num_workers=2,

@@ -14,11 +14,6 @@ test_dataloader = dict(
         data_prefix=dict(img_path="JPEGImages", seg_map_path="annotations_detectron2/pc459_val"),
         ann_file="ImageSets/SegmentationContext/val.txt",
         ignore_index=65535,
-        pipeline=[
-            dict(type="LoadImageFromFile"),
-            dict(type="Resize", scale=(2048, {{_base_.short_side}}), keep_ratio=True),
-            dict(type="LoadWideLabels"),
-            dict(type="PackSegInputs"),
-        ],
+        pipeline={{_base_.wide_test_pipeline}},
     )
 )

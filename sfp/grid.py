@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from mmengine.registry import init_default_scope
+from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, MODELS
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -166,43 +167,59 @@ def run_group(cells: Sequence[Cell], fresh: bool = False, workers: int = 2) -> N
     """
     configs = [cell.config() for cell in cells]
     datasets = [cell.build_dataset(cfg) for cell, cfg in zip(cells, configs, strict=True)]
-    model = MODELS.build(configs[0].model)
-    metrics, stores, tasks, cards, wanted = [], [], [], [], []
-    for cell, cfg, dataset in zip(cells, configs, datasets, strict=True):
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        task = _task(model, cfg)
-        check_names(task.vocabulary, dataset)
-        metric = ClassIoUMetric(**{key: value for key, value in cfg.test_evaluator.items() if key != "type"})
-        metric.dataset_meta = dataset.metainfo
-        card = run_card(config_hash(cfg), model, dataset)
-        store = CountStore(cell.folder / "counts", card)
-        if fresh:
-            store.clear()
-        left = set(image_names(dataset)) - metric.resume(store, len(dataset.metainfo["classes"]))
-        for values, value in zip((metrics, stores, tasks, cards, wanted), (metric, store, task, card, left), strict=True):
-            values.append(value)
-        dataset.pipeline = NamedFailures(dataset.pipeline)
+    model = MODELS.build(configs[0].model)  # after the data, whose faults are found in no time
+    parts = [_part(cell, cfg, dataset, model, fresh) for cell, cfg, dataset in zip(cells, configs, datasets, strict=True)]
     started = time.time()
-    loader = DataLoader(_Joined(datasets, wanted), batch_size=1, num_workers=workers, collate_fn=_only)
+    joined = _Joined([part.dataset for part in parts], [part.left for part in parts])
     try:
-        for items in tqdm(loader, unit="image", mininterval=1.0):
-            asked = [k for k, item in enumerate(items) if item is not None]
-            batch = model.data_preprocessor(dict(inputs=[items[asked[0]]["inputs"]], data_samples=[items[asked[0]]["data_samples"]]))
-            sizes = [[tuple(items[k]["data_samples"].ori_shape[:2])] for k in asked]
-            found = model.pipeline.segment(list(batch["inputs"]), [tasks[k] for k in asked], sizes)
-            for k, ((labels, _),) in zip(asked, found, strict=True):
-                sample = items[k]["data_samples"]
+        for items in tqdm(DataLoader(joined, batch_size=1, num_workers=workers, collate_fn=_only), unit="image", mininterval=1.0):
+            asked = [(part, item) for part, item in zip(parts, items, strict=True) if item is not None]
+            first = asked[0][1]
+            batch = model.data_preprocessor(dict(inputs=[first["inputs"]], data_samples=[first["data_samples"]]))
+            sizes = [[tuple(item["data_samples"].ori_shape[:2])] for _, item in asked]
+            found = model.pipeline.segment(list(batch["inputs"]), [part.task for part, _ in asked], sizes)
+            for (part, item), ((labels, _),) in zip(asked, found, strict=True):
+                sample = item["data_samples"]
                 truth = dict(gt_sem_seg=dict(data=sample.gt_sem_seg.data), pred_sem_seg=dict(data=labels[None]))
-                metrics[k].process(None, [dict(img_path=sample.img_path, seg_map_path=sample.seg_map_path, **truth)])
+                part.metric.process(None, [dict(img_path=sample.img_path, seg_map_path=sample.seg_map_path, **truth)])
     finally:
-        for store in stores:
-            store.close()
+        for part in parts:
+            part.store.close()
     seconds = time.time() - started
-    for k, cell in enumerate(cells):
-        metrics[k].evaluate(len(datasets[k]))
-        others = [other.dataset for other in cells if other is not cell]
-        write_results(cell.folder / "results.json", model, tasks[k], datasets[k], metrics[k], cards[k], seconds, others)
-        stores[k].clear()
+    for part in parts:
+        part.metric.evaluate(len(part.dataset))
+        others = [cell.dataset for cell in cells if cell is not part.cell]
+        write_results(part.cell.folder / "results.json", model, part.task, part.dataset, part.metric, part.card, seconds, others)
+        part.store.clear()
+
+
+@dataclass
+class _Part:
+    """One cell of a pass at work; ``left`` are the images still to do, by short name."""
+
+    cell: Cell
+    dataset: BaseSegDataset
+    task: Task
+    metric: ClassIoUMetric
+    store: CountStore
+    card: dict[str, str]
+    left: set[str]
+
+
+def _part(cell: Cell, cfg, dataset: BaseSegDataset, model, fresh: bool) -> _Part:
+    """Make ready what a cell needs, and read what an interrupted pass left of it."""
+    task = _task(model, cfg)
+    check_names(task.vocabulary, dataset)
+    metric = ClassIoUMetric(**{key: value for key, value in cfg.test_evaluator.items() if key != "type"})
+    metric.dataset_meta = dataset.metainfo
+    card = run_card(config_hash(cfg), model, dataset)
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    store = CountStore(cell.folder / "counts", card)
+    if fresh:
+        store.clear()
+    left = set(image_names(dataset)) - metric.resume(store, len(dataset.metainfo["classes"]))
+    dataset.pipeline = NamedFailures(dataset.pipeline)
+    return _Part(cell, dataset, task, metric, store, card, left)
 
 
 def _only(items: list) -> list:

@@ -8,7 +8,7 @@ from sfp.datasets.layouts import Layout
 from sfp.datasets.preparation.download import ADE20K
 from sfp.datasets.preparation.recipe import Recipe
 from sfp.datasets.preparation.sources import Sources
-from sfp.datasets.preparation.steps import Plan, Step, link_file, require_files
+from sfp.datasets.preparation.steps import Plan, link_file, require_files
 
 
 def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
@@ -19,8 +19,7 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     require_files((images / f"{path.stem}.jpg" for path in labels.glob("*.png") if not path.name.startswith(".")), "image")
     made = Plan(images=len(names))
     for name in names:
-        made.steps.append(Step(layout.image(name, root), link_file, (images / f"{name}.jpg",)))
-        made.steps.append(Step(layout.label(name, root), link_file, (labels / f"{name}.png",)))
+        made.add_pair((layout.image(name, root), images / f"{name}.jpg"), layout.label(name, root), link_file, labels / f"{name}.png")
     return made
 
 

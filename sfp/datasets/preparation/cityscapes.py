@@ -7,7 +7,7 @@ from pathlib import Path
 from sfp.datasets.layouts import CITYSCAPES_TRAIN_IDS, Layout
 from sfp.datasets.preparation.recipe import Recipe
 from sfp.datasets.preparation.sources import Sources
-from sfp.datasets.preparation.steps import Plan, Step, link_file, map_labels, require_files
+from sfp.datasets.preparation.steps import Plan, map_labels, require_files
 
 # new labels of the ids 0 to 255, -1 for ids that there aren't
 TABLE = tuple(CITYSCAPES_TRAIN_IDS.index(i) if i in CITYSCAPES_TRAIN_IDS else 255 if i < 34 else -1 for i in range(256))
@@ -20,8 +20,8 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     require_files((labels / f"{name}_gtFine_labelIds.png" for name in names), "label")
     made = Plan(images=len(names))
     for name in names:
-        made.steps.append(Step(layout.image(name, root), link_file, (images / f"{name}{layout.image_suffix}",)))
-        made.steps.append(Step(layout.label(name, root), map_labels, (labels / f"{name}_gtFine_labelIds.png", TABLE, "labelIds")))
+        label, ids = layout.label(name, root), labels / f"{name}_gtFine_labelIds.png"
+        made.add_pair((layout.image(name, root), images / f"{name}{layout.image_suffix}"), label, map_labels, ids, TABLE, "labelIds")
     return made
 
 

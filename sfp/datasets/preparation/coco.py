@@ -8,7 +8,7 @@ from sfp.datasets.layouts import COCO_IDS, COCO_THINGS, Layout
 from sfp.datasets.preparation.download import COCO_STUFF_MAPS, COCO_VAL2017
 from sfp.datasets.preparation.recipe import Recipe
 from sfp.datasets.preparation.sources import Sources
-from sfp.datasets.preparation.steps import Plan, Step, link_file, map_labels, require_files
+from sfp.datasets.preparation.steps import Plan, map_labels, require_files
 
 # new labels of the ids 0 to 255, -1 for ids that there aren't
 STUFF_TABLE = tuple(255 if i == 255 else COCO_IDS.index(i) if i in COCO_IDS else -1 for i in range(256))
@@ -23,8 +23,8 @@ def _plan(sources: Sources, root: Path, layout: Layout, table: tuple[int, ...]) 
     require_files((images / f"{path.stem}.jpg" for path in maps.glob("*.png") if path.stem.isdecimal()), "image")
     made = Plan(images=len(names))
     for name in names:
-        made.steps.append(Step(layout.image(name, root), link_file, (images / f"{name}.jpg",)))
-        made.steps.append(Step(layout.label(name, root), map_labels, (maps / f"{name}.png", table, "stuffthingmaps' ids")))
+        label, ids = layout.label(name, root), maps / f"{name}.png"
+        made.add_pair((layout.image(name, root), images / f"{name}.jpg"), label, map_labels, ids, table, "stuffthingmaps' ids")
     return made
 
 

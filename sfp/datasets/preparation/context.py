@@ -16,7 +16,7 @@ from sfp.datasets.layouts import Layout
 from sfp.datasets.preparation.recipe import Recipe
 from sfp.datasets.preparation.run_length import decode_mask
 from sfp.datasets.preparation.sources import Sources
-from sfp.datasets.preparation.steps import Plan, Step, link_file, require_files, write_labels
+from sfp.datasets.preparation.steps import Plan, require_files, write_labels
 from sfp.errors import SFPError
 
 JSON = "VOCdevkit/VOC2010/trainval_merged.json"
@@ -69,8 +69,8 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     made = Plan(images=len(names["val"]), lists={folder / f"{phase}.txt": listed for phase, listed in names.items()})
     for image, size in zip(kept, sizes, strict=True):
         name = PurePosixPath(image["file_name"]).stem
-        made.steps.append(Step(layout.image(name, root), link_file, (images / image["file_name"],)))
-        made.steps.append(Step(layout.label(name, root), draw_masks, (name, masks[image["image_id"]], size)))
+        target, label = layout.image(name, root), layout.label(name, root)
+        made.add_pair((target, images / image["file_name"]), label, draw_masks, name, masks[image["image_id"]], size)
     return made
 
 

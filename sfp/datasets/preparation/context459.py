@@ -11,7 +11,7 @@ from sfp.datasets.layouts import Layout
 from sfp.datasets.preparation.context import JSON, names_of, read_json
 from sfp.datasets.preparation.recipe import Recipe
 from sfp.datasets.preparation.sources import Sources
-from sfp.datasets.preparation.steps import Plan, Step, link_file, read_list, require_files, write_labels
+from sfp.datasets.preparation.steps import Plan, read_list, require_files, write_labels
 from sfp.errors import SFPError
 
 
@@ -23,8 +23,7 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     require_files((maps / f"{name}.mat" for name in names), "label")
     made = Plan(images=len(names), lists={root / layout.split: names})
     for name in names:
-        made.steps.append(Step(layout.image(name, root), link_file, (images / f"{name}.jpg",)))
-        made.steps.append(Step(layout.label(name, root), convert_map, (maps / f"{name}.mat",)))
+        made.add_pair((layout.image(name, root), images / f"{name}.jpg"), layout.label(name, root), convert_map, maps / f"{name}.mat")
     return made
 
 

@@ -34,6 +34,11 @@ class Plan:
     images: int = 0
     lists: dict[Path, list[str]] = field(default_factory=dict)
 
+    def add_pair(self, image: tuple[Path, Path], label: Path, make: Callable[..., None], *arguments: object) -> None:
+        """Steps for an image, (target, source) to be linked, and for its label, made by ``make(label, *arguments)``."""
+        self.steps.append(Step(image[0], link_file, (image[1],)))
+        self.steps.append(Step(label, make, arguments))
+
 
 def carry_out(plan: Plan, workers: int, description: str) -> None:
     """Do the steps whose targets are missing, then write the lists.

@@ -8,7 +8,7 @@ from sfp.datasets.layouts import Layout
 from sfp.datasets.preparation.download import VOC2012
 from sfp.datasets.preparation.recipe import Recipe
 from sfp.datasets.preparation.sources import Sources
-from sfp.datasets.preparation.steps import Plan, Step, link_file, read_list, require_files
+from sfp.datasets.preparation.steps import Plan, link_file, read_list, require_files
 
 _FOLDER = "VOCdevkit/VOC2012"
 
@@ -21,8 +21,7 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     require_files((labels / f"{name}.png" for name in names), "label")
     made = Plan(images=len(names), lists={root / layout.split: names})
     for name in names:
-        made.steps.append(Step(layout.image(name, root), link_file, (images / f"{name}.jpg",)))
-        made.steps.append(Step(layout.label(name, root), link_file, (labels / f"{name}.png",)))
+        made.add_pair((layout.image(name, root), images / f"{name}.jpg"), layout.label(name, root), link_file, labels / f"{name}.png")
     return made
 
 
