@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
-import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
+from sfp.clip.kernels import attend, attend_explicitly, attend_with_rows, layer_norm, linear
 from sfp.clip.positions import resize_positions
 from sfp.errors import SFPError
+
+
+_CACHE_BYTES = 16 << 20
 
 
 class Attention(IntEnum):
@@ -94,37 +98,40 @@ class Block:
         attention = module.attn
         if getattr(attention, "in_proj_weight", None) is None:
             raise SFPError("This CLIP's attention has no joint in_proj_weight; only open_clip's plain CLIP ViTs are supported.")
-        self.ln_1, self.ln_2, self.mlp_layers = module.ln_1, module.ln_2, module.mlp
-        self.scale_1, self.scale_2 = getattr(module, "ls_1", nn.Identity()), getattr(module, "ls_2", nn.Identity())
+        self.module, self.heads = module, attention.num_heads
         self.in_weight, self.in_bias = attention.in_proj_weight, attention.in_proj_bias
-        self.out = attention.out_proj
-        self.heads = attention.num_heads
+        self.out, self.fc, self.proj = attention.out_proj, module.mlp.c_fc, module.mlp.c_proj
+        # QuickGELU is x sigmoid(a x) = silu(a x) / a, a = 1.702: LN2 and fc's bias take the factor, so that one kernel does it
+        quick = isinstance(module.mlp.gelu, QuickGELU)
+        self.factor, self.activation = (1.702, "silu") if quick else (1.0, "gelu")
 
     def normed(self, tokens: Tensor) -> Tensor:
         """LN1(X), (B, T, C)."""
-        return layer_norm(tokens, self.ln_1)
+        return layer_norm(tokens, self.module.ln_1)
 
-    def qkv(self, normed: Tensor, only: slice | None = None) -> tuple[Tensor, ...]:
-        """Q, K, V (or some of them) of LN1(X), biases included: (B, heads, T, head width) each."""
-        width = normed.shape[-1]
-        parts = range(3)[only or slice(None)]
-        rows = slice(parts[0] * width, (parts[-1] + 1) * width)
-        bias = None if self.in_bias is None else self.in_bias[rows]
-        joint = F.linear(normed, self.in_weight[rows], bias)
-        joint = joint.unflatten(-1, (len(parts), self.heads, width // self.heads))
-        return joint.permute(2, 0, 3, 1, 4).unbind(0)
+    def qkv(self, normed: Tensor, which: str = "qkv") -> tuple[Tensor, ...]:
+        """Q, K, V of LN1(X), or those named ("qv", "v"), biases included: (B, heads, T, head width) each."""
+        if which not in "qkv":  # not side by side in the weights
+            return tuple(self.qkv(normed, letter)[0] for letter in which)
+        width, first = normed.shape[-1], "qkv".index(which)
+        rows = slice(first * width, (first + len(which)) * width)
+        joint = linear(normed, self.in_weight[rows], None if self.in_bias is None else self.in_bias[rows])
+        return joint.unflatten(-1, (len(which), self.heads, width // self.heads)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def values(self, normed: Tensor) -> Tensor:
         """V of LN1(X): (B, heads, T, head width)."""
-        return self.qkv(normed, slice(2, 3))[0]
+        return self.qkv(normed, "v")[0]
 
     def project(self, mixed: Tensor) -> Tensor:
         """W_o concat_heads(.) + b_o: (B, heads, T, head width) to (B, T, C)."""
-        return self.scale_1(self.out(mixed.transpose(1, 2).flatten(2)))
+        return linear(mixed.transpose(1, 2).flatten(2), self.out.weight, self.out.bias)
 
-    def mlp(self, tokens: Tensor) -> Tensor:
-        """MLP(LN2(X)), without the residual, (B, T, C)."""
-        return self.scale_2(self.mlp_layers(layer_norm(tokens, self.ln_2)))
+    def mlp(self, tokens: Tensor, norm: bool = True) -> Tensor:
+        """MLP(LN2(X)), or MLP(X), without the residual, (B, T, C)."""
+        inner = layer_norm(tokens, self.module.ln_2, self.factor) if norm else tokens * self.factor
+        hidden = linear(inner, self.fc.weight, self.fc.bias * self.factor, self.activation)
+        out = linear(hidden, self.proj.weight, self.proj.bias * self.factor)
+        return out if self.factor == 1.0 else out.div_(self.factor)
 
 
 class ImageTrunk:
@@ -157,6 +164,21 @@ class ImageTrunk:
             raise SFPError(f"A window of {height}x{width} pixels is smaller than one patch ({self.patch}); use larger windows.")
         return grid
 
+    def windows_at_once(self, height: int, width: int) -> int:
+        """How many windows of that size go best through the trunk as one batch.
+
+        On a CPU so many that the widest activation, the MLP's, stays in its cache: a larger batch is slower
+        (docs/speed.md). On a GPU as many as half of the free memory holds, 256 at most: more gain nothing.
+        """
+        h, w = self.grid_of(height, width)
+        tokens, bytes_of = 1 + h * w, self.dtype.itemsize
+        if self.visual.proj.device.type != "cuda":
+            return max(1, _CACHE_BYTES // (tokens * 4 * self.width * bytes_of))
+        stream = tokens * self.width * (12 * bytes_of + 3 * 4)  # tokens, q, k, v, hidden layer; float32 copies of tokens
+        maps = tokens * tokens * 4 * 6  # those that methods make of a whole batch
+        free, _ = torch.cuda.mem_get_info(self.visual.proj.device)
+        return max(1, min(256, free // 2 // (stream + maps)))
+
     def embed(self, windows: Tensor, resize: str = "scale") -> Tensor:
         """X^0 = ln_pre([cls; patches] + positions): (B, 3, H, W) to (B, 1 + N, C). ``resize``: see ``resize_positions``."""
         if windows.ndim != 4 or windows.shape[1] != 3 or not windows.is_floating_point():
@@ -186,11 +208,14 @@ class ImageTrunk:
             tokens = self.step(layer, tokens, grid, here)
         return tokens
 
+    def begin(self, layer: int, tokens: Tensor, grid: tuple[int, int]) -> LayerState:
+        """The state of a block that has got no further than Q, K and V; its tokens are its inputs."""
+        block = self.blocks[layer - 1]
+        return LayerState(layer, grid, tokens, tokens, *block.qkv(block.normed(tokens)))
+
     def step(self, layer: int, tokens: Tensor, grid: tuple[int, int], hooks: Sequence[Hook] = ()) -> Tensor:
         """One block with its hooks: X^{l-1} to X^l, (B, 1 + N, C)."""
-        block = self.blocks[layer - 1]
-        state = LayerState(layer, grid, tokens, tokens)
-        state.q, state.k, state.v = block.qkv(block.normed(tokens))
+        block, state = self.blocks[layer - 1], self.begin(layer, tokens, grid)
         mixed = _attend(state, max((hook.attention for hook in hooks), default=Attention.NONE))
         state.tokens = tokens + block.project(mixed)
         _call(hooks, "attention", state)
@@ -200,7 +225,7 @@ class ImageTrunk:
 
     def readout(self, tokens: Tensor) -> Tensor:
         """LN_post and the projection P into the joint space: (..., C) to (..., D), not normalised."""
-        return layer_norm(tokens, self.visual.ln_post) @ self.visual.proj
+        return linear(layer_norm(tokens, self.visual.ln_post), self.visual.proj.T)
 
 
 def _call(hooks: Sequence[Hook], point: str, state: LayerState) -> None:
@@ -213,18 +238,12 @@ def _call(hooks: Sequence[Hook], point: str, state: LayerState) -> None:
 
 def _attend(state: LayerState, wanted: Attention) -> Tensor:
     """softmax(Q K^T / sqrt(d_h)) V, (B, heads, T, head width); fills the state's attention as far as wanted."""
+    q, k, v = state.q, state.k, state.v
     if wanted == Attention.NONE:
-        return F.scaled_dot_product_attention(state.q, state.k, state.v)
-    logits = (state.q * state.q.shape[-1] ** -0.5) @ state.k.transpose(-2, -1)
-    weights = logits.softmax(-1, dtype=torch.float32)
-    state.cls_row, state.cls_column = weights[:, :, 0, 1:], weights[:, :, 1:, 0]
-    state.diagonal = weights.diagonal(dim1=-2, dim2=-1)[..., 1:]
-    if wanted == Attention.MAP:
-        state.attention = weights.mean(1)
-    return weights.to(state.v.dtype) @ state.v
-
-
-def layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """Layer norm computed in float32 and cast back (methods.md 0.5)."""
-    normed = F.layer_norm(tokens.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-    return normed.to(tokens.dtype)
+        return attend(q, k, v)
+    if wanted == Attention.ROWS:
+        mixed, rows = attend_with_rows(q, k, v)
+    else:
+        mixed, rows, state.attention = attend_explicitly(q, k, v)
+    state.cls_row, state.cls_column, state.diagonal = rows.cls_row, rows.cls_column, rows.diagonal
+    return mixed

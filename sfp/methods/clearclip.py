@@ -16,5 +16,5 @@ class ClearCLIP(Method):
 
     def tokens(self, windows: Tensor) -> Tensor:
         stream, block = self.stream(windows), self.last_block
-        q, _, v = block.qkv(block.normed(stream))
+        q, v = block.qkv(block.normed(stream), "qv")
         return block.project(self_attend(q, v))[:, 1:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import torch
 from torch import Tensor
 
 from sfp.clip.clip import unit
@@ -32,23 +31,19 @@ class CLIPSurgery(Method):
         self.blocks = self.check_blocks("blocks", self.blocks)
 
     def tokens(self, windows: Tensor) -> Tensor:
-        return self._new_path(windows)[:, 1:]
+        return second_path(self, windows, self.blocks, self._term)[0][:, 1:]
 
-    def _new_path(self, windows: Tensor) -> Tensor:
-        """X_new with the original path's class row, (B, 1 + N, C)."""
-
-        def term(state: LayerState) -> Tensor:
-            return self.trunk.blocks[state.layer - 1].project(self_attend(state.v, state.v))
-
-        original, new = second_path(self, windows, self.blocks, term)
-        return torch.cat([original[:, :1], new[:, 1:]], 1)
+    def _term(self, state: LayerState) -> Tensor:
+        return self.trunk.blocks[state.layer - 1].project(self_attend(state.v, state.v))
 
     def see(self, windows: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Unit patch features (B, h, w, D); for feature surgery also the class token's (B, D)."""
         if not self.feature_surgery:
             return super().see(windows)
-        features = unit(self.trunk.readout(self._new_path(windows)))
-        return features[:, 1:].unflatten(1, self.trunk.grid_of(*windows.shape[-2:])), features[:, 0]
+        new, stream = second_path(self, windows, self.blocks, self._term)
+        grid = self.trunk.grid_of(*windows.shape[-2:])
+        cls = self.trunk.step(self.trunk.layers, stream, grid)[:, 0]  # of the original path
+        return unit(self.trunk.readout(new[:, 1:])).unflatten(1, grid), unit(self.trunk.readout(cls))
 
     def compare(self, seen: Tensor | tuple[Tensor, Tensor], text: Tensor) -> Tensor:
         if not self.feature_surgery:

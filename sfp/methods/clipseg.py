@@ -105,7 +105,7 @@ class CLIPSeg(Method):
         for layer in self.deep_layers:
             block = self.trunk.blocks[layer - 1]
             free = seen[layer].inputs if free is None or self.deep_stream == "ordinary" else free
-            free = free + (block.mlp(free) if self.ffn_norm else block.mlp_layers(free))  # x~_i
+            free = free + block.mlp(free, norm=self.ffn_norm)  # x~_i
             merged.append(last.values(last.normed(free) if self.deep_norm else free))  # v~_i
         total = torch.stack(merged).sum(0)
         return total / len(merged) if self.deep_merge == "mean" else total

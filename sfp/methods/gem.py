@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
+from sfp.clip.clip import unit
 from sfp.clip.trunk import LayerState
 from sfp.errors import SFPError
 from sfp.methods.method import METHODS, Card, Method
-from sfp.methods.parts import second_path
+from sfp.methods.parts import second_path, self_attend
 
 
 @METHODS.register("GEM")
@@ -31,19 +32,21 @@ class GEM(Method):
             raise SFPError(f"iterations of GEM is {self.iterations}; give a count of at least 0.")
 
     def tokens(self, windows: Tensor) -> Tensor:
-        return second_path(self, windows, self.blocks, self._term)[1][:, 1:]
+        return second_path(self, windows, self.blocks, self._term)[0][:, 1:]
 
     def _term(self, state: LayerState) -> Tensor:
         block = self.trunk.blocks[state.layer - 1]
         values = state.v.float()
-        beta = self.temperature
-        if beta is None:
+        if self.temperature is None:
             norms = block.normed(state.inputs).float().norm(dim=-1)  # ||Z_i||, class token included
             beta = norms.mean(1)[:, None, None, None] * values.shape[-1] ** -0.5
+        else:
+            beta = torch.tensor(self.temperature, device=values.device)
+        root = beta.sqrt()  # so that (root u) (root u)^T = beta u u^T, whatever the image's beta
         mixed = 0.0
         for u in (state.v, state.k, state.q):
-            u = F.normalize(u.float(), dim=-1)
+            u = unit(u)
             for _ in range(self.iterations):
-                u = F.normalize((beta * u @ u.transpose(-2, -1)).softmax(-1) @ u, dim=-1)
-            mixed = mixed + (beta * u @ u.transpose(-2, -1)).softmax(-1) @ values  # O_u
+                u = unit(self_attend(u * root, u, scale=1.0))
+            mixed = mixed + self_attend(u * root, values, scale=1.0)  # O_u
         return block.project((mixed / 3).to(state.v.dtype))

@@ -173,10 +173,15 @@ class Method(ABC):
     def __call__(self, windows: Tensor) -> Tensor:
         """Dense features (B, h, w, D), projected, not normalised, of normalised windows (B, 3, H, W) float.
 
+        Windows go through the trunk in groups of ``trunk.windows_at_once``; none knows of another.
+
         Raises:
             SFPError: windows of another shape, or smaller than a patch.
         """
-        return self.features(windows.to(self.clip.device))
+        if windows.ndim != 4:
+            raise SFPError(f"Windows must be a float tensor (B, 3, H, W), got {tuple(windows.shape)} {windows.dtype}.")
+        groups = windows.split(self.trunk.windows_at_once(*windows.shape[-2:]))
+        return torch.cat([self.features(group.to(self.clip.device)) for group in groups])
 
     def see(self, windows: Tensor) -> Any:
         """What ``compare`` needs of windows, without any text: unit features (B, h, w, D) float32."""

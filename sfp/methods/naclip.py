@@ -27,9 +27,9 @@ class NACLIP(Method):
 
     def tokens(self, windows: Tensor) -> Tensor:
         stream, block = self.stream(windows), self.last_block
-        _, k, v = block.qkv(block.normed(stream))
+        k, v = block.qkv(block.normed(stream), "kv")
         omega = gaussian(self.trunk.grid_of(*windows.shape[-2:]), self.sigma).to(v)
-        return block.project(self_attend(k, v, omega))[:, 1:]
+        return block.project(self_attend(k, v, bias=omega))[:, 1:]
 
 
 def gaussian(grid: tuple[int, int], sigma: float) -> Tensor:

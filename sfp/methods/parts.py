@@ -1,4 +1,4 @@
-"""Parts that several methods share: self-self attention, masked similarity, aggregation, Sinkhorn normalisation.
+"""Parts that several methods share: self-self attention, masked similarity, aggregation, Sinkhorn normalisation, second paths.
 
 Similarities and their sums are float32, every statistic is per image.
 """
@@ -9,25 +9,25 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.clip.clip import unit
+from sfp.clip.kernels import attend
 from sfp.clip.trunk import Hook, LayerState
 
 if TYPE_CHECKING:
     from sfp.methods.method import Method
 
 
-def self_attention_logits(u: Tensor) -> Tensor:
-    """U U^T / sqrt(d_h) per head: (B, heads, T, d_h) to (B, heads, T, T) float32."""
-    u = u.float()
-    return (u * u.shape[-1] ** -0.5) @ u.transpose(-2, -1)
+def self_attend(u: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """softmax(scale U U^T + bias) V per head, (B, heads, T, d_h); scale is 1 / sqrt(width of U) unless given."""
+    return attend(u, u, v, bias=bias, scale=scale)
 
 
-def self_attend(u: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(U U^T / sqrt(d_h) + bias) V per head, fused: (B, heads, T, d_h)."""
-    return F.scaled_dot_product_attention(u, u, v, attn_mask=bias)
+def mix(weights: Tensor, v: Tensor) -> Tensor:
+    """A V with one map (B, N, N) for all heads of V (B, heads, N, d_h)."""
+    joined = weights.to(v.dtype) @ v.transpose(1, 2).flatten(2)
+    return joined.unflatten(2, (v.shape[1], -1)).transpose(1, 2)
 
 
 def cosine_similarity(tokens: Tensor) -> Tensor:
@@ -66,9 +66,10 @@ def sinkhorn(matrix: Tensor, iterations: int, epsilon: float = 1e-6) -> Tensor:
 
 
 def second_path(method: Method, windows: Tensor, blocks: int, term: Callable[[LayerState], Tensor]) -> tuple[Tensor, Tensor]:
-    """The original path X^L and X^{L-blocks} plus the last blocks' terms, each made from the original path's state.
+    """X^{L-blocks} plus the last blocks' terms, each made from the original path's state, and the original path's X^{L-1}.
 
-    Both (B, 1 + N, C). Purification, where on, acts on the original path, from which the second one draws.
+    Both (B, 1 + N, C). Purification, where on, acts on the original path, from which the second one draws. Of the last
+    block nothing but Q, K and V is made: its output is not in the second path.
     """
     last = method.trunk.layers
     new: list[Tensor] = []
@@ -76,5 +77,8 @@ def second_path(method: Method, windows: Tensor, blocks: int, term: Callable[[La
     def add(state: LayerState) -> None:
         new.append((new.pop() if new else state.inputs) + term(state))
 
-    original = method.stream(windows, Hook(add, range(last - blocks + 1, last + 1)), last=last)
-    return original, new[0] if new else original
+    stream = method.stream(windows, Hook(add, range(last - blocks + 1, last)))
+    if blocks:
+        add(method.trunk.begin(last, stream, method.trunk.grid_of(*windows.shape[-2:])))
+        return new[0], stream
+    return method.trunk.step(last, stream, method.trunk.grid_of(*windows.shape[-2:])), stream

@@ -15,7 +15,7 @@ from torch import Tensor
 from sfp.clip.trunk import Hook, LayerState
 from sfp.errors import SFPError
 from sfp.methods.method import METHODS, Card, Method
-from sfp.methods.parts import aggregate, cosine_similarity, cut_below, masked_similarity_attention, self_attention_logits
+from sfp.methods.parts import aggregate, cosine_similarity, cut_below, masked_similarity_attention, mix, self_attend
 
 # (blocks, patch): those of L/14 are the authors' answer in SuleBai/SC-CLIP#5, the paper's sum ends at layer 20
 PUBLISHED = {
@@ -72,20 +72,19 @@ class SCCLIP(Method):
         similarity = self.similarity_attention(g_pre)
 
         repaired = aggregate(cut_below(g_pre, self.beta), stream[:, 1:]).to(stream.dtype)  # Xr
-        first = self.decode(repaired, similarity) + self.res_cls * stream[:, :1]
+        first = self.decode(repaired, similarity) + self.res_cls * stream[:, :1]  # Dec(Xr, c)
         mid = torch.stack([seen[layer].tokens for layer in fused]).sum(0)  # M
         second = self.decode_mid(mid[:, 1:], similarity) + self.res_cls * mid[:, :1]
-        return (aggregate(g_post, first) + aggregate(g_post, second)).to(stream.dtype)  # Y1 + Y2
+        return aggregate(g_post, first + second).to(stream.dtype)  # Y1 + Y2
 
     def similarity_attention(self, g_pre: Tensor) -> Tensor:
-        """softmax(B) of the similarity before the cut, one map for all heads, (B, 1, N, N)."""
-        return masked_similarity_attention(g_pre).unsqueeze(1)
+        """softmax(B) of the similarity before the cut, one map for all heads, (B, N, N)."""
+        return masked_similarity_attention(g_pre)
 
     def decode(self, tokens: Tensor, similarity: Tensor) -> Tensor:
         """Dec without the class term: patches (B, N, C) through block L's attention."""
         block = self.last_block
-        _, k, v = block.qkv(block.normed(tokens))
-        weights = (self_attention_logits(k).softmax(-1) + similarity) / 2
-        return block.project(weights.to(v.dtype) @ v)
+        k, v = block.qkv(block.normed(tokens), "kv")
+        return block.project((self_attend(k, v) + mix(similarity, v)) / 2)
 
     decode_mid = decode

@@ -12,10 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sfp.clip.kernels import attend_explicitly
 from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.errors import SFPError
 from sfp.methods.method import METHODS, Card, Method
-from sfp.methods.parts import self_attention_logits, sinkhorn
+from sfp.methods.parts import self_attend, sinkhorn
 
 
 @METHODS.register("SFP")
@@ -78,14 +79,15 @@ class SFP(Method):
         """F_SAE (B, 1 + N, C) of F_SOM, Eq. 6-7."""
         block = self.last_block
         q, k, v = block.qkv(block.normed(purified))
-        logits = self.sae_lambda * (self_attention_logits(q) + self_attention_logits(k))
+        u = torch.cat([q, k], -1)  # U U^T = Q Q^T + K K^T
+        scale, bias = self.sae_lambda * q.shape[-1] ** -0.5, None
         if not self.sae_cls_key:
-            logits[..., 0] = float("-inf")
-        weights = logits.softmax(-1)  # A_SAE
+            bias = u.new_zeros(1, u.shape[2]).index_fill_(1, torch.tensor(0, device=u.device), float("-inf"))
         if self.sae_values == "projected":
-            mixed = block.project(weights.to(v.dtype) @ v)
+            mixed = block.project(self_attend(u, v, scale=scale, bias=bias))
         else:
-            mixed = weights.mean(1).to(purified.dtype) @ purified
+            mean = attend_explicitly(u, u, v, scale=scale, bias=bias)[2]  # A_SAE, averaged over heads
+            mixed = mean.to(purified.dtype) @ purified
         if self.sae_residual == "full":
             stream = purified + mixed
             return stream + block.mlp(stream)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sfp.methods.method import METHODS, Card
-from sfp.methods.parts import cut_below, masked_similarity_attention, self_attention_logits
+from sfp.methods.parts import cut_below, masked_similarity_attention, mix, self_attend
 from sfp.methods.sc_clip import PUBLISHED, SCCLIP
 
 
@@ -42,15 +42,14 @@ class SFPRelease(SCCLIP):
         return PUBLISHED[12, 16] if self.trunk.layers >= 12 else None
 
     def similarity_attention(self, g_pre: Tensor) -> Tensor:
-        return masked_similarity_attention(cut_below(g_pre, self.beta)).unsqueeze(1)
+        return masked_similarity_attention(cut_below(g_pre, self.beta))
 
     def decode(self, tokens: Tensor, similarity: Tensor) -> Tensor:
         block = self.last_block
         q, k, v = block.qkv(block.normed(tokens))
-        weights = (self_attention_logits(k).softmax(-1) + self_attention_logits(q).softmax(-1) + similarity) / 3
-        return block.project(weights.to(v.dtype) @ v)
+        return block.project((self_attend(k, v) + self_attend(q, v) + mix(similarity, v)) / 3)
 
     def decode_mid(self, tokens: Tensor, similarity: Tensor) -> Tensor:
         block = self.last_block
         values = block.values(block.normed(tokens))
-        return block.project(similarity.to(values.dtype) @ values)
+        return block.project(mix(similarity, values))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import parity_clip
 
-from sfp.clip.trunk import layer_norm
+from sfp.clip.kernels import layer_norm
 from sfp.errors import SFPError
 from sfp.methods import build_method
 from sfp.methods.connected import components

@@ -47,8 +47,8 @@ def test_feature_surgery_of_a_single_text_subtracts_the_empty_one(clip):
 def test_the_original_path_is_ordinary_clip(name, clip):
     window = parity.case_image("vit12/win0")
     method = build_method(name, clip)
-    original, new = second_path(method, window, 6, lambda state: torch.zeros_like(state.inputs))
-    assert torch.equal(original, clip.trunk.run(window))
+    new, stream = second_path(method, window, 6, lambda state: torch.zeros_like(state.inputs))
+    assert torch.equal(stream, clip.trunk.run(window, last=11))
     assert torch.equal(new, clip.trunk.run(window, last=6))  # without terms it stays X^{L-6}
 
 

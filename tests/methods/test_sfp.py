@@ -6,9 +6,10 @@ import parity
 import pytest
 import torch
 
-from sfp.clip.trunk import Attention, Hook, LayerState, layer_norm
+from sfp.clip.kernels import layer_norm
+from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.methods import build_method
-from sfp.methods.parts import masked_similarity_attention, self_attention_logits, sinkhorn
+from sfp.methods.parts import masked_similarity_attention, mix, sinkhorn
 
 
 def slow_sfp(clip, window, *, residual="full", iterations=1, first_layer=1, purify=True, hai=True, sae_lambda=0.5):
@@ -204,6 +205,6 @@ def test_identical_tokens_keep_their_similarity_attention():
     assert torch.isfinite(masked_similarity_attention(torch.zeros(1, 6, 6))).all()
 
 
-def test_self_attention_logits_are_scaled_by_the_head_width():
-    u = torch.randn(2, 3, 5, 64)
-    torch.testing.assert_close(self_attention_logits(u), u @ u.transpose(-1, -2) / 8)
+def test_one_map_mixes_the_values_of_all_heads():
+    weights, v = torch.rand(2, 5, 5), torch.randn(2, 3, 5, 64)
+    torch.testing.assert_close(mix(weights, v), weights[:, None] @ v)

@@ -1,0 +1,117 @@
+"""The trunk's arithmetic in the fastest form that a device and a precision have: linear maps, layer norm, attention.
+
+Logits and softmax of attention are float32 in every precision (methods.md 0.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_CACHE_BYTES, _GPU_BYTES = 4 << 20, 512 << 20  # of attention weights at a time: a CPU's cache, a share of a GPU's memory
+_ONEDNN = {None: ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none")}
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """``x W^T + b`` of (..., C), then "silu", "gelu" or nothing.
+
+    On a CPU this is oneDNN's kernel, which torch by itself takes for bfloat16 only; in float32 it was 2.2 times as fast as
+    MKL's on an AMD processor (docs/speed.md). It has no gradient: where one may be wanted, torch's own linear runs.
+    """
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not torch.is_grad_enabled() and _has_onednn():
+        name, algorithm = _ONEDNN[activation]
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
+    y = F.linear(x, weight, bias)
+    return y if activation is None else F.silu(y, inplace=True) if activation == "silu" else F.gelu(y)
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def layer_norm(tokens: Tensor, norm: nn.LayerNorm, factor: float = 1.0) -> Tensor:
+    """Layer norm times a factor, computed in float32 and cast back (methods.md 0.5)."""
+    weight, bias = norm.weight.float(), norm.bias.float()
+    if factor != 1.0:
+        weight, bias = weight * factor, bias * factor
+    return F.layer_norm(tokens.float(), norm.normalized_shape, weight, bias, norm.eps).to(tokens.dtype)
+
+
+@dataclass
+class AttentionRows:
+    """Single attention weights per head, float32, of N patches and the class token before them.
+
+    Attributes:
+        cls_row: of the class token to each patch, (B, heads, N).
+        cls_column: of each patch to the class token, (B, heads, N).
+        diagonal: of each patch to itself, (B, heads, N).
+    """
+
+    cls_row: Tensor
+    cls_column: Tensor
+    diagonal: Tensor
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """softmax(scale Q K^T + bias) V, of (B, heads, T, head width) each; scale is 1 / sqrt(head width) unless given."""
+    # on a CPU torch's fused attention is slower in bfloat16 than explicit weights are, and makes all of them for other widths of V
+    if q.device.type == "cpu" and (q.dtype == torch.bfloat16 or q.shape[-1] != v.shape[-1]):
+        return attend_explicitly(q, k, v, bias=bias, scale=scale)[0]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def attend_with_rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, AttentionRows]:
+    """``attend``, and the weights' class row, class column and diagonal from each row's log-sum-exp, so that no map is made."""
+    if q.device.type == "cpu" and q.dtype == torch.float32:
+        mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    elif q.device.type == "cuda":
+        mixed, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
+        lse = lse[..., : q.shape[2]]  # the kernel pads it
+    else:
+        mixed, rows, _ = attend_explicitly(q, k, v, mean=False)
+        return mixed, rows
+    q, k = q.float() * q.shape[-1] ** -0.5, k.float()
+    return mixed, AttentionRows(
+        cls_row=(torch.linalg.vecdot(q[:, :, :1], k[:, :, 1:]) - lse[..., :1]).exp(),
+        cls_column=(torch.linalg.vecdot(q[:, :, 1:], k[:, :, :1]) - lse[..., 1:]).exp(),
+        diagonal=(torch.linalg.vecdot(q, k) - lse)[..., 1:].exp(),
+    )
+
+
+def attend_explicitly(
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None, mean: bool = True
+) -> tuple[Tensor, AttentionRows, Tensor | None]:
+    """``attend`` by weights made for a few images, or some rows of one, at a time; also their rows, and their mean over heads.
+
+    Args:
+        mean: whether the mean map is wanted.
+
+    Returns:
+        The mix (B, heads, T, head width of V), ``AttentionRows``, and the mean map (B, T, T) float32 or None.
+    """
+    (images, heads, tokens, _), scale = q.shape, q.shape[-1] ** -0.5 if scale is None else scale
+    mixed = v.new_empty(images, tokens, heads, v.shape[-1]).transpose(1, 2)
+    cls_row, cls_column, diagonal = (torch.empty(images, heads, tokens, device=q.device) for _ in range(3))
+    mean_map = torch.empty(images, tokens, tokens, device=q.device) if mean else None
+    budget = (_CACHE_BYTES if q.device.type == "cpu" else _GPU_BYTES) // (4 * heads * tokens)  # rows of all heads
+    images_at_once, rows_at_once = max(1, budget // tokens), min(max(1, budget), tokens)
+    for first in range(0, images, images_at_once):
+        some = slice(first, first + images_at_once)
+        keys, values = k[some].float().transpose(-2, -1), v[some]
+        for top in range(0, tokens, rows_at_once):
+            rows = slice(top, min(top + rows_at_once, tokens))
+            logits = (q[some, :, rows].float() * scale) @ keys
+            if bias is not None:
+                logits += bias if bias.shape[-2] == 1 else bias[..., rows, :]
+            weights = logits.softmax(-1)
+            mixed[some, :, rows] = weights.to(v.dtype) @ values
+            cls_column[some, :, rows] = weights[..., 0]
+            diagonal[some, :, rows] = weights.diagonal(offset=top, dim1=-2, dim2=-1)
+            if top == 0:
+                cls_row[some] = weights[:, :, 0]
+            if mean_map is not None:
+                mean_map[some, rows] = weights.mean(1)
+    return mixed, AttentionRows(cls_row[..., 1:], cls_column[..., 1:], diagonal[..., 1:]), mean_map
