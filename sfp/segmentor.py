@@ -33,7 +33,7 @@ class SFPSegmentor(BaseSegmentor):
         name_separator: what stands between synonyms in a line.
         prompts, text_cache: see ``TextBank``.
         window, stride, logit_scale, prob_thd, area_thd, pamr_iterations, pamr_dilations: see ``Protocol``.
-        windows_at_once: largest batch of windows.
+        windows_at_once: largest batch of windows, see ``Pipeline``.
         precision, device: see ``load_clip``.
         method_options: options of the method, also taken as further keys (``purify``, ``pm``, ``sae_residual`` ...).
     """
@@ -56,7 +56,7 @@ class SFPSegmentor(BaseSegmentor):
         area_thd: float | None = None,
         pamr_iterations: int = 0,
         pamr_dilations: Sequence[int] = (8, 16),
-        windows_at_once: int = 32,
+        windows_at_once: int | None = None,
         precision: str | None = None,
         device: str | None = None,
         data_preprocessor: dict | None = None,
@@ -105,7 +105,7 @@ class SFPSegmentor(BaseSegmentor):
 
     def _forward(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> Tensor:
         """Averaged cosines (B, Q, h, w)."""
-        return torch.stack(self.pipeline.score(list(inputs), self.text))
+        return torch.stack([scores.canvas() for scores in self.pipeline.score(list(inputs), self.text)])
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
         """Dense features (B, h, w, D) of whole inputs."""

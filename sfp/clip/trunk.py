@@ -19,7 +19,6 @@ from sfp.clip.kernels import attend, attend_explicitly, attend_with_rows, layer_
 from sfp.clip.positions import resize_positions
 from sfp.errors import SFPError
 
-
 _CACHE_BYTES = 16 << 20
 
 

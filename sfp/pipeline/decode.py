@@ -1,22 +1,15 @@
-"""From averaged cosines to labels: enlarging, softmax over queries, synonyms, thresholds (methods.md 3.3).
-
-Enlarged scores exist for some rows at a time only, so memory doesn't grow with queries x pixels.
-"""
+"""From averaged cosines to labels: softmax over queries, synonyms, thresholds (methods.md 3.3), tile by tile."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_BLOCK_BYTES = 128 << 20
+from sfp.pipeline.score_map import ScoreMap
 
 
 def decode(
-    scores: Tensor,
-    size: tuple[int, int],
+    scores: ScoreMap,
     class_of_query: Tensor,
     *,
     logit_scale: float = 40.0,
@@ -27,8 +20,7 @@ def decode(
     """Labels of one image.
 
     Args:
-        scores: averaged cosines (Q, h, w) float32.
-        size: (H, W) of the label map.
+        scores: averaged cosines of Q queries at the label map's size (H, W).
         class_of_query: class index of each query (Q,), ascending.
         logit_scale: factor before the softmax over queries; a class has the probability of its best query.
         prob_thd: pixels whose best class is less probable become class 0.
@@ -38,56 +30,36 @@ def decode(
     Returns:
         Labels (H, W) int64, and probabilities (K, H, W) float32 or None.
     """
-    classes = int(class_of_query[-1]) + 1
+    device, classes = scores.cells.device, int(class_of_query[-1]) + 1
+    class_of_query = class_of_query.to(device)
+    labels = torch.empty(scores.size, dtype=torch.long, device=device)
     dropped = None
     if area_thd is not None:
-        counts = torch.zeros(classes, dtype=torch.long, device=scores.device)
-        for _, block in _class_probabilities(scores, size, class_of_query, logit_scale):
-            counts += torch.bincount(block.argmax(0).flatten(), minlength=classes)
-        foreground = counts[1:]
-        dropped = torch.zeros(classes, dtype=torch.bool, device=scores.device)
-        dropped[1:] = foreground <= area_thd * foreground.sum()
-    labels = torch.empty(size, dtype=torch.long, device=scores.device)
-    kept = torch.empty((classes, *size), dtype=torch.float32, device=scores.device) if keep_probabilities else None
-    for rows, block in _class_probabilities(scores, size, class_of_query, logit_scale):
+        counts = torch.zeros(classes, dtype=torch.long, device=device)
+        for rows, columns, tile in scores.tiles():
+            labels[rows, columns] = class_of_query[tile.argmax(-1)]
+            counts += torch.bincount(labels[rows, columns].flatten(), minlength=classes)
+        dropped = counts <= area_thd * counts[1:].sum()
+        dropped[0] = False
+    kept = torch.empty((classes, *scores.size), device=device) if keep_probabilities else None
+    for rows, columns, tile in scores.tiles():
+        logits = tile.mul_(logit_scale)
+        total = logits.logsumexp(-1) if prob_thd > 0 or keep_probabilities else None
         if dropped is not None:
-            block = block.masked_fill(dropped[:, None, None], 0.0)
-        best, label = block.max(0)
-        labels[rows] = label.masked_fill(best < prob_thd, 0)
+            logits.masked_fill_(dropped[class_of_query], float("-inf"))  # after the softmax's sum: their probability becomes 0
+        best, query = logits.max(-1)  # the best class has the best query
+        label = class_of_query[query]
+        if prob_thd > 0:
+            label.masked_fill_((best - total).exp() < prob_thd, 0)
+        labels[rows, columns] = label
         if kept is not None:
-            kept[:, rows] = block
+            kept[:, rows, columns] = _best_of_synonyms(logits.sub_(total[..., None]).exp_(), class_of_query, classes).permute(2, 0, 1)
     return labels, kept
 
 
-def _class_probabilities(
-    scores: Tensor, size: tuple[int, int], class_of_query: Tensor, logit_scale: float
-) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of output rows with their class probabilities (K, rows, W)."""
-    height, width = size
-    rows_at_once = max(1, _BLOCK_BYTES // (len(scores) * width * 4))
-    classes = int(class_of_query[-1]) + 1
-    for top in range(0, height, rows_at_once):
-        rows = slice(top, min(top + rows_at_once, height))
-        probabilities = (enlarge_rows(scores, size, rows) * logit_scale).softmax(0)
-        if len(class_of_query) > classes:
-            index = class_of_query[:, None, None].expand_as(probabilities)
-            empty = probabilities.new_zeros((classes, *probabilities.shape[1:]))
-            probabilities = empty.scatter_reduce_(0, index, probabilities, "amax")
-        yield rows, probabilities
-
-
-def enlarge_rows(scores: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
-    """Rows of ``F.interpolate(scores, size, mode="bilinear", align_corners=False)``: (Q, h, w) to (Q, rows, W)."""
-    source_height, (height, width) = scores.shape[1], size
-    if source_height == height:
-        band = scores[:, rows]
-    else:
-        at = (torch.arange(rows.start, rows.stop, device=scores.device) + 0.5) * (source_height / height) - 0.5
-        at = at.clamp(min=0)
-        above = at.long().clamp(max=source_height - 1)
-        below = (above + 1).clamp(max=source_height - 1)
-        share = (at - above)[:, None]
-        band = scores[:, above] * (1 - share) + scores[:, below] * share
-    if band.shape[2] == width:
-        return band
-    return F.interpolate(band, size=width, mode="linear", align_corners=False)  # along columns only
+def _best_of_synonyms(probabilities: Tensor, class_of_query: Tensor, classes: int) -> Tensor:
+    """Probabilities of queries (..., Q) to those of classes (..., K)."""
+    if len(class_of_query) == classes:
+        return probabilities
+    empty = probabilities.new_zeros(*probabilities.shape[:-1], classes)
+    return empty.scatter_reduce_(-1, class_of_query.expand_as(probabilities), probabilities, "amax")

@@ -13,10 +13,11 @@ from torch import Tensor
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
 from sfp.methods import Method
-from sfp.pipeline.decode import decode, enlarge_rows
+from sfp.pipeline.decode import decode
 from sfp.pipeline.pamr import pamr
+from sfp.pipeline.score_map import ScoreMap
 from sfp.pipeline.vocabulary import Vocabulary
-from sfp.pipeline.windows import cut, stitch, window_grid
+from sfp.pipeline.windows import cut, window_grid
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ class Pipeline:
         method: windows (B, 3, H, W) and text vectors (Q, D) to scores (B, h, w, Q).
         text_bank: makes the text vectors.
         protocol: windows, thresholds, refinement.
-        windows_at_once: largest batch of windows.
+        windows_at_once: largest batch of windows; as many as go best on the device, if None. A batch that runs out of
+            memory is tried again by halves, which changes no result.
     """
 
-    def __init__(self, method: Method, text_bank: TextBank, protocol: Protocol | None = None, windows_at_once: int = 32):
+    def __init__(self, method: Method, text_bank: TextBank, protocol: Protocol | None = None, windows_at_once: int | None = None):
         self.method, self.text_bank = method, text_bank
         self.protocol = protocol or Protocol()
         self.windows_at_once = windows_at_once
@@ -92,36 +94,55 @@ class Pipeline:
         return self.text_bank.encode(vocabulary.queries)
 
     @torch.inference_mode()
-    def score(self, images: Sequence[Tensor], text: Tensor) -> list[Tensor]:
-        """Averaged scores, usually cosines, of normalised images (3, H, W): (Q, H, W) float32 each."""
+    def score(self, images: Sequence[Tensor], text: Tensor) -> list[ScoreMap]:
+        """Averaged scores, usually cosines, of normalised images (3, H, W): Q queries at their H x W pixels."""
         return self.score_texts(images, [text])[0]
 
     @torch.inference_mode()
-    def score_texts(self, images: Sequence[Tensor], texts: Sequence[Tensor]) -> list[list[Tensor]]:
+    def score_texts(self, images: Sequence[Tensor], texts: Sequence[Tensor]) -> list[list[ScoreMap]]:
         """Scores of several texts (Q, D) from one pass of the images: for each text those of ``score``.
 
         Windows of all images that have one size go through the method as one batch (of bounded size).
         """
-        protocol = self.protocol
-        grids = [window_grid(*image.shape[1:], protocol.window, protocol.stride) for image in images]
+        grids = [window_grid(*image.shape[1:], self.protocol.window, self.protocol.stride) for image in images]
         places: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for i, grid in enumerate(grids):
-            for j, window in enumerate(grid):
-                places[window.size].append((i, j))
-        maps: list[dict[tuple[int, int], Tensor]] = [{} for _ in texts]
-        for members in places.values():
-            for start in range(0, len(members), self.windows_at_once):
-                chunk = members[start : start + self.windows_at_once]
-                seen = self.method.see(torch.cat([cut(images[i], [grids[i][j]]) for i, j in chunk]))
-                for own, text in zip(maps, texts, strict=True):
-                    own.update(zip(chunk, self.method.compare(seen, text).permute(0, 3, 1, 2), strict=True))
+            places[grid[0].size] += [(i, j) for j in range(len(grid))]
+        found: list[list[list[Tensor]]] = [[[] for _ in images] for _ in texts]
+        for size, members in places.items():
+            while members:
+                chunk = members[: self.windows_at_once or self.method.trunk.windows_at_once(*size)]
+                windows = torch.stack([cut(images[i], grids[i][j]) for i, j in chunk])
+                try:
+                    seen = self.method.see(windows)
+                    maps = [self.method.compare(seen, text).float() for text in texts]
+                except RuntimeError as error:
+                    self._lower(len(chunk), error)
+                    continue
+                for own, of_text in zip(found, maps, strict=True):
+                    for (i, _), scores in zip(chunk, of_text, strict=True):
+                        own[i].append(scores)
+                members = members[len(chunk) :]
         return [
-            [
-                stitch(torch.stack([own[i, j] for j in range(len(grid))]), grid, *image.shape[1:])
-                for i, (image, grid) in enumerate(zip(images, grids, strict=True))
-            ]
-            for own in maps
+            [ScoreMap.of_windows(torch.stack(maps), grid, image.shape[1:]) for maps, grid, image in zip(own, grids, images, strict=True)]
+            for own in found
         ]
+
+    def _lower(self, tried: int, error: RuntimeError) -> None:
+        """After a batch of so many windows ran out of memory: take half of them from now on.
+
+        Raises:
+            RuntimeError: the error itself, where it is another one.
+            SFPError: a single window was too much.
+        """
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise error
+        if tried == 1:
+            raise SFPError(
+                f"One window of {self.protocol.window or 'the whole image'} pixels does not fit into the memory of {self.device}; "
+                "use smaller windows, a smaller model or another device."
+            ) from error
+        self.windows_at_once = tried // 2
 
     @torch.inference_mode()
     def __call__(
@@ -176,13 +197,12 @@ class Pipeline:
             for task, maps, shapes in zip(tasks, scores, sizes, strict=True)
         ]
 
-    def _decode(self, image: Tensor, scores: Tensor, size: tuple[int, int], task: Task, keep: bool) -> tuple[Tensor, Tensor | None]:
-        protocol = task.protocol
+    def _decode(self, image: Tensor, scores: ScoreMap, size: tuple[int, int], task: Task, keep: bool) -> tuple[Tensor, Tensor | None]:
+        protocol, scores = task.protocol, scores.resized(size)
         if protocol.pamr_iterations:
-            scores = enlarge_rows(scores, size, slice(0, size[0]))
-            scores = pamr(image[None], scores[None], protocol.pamr_iterations, protocol.pamr_dilations)[0]
-        class_of_query = torch.tensor(task.vocabulary.class_of_query, device=scores.device)
+            refined = pamr(image[None], scores.canvas()[None], protocol.pamr_iterations, protocol.pamr_dilations)
+            scores = ScoreMap.of_pixels(refined[0])
         return decode(
-            scores, size, class_of_query, logit_scale=protocol.logit_scale, prob_thd=protocol.prob_thd,
+            scores, torch.tensor(task.vocabulary.class_of_query), logit_scale=protocol.logit_scale, prob_thd=protocol.prob_thd,
             area_thd=protocol.area_thd, keep_probabilities=keep,
         )  # fmt: skip

@@ -1,12 +1,9 @@
-"""Sliding windows: where they lie, cutting them out, and averaging their score maps back (methods.md 4.2-4.3)."""
+"""Sliding windows: where they lie, and cutting them out (methods.md 4.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -41,20 +38,6 @@ def window_grid(height: int, width: int, crop: int, stride: int) -> list[Window]
     ]
 
 
-def cut(image: Tensor, windows: Sequence[Window]) -> Tensor:
-    """Windows of one size out of an image (3, H, W): (n, 3, h, w)."""
-    return torch.stack([image[:, w.top : w.bottom, w.left : w.right] for w in windows])
-
-
-def stitch(maps: Tensor, windows: Sequence[Window], height: int, width: int) -> Tensor:
-    """Score maps of the patch grids (n, Q, h, w) to the average over windows (Q, H, W) float32.
-
-    Each map goes bilinear (align_corners=False) to its window's pixel size; overlapping ones are averaged.
-    """
-    canvas = maps.new_zeros((maps.shape[1], height, width), dtype=torch.float32)
-    visits = maps.new_zeros((height, width), dtype=torch.float32)
-    for window, scores in zip(windows, maps, strict=True):
-        area = (slice(window.top, window.bottom), slice(window.left, window.right))
-        canvas[:, *area] += F.interpolate(scores[None].float(), size=window.size, mode="bilinear", align_corners=False)[0]
-        visits[area] += 1
-    return canvas.div_(visits)
+def cut(image: Tensor, window: Window) -> Tensor:
+    """A window out of an image (3, H, W): (3, h, w), a view."""
+    return image[:, window.top : window.bottom, window.left : window.right]

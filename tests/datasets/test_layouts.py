@@ -192,13 +192,14 @@ def test_the_word_bed_of_cocos_background_and_of_its_own_class():
     import torch
 
     from sfp.pipeline.decode import decode
+    from sfp.pipeline.score_map import ScoreMap
 
     vocabulary = Vocabulary.from_file(ROOT / "configs/cls_coco_object.txt")
     places = [i for i, query in enumerate(vocabulary.queries) if query == "bed"]
     assert [vocabulary.class_of_query[i] for i in places] == [0, 60] and vocabulary.names[60] == "bed"
     scores = torch.zeros(len(vocabulary.queries), 2, 3)
     scores[places] = 1.0
-    labels, kept = decode(scores, (2, 3), torch.tensor(vocabulary.class_of_query), keep_probabilities=True)
+    labels, kept = decode(ScoreMap.of_pixels(scores), torch.tensor(vocabulary.class_of_query), keep_probabilities=True)
     assert bool((labels == 0).all()) and torch.equal(kept[0], kept[60]) and float(kept[1].max()) < float(kept[0].min())
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfp.pipeline import decode as decode_module
-from sfp.pipeline.decode import decode, enlarge_rows
+from sfp.pipeline import score_map
+from sfp.pipeline.decode import decode
 from sfp.pipeline.pamr import pamr
+from sfp.pipeline.score_map import ScoreMap
 
 
 def reference(scores, size, groups, logit_scale=40.0, prob_thd=0.0, area_thd=None):
@@ -33,36 +34,28 @@ def reference(scores, size, groups, logit_scale=40.0, prob_thd=0.0, area_thd=Non
 @pytest.mark.parametrize(
     "options", [{}, dict(prob_thd=0.4), dict(area_thd=0.2), dict(prob_thd=0.3, area_thd=0.15, logit_scale=10.0)], ids=str
 )
-def test_equals_the_reference_also_in_row_blocks(size, options, monkeypatch):
+def test_equals_the_reference_also_in_small_tiles(size, options, monkeypatch):
     scores = torch.randn(7, 20, 30) * 0.05
     groups = torch.tensor([0, 1, 1, 2, 3, 3, 3])
     labels, classes = reference(scores, size, groups, **options)
-    for block in (1 << 30, 7 * size[1] * 4 * 3):  # whole, then three rows at a time
-        monkeypatch.setattr(decode_module, "_BLOCK_BYTES", block)
-        found, kept = decode(scores, size, groups, keep_probabilities=True, **options)
+    for pixels in (1 << 20, 3 * size[1], 11):  # whole, three rows, a part of a row
+        monkeypatch.setattr(score_map, "_CACHE_BYTES", pixels * 7 * 4)
+        found, kept = decode(ScoreMap.of_pixels(scores).resized(size), groups, keep_probabilities=True, **options)
         torch.testing.assert_close(kept, classes, atol=1e-6, rtol=1e-5)
         top = classes.topk(2, dim=0).values
         sure = (top[0] - top[1] > 1e-5) & ((top[0] - options.get("prob_thd", 0)).abs() > 1e-5)
         assert torch.equal(found[sure], labels[sure]) and sure.float().mean() > 0.99
 
 
-@pytest.mark.parametrize("size", [(20, 30), (41, 77), (7, 11), (1, 1), (20, 90), (90, 30)])
-def test_enlarged_rows_equal_interpolate(size):
-    scores = torch.randn(3, 20, 30)
-    whole = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
-    for top in range(0, size[0], 5):
-        rows = slice(top, min(top + 5, size[0]))
-        torch.testing.assert_close(enlarge_rows(scores, size, rows), whole[:, rows], atol=1e-5, rtol=0)
-
-
 def test_synonyms_take_the_maximum_not_the_sum():
     scores = torch.tensor([0.30, 0.29, 0.29]).view(3, 1, 1).expand(3, 4, 4)
-    labels, kept = decode(scores, (4, 4), torch.tensor([0, 1, 1]), logit_scale=10.0, keep_probabilities=True)
+    labels, kept = decode(ScoreMap.of_pixels(scores), torch.tensor([0, 1, 1]), logit_scale=10.0, keep_probabilities=True)
     assert not labels.any() and kept.sum(0).max() < 1
 
 
 def test_no_threshold_never_yields_background():
-    labels, _ = decode(torch.tensor([-1.0, 0.0]).view(2, 1, 1).expand(2, 5, 5), (5, 5), torch.arange(2), prob_thd=0.0)
+    scores = ScoreMap.of_pixels(torch.tensor([-1.0, 0.0]).view(2, 1, 1).expand(2, 5, 5))
+    labels, _ = decode(scores, torch.arange(2), prob_thd=0.0)
     assert (labels == 1).all()
 
 
@@ -71,9 +64,9 @@ def test_the_area_rule_is_a_share_of_the_foreground_and_strict():
     scores[0, :5] = 1.0  # half background
     scores[1, 5:9] = 1.0  # 40 pixels
     scores[2, 9:] = 1.0  # 10 pixels: exactly a fifth of the foreground
-    groups = torch.arange(3)
-    assert set(decode(scores, (10, 10), groups, area_thd=0.2)[0].unique().tolist()) == {0, 1}
-    assert set(decode(scores, (10, 10), groups, area_thd=0.199)[0].unique().tolist()) == {0, 1, 2}
+    scores, groups = ScoreMap.of_pixels(scores), torch.arange(3)
+    assert set(decode(scores, groups, area_thd=0.2)[0].unique().tolist()) == {0, 1}
+    assert set(decode(scores, groups, area_thd=0.199)[0].unique().tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("iterations", [1, 10])

@@ -56,8 +56,8 @@ def test_batches_of_any_size_and_mixed_images_equal_single_ones(clip):
 
 def test_window_zero_is_the_whole_image(clip):
     image, text = parity.image("full.0", 240, 304), parity.text_features()
-    whole = pipeline(clip, Protocol(window=0)).score([image], text)[0]
-    grid = pipeline(clip, Protocol(window=304, stride=304)).score([image], text)[0]
+    whole = pipeline(clip, Protocol(window=0)).score([image], text)[0].canvas()
+    grid = pipeline(clip, Protocol(window=304, stride=304)).score([image], text)[0].canvas()
     assert whole.shape == (7, 240, 304)
     torch.testing.assert_close(whole, grid)
 

@@ -1,12 +1,11 @@
-"""Windows, stitching (methods.md 4.2-4.3)."""
+"""Windows (methods.md 4.2)."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from sfp.pipeline.windows import cut, stitch, window_grid
+from sfp.pipeline.windows import cut, window_grid
 
 
 @pytest.mark.parametrize(
@@ -41,23 +40,6 @@ def test_the_last_window_ends_at_the_border():
     assert [w.left for w in windows[:3]] == [0, 112, 189]
 
 
-def test_averaging_constant_maps_is_exact():
-    windows = window_grid(300, 413, 224, 112)
-    maps = torch.full((len(windows), 3, 14, 14), 0.25)
-    assert torch.equal(stitch(maps, windows, 300, 413), torch.full((3, 300, 413), 0.25))
-
-
-def test_stitching_is_the_plain_average_of_enlarged_maps():
-    windows = window_grid(250, 260, 224, 112)
-    maps = torch.randn(len(windows), 2, 14, 14)
-    total, visits = torch.zeros(2, 250, 260), torch.zeros(250, 260)
-    for w, scores in zip(windows, maps, strict=True):
-        total[:, w.top : w.bottom, w.left : w.right] += F.interpolate(scores[None], (224, 224), mode="bilinear")[0]
-        visits[w.top : w.bottom, w.left : w.right] += 1
-    torch.testing.assert_close(stitch(maps, windows, 250, 260), total / visits)
-
-
 def test_cut():
     image = torch.randn(3, 300, 413)
-    windows = window_grid(300, 413, 224, 112)
-    assert torch.equal(cut(image, windows)[-1], image[:, 76:, 189:])
+    assert torch.equal(cut(image, window_grid(300, 413, 224, 112)[-1]), image[:, 76:, 189:])
