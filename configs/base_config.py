@@ -34,9 +34,10 @@ model = dict(
     stride=112,
     logit_scale=40,
     prob_thd=0.0,
+    windows_at_once=None,  # largest batch of windows; None: as many as go best on the device
     precision=None,  # fp32, bf16, fp16; None: fp32 on a CPU, fp16 on a GPU
     data_preprocessor=dict(
-        type="SegDataPreProcessor",
+        type="UnevenSegDataPreProcessor",  # mmseg's, for batches of images of different sizes
         mean=[122.771, 116.746, 104.094],
         std=[68.501, 66.632, 70.323],
         bgr_to_rgb=True,
@@ -52,7 +53,7 @@ test_pipeline = [
 ]
 wide_test_pipeline = [*test_pipeline[:2], dict(type="LoadWideLabels"), test_pipeline[3]]  # for labels of 16 bits
 test_dataloader = dict(
-    batch_size=1,
+    batch_size=1,  # images; their windows share batches, which fills a GPU
     num_workers=2,
     persistent_workers=False,
     drop_last=False,

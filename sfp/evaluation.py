@@ -204,11 +204,11 @@ class ProgressBarHook(Hook):
     """A progress bar over the images of a test, on rank 0."""
 
     def before_test_epoch(self, runner: Runner) -> None:
-        total = len(runner.test_dataloader)
+        total = len(runner.test_dataloader.sampler)
         self.bar = tqdm(total=total, desc="evaluating", unit="image", mininterval=1.0, disable=not is_main_process(), file=sys.stderr)
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence | None = None) -> None:
-        self.bar.update()
+        self.bar.update(len(outputs))
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         self.bar.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.structures import PixelData
+from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.models.segmentors.base import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -19,6 +20,17 @@ from sfp.clip.text_bank import TextBank
 from sfp.methods import build_method
 from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
 from sfp.result import palette_for
+
+
+@MODELS.register_module()
+class UnevenSegDataPreProcessor(SegDataPreProcessor):
+    """mmseg's preprocessor for batches of images of different sizes: they stay a list, without padding."""
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Normalised images [(3, h, w), ...] and their data samples, on the model's device."""
+        data = self.cast_data(data)
+        images = [super(UnevenSegDataPreProcessor, self).forward({"inputs": [image]}, training)["inputs"][0] for image in data["inputs"]]
+        return dict(inputs=images, data_samples=data.get("data_samples"))
 
 
 @MODELS.register_module()
@@ -89,8 +101,11 @@ class SFPSegmentor(BaseSegmentor):
         return Task(self.vocabulary, self.text, self.pipeline.protocol)
 
     @torch.inference_mode()
-    def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
-        """Labels of preprocessed images (B, 3, h, w) as ``pred_sem_seg`` (1, H, W), at each image's original size."""
+    def predict(self, inputs: Tensor | list[Tensor], data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
+        """Labels of preprocessed images (B, 3, h, w), or a list of them, as ``pred_sem_seg`` (1, H, W), at each image's original size.
+
+        Windows of all these images share batches.
+        """
         if data_samples is None:
             data_samples = [SegDataSample(metainfo=dict(ori_shape=inputs.shape[-2:])) for _ in inputs]
         images = []
