@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import sfp
 from sfp.clip import load_clip
 from sfp.clip.clip import FrozenCLIP
 from sfp.clip.text_bank import TextBank
@@ -214,6 +215,7 @@ class Segmenter:
             return self._question(names, background, prob_thd).card
         method, clip, prompts = self.pipeline.method, self.pipeline.method.clip, list(self.pipeline.text_bank.prompts)
         card = {
+            "sfp": sfp.__version__,
             "method": method.name,
             "options": method.options(),
             "purifier": repr(method.purifier.detector) if method.purifier else None,

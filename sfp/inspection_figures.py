@@ -114,19 +114,20 @@ def patch_figure(
     streams = {"before": inspection.plain, "after": inspection.purified}
     rows: list[list[Panel | None]] = []
     for stream in streams.values():
-        row = [None] if rows else [Panel(mark(_photo(inspection).resize(_drawn_size(inspection)), inspection.grid, patch=patch))]
+        row: list[Panel | None] = [None]
         for layer in layers:
             attention, outliers = stream.attention_of(layer, patch), inspection.plain.outliers[detector][layer - 1]
             drawn = heatmap(inspection.image, attention, power=_ROOT, outliers=outliers, patch=patch, height=_DRAWN)
             row.append(Panel(drawn, f"{100 * attention[outliers].sum():.0f}% at outliers, max {_short(attention.max())}"))
         rows.append(row)
     for stream in streams.values():
-        row: list[Panel | None] = [None]
+        row = [None]
         for layer in layers:
             cosines = stream.similarity(layer, patch)
             drawn = heatmap(inspection.image, cosines, limits=(0.0, 1.0), patch=patch, height=_DRAWN)
             row.append(Panel(drawn, f"mean cosine {cosines.mean():.2f}"))
         rows.append(row)
+    rows[0][0] = Panel(mark(_photo(inspection).resize(_drawn_size(inspection)), inspection.grid, patch=patch))
     return Sheet(
         rows,
         ["chosen patch", *(f"layer {layer}" for layer in layers)],
