@@ -126,7 +126,8 @@ class Segmenter:
                 other name (as the datasets with a background class do), and unlikely pixels fall to it besides.
             prob_thd: least probability of a pixel's name, the segmenter's own if None. Without ``background`` less
                 likely pixels become label 0, whatever its name.
-            keep_scores: keep the probabilities (K, H, W); without them a large picture takes far less memory.
+            keep_scores: keep the probabilities (K, H, W); without them a large picture takes far less memory, unless it has a
+                background that is only a label.
 
         Raises:
             SFPError: the image can't be read, is thinner than a patch, or its scores would take more than 4 GiB; names
@@ -238,10 +239,11 @@ class Segmenter:
             label = Vocabulary.from_names([background, *names], "The background with the names").names[0]
             least = 1 / len(asked.queries)
             if protocol.prob_thd <= least:
+                mend = f"set prob_thd between {least:.2g} and 1" if least < 1 else "name more things"
                 raise SFPError(
-                    f"Nothing would fall to the background {label!r}: prob_thd is {protocol.prob_thd:g}, and the best of "
-                    f"{len(asked.queries)} words always has a probability of at least {least:.2g}; set prob_thd between that and 1, "
-                    f"or give the background as a list of words to ask for, such as [{label!r}, 'wall', 'floor']."
+                    f"Nothing would fall to the background {label!r}: the best of {len(asked.queries)} words always has a probability of "
+                    f"at least {least:.2g}, and prob_thd is {protocol.prob_thd:g}; {mend}, or give the background as a list of words "
+                    f"to ask for, such as [{label!r}, 'wall', 'floor']."
                 )
         elif background is not None:
             asked = Vocabulary.from_names([background, *names], "The background with the names")
@@ -252,14 +254,16 @@ class Segmenter:
         return _Question(asked, self._embed_text(asked), protocol, label, card)
 
     def _answer(self, pictures: Sequence[np.ndarray], questions: Sequence[_Question], keep_scores: bool) -> list[list[Segmentation]]:
-        """For each question a result for each picture."""
-        if keep_scores:
-            for pixels in pictures:
-                _check_scores(pixels, max(len(question.names) for question in questions))
+        """For each question a result for each picture.
+
+        A background that is only a label needs the scores, kept or not.
+        """
+        keep = keep_scores or any(question.background is not None for question in questions)
+        for pixels in pictures:
+            _check_scores(pixels, sum(len(question.names) for question in questions) if keep else 0)
         clip = self.pipeline.method.clip
         normalised = [clip.normalise(resize_short_side(pixels, self.short_side, clip.trunk.patch)) for pixels in pictures]
         sizes = [pixels.shape[:2] for pixels in pictures]
-        keep = keep_scores or any(question.background is not None for question in questions)
         found = self.pipeline.segment(normalised, [question.task for question in questions], [sizes] * len(questions), keep)
         answers = []
         for question, maps in zip(questions, found, strict=True):
@@ -272,7 +276,9 @@ class Segmenter:
             answers.append(results)
         return answers
 
-    def _stream(self, images: Iterable[ImageLike], question: _Question, keep_scores: bool, yield_errors: bool) -> Iterator:
+    def _stream(
+        self, images: Iterable[ImageLike], question: _Question, keep_scores: bool, yield_errors: bool
+    ) -> Iterator[Segmentation | SFPError]:
         names = len(question.names) if keep_scores or question.background is not None else 0
         batch: list[np.ndarray] = []
         windows = size = 0
@@ -328,8 +334,8 @@ def _check_scores(pixels: np.ndarray, names: int) -> None:
     if 4 * names * height * width > _MOST_SCORES:
         taken = 4 * names * height * width / (1 << 30)
         raise SFPError(
-            f"The scores of {names} names on {width}x{height} pixels would take {taken:.1f} GiB; pass keep_scores=False, "
-            "or make the picture smaller."
+            f"The scores of {names} names on {width}x{height} pixels would take {taken:.1f} GiB; pass keep_scores=False and no "
+            "background that is only a label, or make the picture smaller."
         )
 
 

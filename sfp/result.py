@@ -23,20 +23,28 @@ from sfp.files import whole_file
 from sfp.run_length import encode_mask
 
 CARD = "sfp"  # the text chunk of PNG files that holds the protocol as JSON
+_GREY: Colour = (72, 74, 80)
 _SHOWN = 1024  # long side of the drawing in a notebook
 
 _TOYLAND_COLOURS = dict(zip(toyland.CLASSES, toyland.PALETTE, strict=True))
 
 
-def palette_for(names: Sequence[str]) -> np.ndarray:
-    """A colour for each name, (K, 3) uint8: Toyland's own where all names are its classes, else spread over the hues."""
-    if all(name in _TOYLAND_COLOURS for name in names):
-        return np.array([_TOYLAND_COLOURS[name] for name in names], np.uint8)
-    colours = []
-    for i in range(len(names)):
-        hue = (0.61 + i * 0.618034) % 1.0  # the golden ratio keeps neighbours apart
-        colours.append(colorsys.hsv_to_rgb(hue, (0.85, 0.55, 0.7)[i % 3], (0.95, 0.75, 0.55)[(i // 3) % 3]))
-    return (np.array(colours) * 255).round().astype(np.uint8)
+def palette_for(names: Sequence[str], background: str = "background") -> np.ndarray:
+    """A colour for each name, (K, 3) uint8: Toyland's own where all are its classes, else spread over the hues; grey for the background."""
+    things = [name for name in names if name != background]
+    if all(name in _TOYLAND_COLOURS for name in things):
+        colours = [_TOYLAND_COLOURS[name] for name in things]
+    else:
+        colours = [_spread(i) for i in range(len(things))]
+    of_things = iter(colours)
+    return np.array([_GREY if name == background else next(of_things) for name in names], np.uint8)
+
+
+def _spread(i: int) -> Colour:
+    hue = (0.61 + i * 0.618034) % 1.0  # the golden ratio keeps neighbours apart
+    colour = colorsys.hsv_to_rgb(hue, (0.85, 0.55, 0.7)[i % 3], (0.95, 0.75, 0.55)[(i // 3) % 3])
+    red, green, blue = (round(255 * part) for part in colour)
+    return red, green, blue
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class Segmentation:
     @property
     def palette(self) -> np.ndarray:
         """A colour for each name, (K, 3) uint8."""
-        return palette_for(self.names)
+        return palette_for(self.names, self.protocol.get("background") or "background")
 
     @property
     def areas(self) -> dict[str, float]:

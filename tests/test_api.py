@@ -116,6 +116,12 @@ class TestBackground:
         with_scores, without = (segmenter(scene.image, NAMES, keep_scores=keep, **options) for keep in (True, False))
         assert without.scores is None and np.array_equal(with_scores.labels, without.labels)
 
+    def test_one_name_has_nothing_beside_it(self, segmenter, scene):
+        with pytest.raises(sfp.SFPError, match=r"name more things, or give the background as a list of words to ask for"):
+            segmenter(scene.image, ["sun"], background="rest", prob_thd=0.5)
+        result = segmenter(scene.image, ["sun"], background=["rest", "sky", "grass", "snow"])
+        assert result.names == ("rest", "sun") and set(result.areas) == {"rest", "sun"}
+
     def test_small_names_are_dropped_before_the_threshold(self):
         """Four pixels, three names: the third wins one pixel, a quarter, and is dropped, the second is just above."""
         probabilities = torch.tensor([[[0.9, 0.6, 0.1, 0.4]], [[0.1, 0.3, 0.1, 0.5]], [[0.0, 0.1, 0.8, 0.1]]])
@@ -128,8 +134,8 @@ class TestBackground:
     @pytest.mark.parametrize(
         ("background", "options", "words"),
         [
-            ("nothing", {}, "Nothing would fall to the background 'nothing': prob_thd is 0"),
-            ("nothing", {"prob_thd": 0.2}, "at least 0.2"),
+            ("nothing", {}, r"at least 0\.2, and prob_thd is 0; set prob_thd between 0\.2 and 1"),
+            ("nothing", {"prob_thd": 0.2}, "Nothing would fall to the background 'nothing'"),
             ("sky", {"prob_thd": 0.5}, "duplicate name 'sky'"),
             (["nothing", ""], {}, "empty name at place 1"),
             ("nothing", {"prob_thd": 1.5}, "must lie in"),

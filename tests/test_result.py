@@ -10,7 +10,7 @@ from PIL import Image
 
 import sfp
 from sfp.datasets import toyland
-from sfp.result import compare, read_card
+from sfp.result import compare, palette_for, read_card
 from sfp.run_length import decode_mask, encode_mask, pack_counts, unpack_counts
 
 NAMES = ["sky", ["sea", "ocean"], "house", "boat"]
@@ -46,6 +46,13 @@ def test_overlay(result, tmp_path):
     assert result.overlay(legend=False).size == (width, height)
     full = np.asarray(result.overlay(alpha=1.0, legend=False))
     assert np.array_equal(full, result.palette[result.labels])
+
+
+def test_the_background_is_grey_and_leaves_the_other_colours(result):
+    with_background = palette_for(["rest", *result.names], "rest")
+    assert np.array_equal(with_background[1:], result.palette) and np.ptp(with_background[0]) < 10
+    assert np.array_equal(palette_for(["background", "cat", "dog"])[1:], palette_for(["cat", "dog"]))
+    assert len(np.unique(palette_for([f"thing {i}" for i in range(150)]), axis=0)) == 150
 
 
 def test_a_narrow_picture_has_a_readable_legend(result):

@@ -210,7 +210,9 @@ def _stems(stem: Path, suffix: str) -> Iterator[Path]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether this program made the file: the PNG that came with it, or it itself, carries a card."""
+    """Whether this program made the file: it or the PNG that came with it carries a card, or it was left unfinished."""
+    if path.stem.endswith(".partial"):
+        return True
     for ending, carrier in ((_LABELS, _LABELS), (_OVERLAY, _LABELS), (_STRIP, _STRIP)):
         if path.name.endswith(ending):
             return read_card(path.with_name(path.name.removesuffix(ending) + carrier)) is not None
