@@ -49,7 +49,10 @@ class Sheet:
         size = max(11, self.height // 12)
         gap, line = max(4, self.height // 24), round(size * 1.6)
         pictures = [[panel and _of_height(panel.picture, self.height) for panel in row] for row in self.rows]
-        columns = [max([p.width for p in column if p] + [round(_width(title, size))]) for title, column in self._columns(pictures)]
+        columns = [
+            max([round(_width(title, size)), *(picture.width for picture in column if picture)])
+            for title, column in zip(self.titles, zip(*pictures, strict=True), strict=True)
+        ]
         captions = any(panel and panel.caption for row in self.rows for panel in row)
         step = self.height + gap + (line if captions else 0)
         left = gap + (line if any(self.sides) else 0)
@@ -77,9 +80,6 @@ class Sheet:
         if footer:
             sheet.paste(footer, (gap, sheet.height - footer.height - gap // 2))
         return sheet
-
-    def _columns(self, pictures: Sequence[Sequence[Image.Image | None]]) -> list[tuple[str, list[Image.Image | None]]]:
-        return [(title, [row[i] for row in pictures]) for i, title in enumerate(self.titles)]
 
 
 def heat(values: np.ndarray) -> np.ndarray:
