@@ -14,6 +14,7 @@ from sfp.plugin import register_with_mmseg
 
 __version__ = "0.1.0"
 _PLACES = {
+    "Inspection": "sfp.inspection",
     "Segmentation": "sfp.result",
     "Segmenter": "sfp.api",
     "build_detector": "sfp.outliers",

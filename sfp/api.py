@@ -2,27 +2,62 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
-from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+import sfp
 from sfp.clip import load_clip
+from sfp.clip.clip import FrozenCLIP
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
+from sfp.images import ImageLike, read_image, resize_short_side, resized_size
+from sfp.inspection import Inspection, inspect_image
 from sfp.methods import build_method
-from sfp.pipeline import Pipeline, Protocol, Vocabulary
+from sfp.outliers import Detector
+from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
+from sfp.pipeline.windows import window_grid
 from sfp.result import Segmentation
 
-ImageLike = str | os.PathLike | Image.Image | np.ndarray
-_LONG_SIDE = 2048
+Names: TypeAlias = Sequence[str | Sequence[str]]
+_MOST_SCORES = 4 << 30  # bytes of one picture's scores
+_BATCH_BYTES = 512 << 20  # of the results that ``many`` makes at once
+_READERS = 2
+_READ_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of an image: classes, their text, and the name, if any, of what none of them fits."""
+
+    vocabulary: Vocabulary
+    text: Tensor
+    protocol: Protocol
+    background: str | None
+    card: dict[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.vocabulary.names if self.background is None else (self.background, *self.vocabulary.names)
+
+    @property
+    def task(self) -> Task:
+        """For the pipeline, whose class 0 is the fallback; a background that isn't asked for is decided afterwards."""
+        if self.background is None:
+            return Task(self.vocabulary, self.text, self.protocol)
+        return Task(self.vocabulary, self.text, replace(self.protocol, prob_thd=0.0, area_thd=None))
 
 
 class Segmenter:
@@ -32,9 +67,12 @@ class Segmenter:
         result = segmenter("photo.jpg", ["cat", ["sofa", "couch"], "window"])
         result.overlay().save("overlay.png")
 
+    Text vectors of the last 32 vocabularies are kept, so the same names cost nothing again.
+
     Args:
         method: one of ``sfp.list_methods()``.
-        model, pretrained, device, precision: see ``load_clip``; ``model="Toyland"`` needs no download.
+        model, pretrained, device, precision: see ``load_clip``; ``model="Toyland"`` needs no download. ``model`` may be a
+            frozen CLIP from ``load_clip``, which several segmenters then share.
         short_side: the picture's short side is resized to it before windows are cut.
         prompts, text_cache: see ``TextBank``.
         options: fields of ``Protocol`` (``window``, ``stride``, ``prob_thd`` ...) and options of the method
@@ -47,7 +85,7 @@ class Segmenter:
     def __init__(
         self,
         method: str = "SFP",
-        model: str = "ViT-B-16",
+        model: str | FrozenCLIP = "ViT-B-16",
         pretrained: Any = "openai",
         device: str | torch.device | None = None,
         *,
@@ -61,81 +99,259 @@ class Segmenter:
             raise SFPError(f"short_side={short_side} must be at least 1 pixel; 336 is usual.")
         in_protocol = {f.name for f in fields(Protocol)}
         protocol = Protocol(**{key: value for key, value in options.items() if key in in_protocol})
-        clip = load_clip(model, pretrained, device=device, precision=precision)
+        clip = model if isinstance(model, FrozenCLIP) else load_clip(model, pretrained, device=device, precision=precision)
         dense = build_method(method, clip, **{key: value for key, value in options.items() if key not in in_protocol})
         self.pipeline = Pipeline(dense, TextBank(clip, prompts, text_cache), protocol)
         self.short_side = short_side
+        self._embed_text = functools.lru_cache(maxsize=32)(self.pipeline.embed_text)
 
-    def __call__(self, image: ImageLike, names: Sequence[str | Sequence[str]]) -> Segmentation:
+    def __call__(
+        self,
+        image: ImageLike,
+        names: Names,
+        *,
+        background: str | Sequence[str] | None = None,
+        prob_thd: float | None = None,
+        keep_scores: bool = True,
+    ) -> Segmentation:
         """Segment one picture.
 
         Args:
-            image: a path, a PIL image, or an (H, W, 3) uint8 RGB array.
+            image: a path, a PIL image, an array (H, W, 3) uint8 in RGB order, or a tensor (3, H, W) uint8 or float in
+                [0, 1]; grey and transparent ones too, see ``read_image``.
             names: what to look for; a name may be a list of synonyms.
+            background: the name of what none of ``names`` fits; it comes first in the result, as label 0. A text is only
+                a label: CLIP isn't asked for it, and a pixel gets it where no name is as probable as ``prob_thd``, which
+                is then also its score. A list of words, such as ["background", "wall", "floor"], is asked for like any
+                other name (as the datasets with a background class do), and unlikely pixels fall to it besides.
+            prob_thd: least probability of a pixel's name, the segmenter's own if None. Without ``background`` less
+                likely pixels become label 0, whatever its name.
+            keep_scores: keep the probabilities (K, H, W); without them a large picture takes far less memory, unless it has a
+                background that is only a label.
 
         Raises:
-            SFPError: the image can't be read, or names are empty or stand twice.
+            SFPError: the image can't be read, is thinner than a patch, or its scores would take more than 4 GiB; names
+                are empty or stand twice; or nothing could ever fall to the background.
         """
-        vocabulary = Vocabulary.from_names(names)
-        pixels = read_image(image)
-        text = self.pipeline.embed_text(vocabulary)
-        normalised = self.pipeline.method.clip.normalise(resize_short_side(pixels, self.short_side))
-        ((labels, scores),) = self.pipeline([normalised], vocabulary, text, [pixels.shape[:2]], keep_probabilities=True)
-        return Segmentation(labels.cpu().numpy(), vocabulary.names, scores.cpu().numpy(), pixels, self.protocol())
+        question = self._question(names, background, prob_thd)
+        return self._answer([read_image(image)], [question], keep_scores)[0][0]
 
-    def protocol(self) -> dict[str, Any]:
-        """What makes a result: method, weights, prompts, sizes and thresholds."""
-        method, clip = self.pipeline.method, self.pipeline.method.clip
-        return {
+    def many(
+        self,
+        images: Iterable[ImageLike],
+        names: Names,
+        *,
+        background: str | Sequence[str] | None = None,
+        prob_thd: float | None = None,
+        keep_scores: bool = True,
+        yield_errors: bool = False,
+    ) -> Iterator[Segmentation | SFPError]:
+        """Segment many pictures: results in their order, equal to those of one by one.
+
+        Pictures are read ahead by two threads, and windows of several go through the model as one batch. At any time at
+        most four pictures wait and 512 MiB of results (but at least one) are made at once, however many there are.
+
+        Args:
+            images: any iterable of what ``__call__`` takes, a generator too.
+            names, background, prob_thd, keep_scores: see ``__call__``.
+            yield_errors: an image that can't be segmented gives its ``SFPError`` in the place of a result.
+
+        Raises:
+            SFPError: see ``__call__``; that of an image when its turn comes, unless ``yield_errors``.
+        """
+        single = isinstance(images, (str, os.PathLike, Image.Image)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4)
+        if single:
+            raise SFPError(f"many got a single {type(images).__name__}; give a list of images, or call the segmenter on the one.")
+        question = self._question(names, background, prob_thd)
+        return self._stream(images, question, keep_scores, yield_errors)
+
+    def vocabularies(
+        self,
+        image: ImageLike,
+        vocabularies: Sequence[Names],
+        *,
+        background: str | Sequence[str] | None = None,
+        prob_thd: float | None = None,
+        keep_scores: bool = True,
+    ) -> list[Segmentation]:
+        """Segment one picture by several lists of names in one pass of the model: for each what ``__call__`` gives.
+
+        Raises:
+            SFPError: see ``__call__``.
+        """
+        questions = [self._question(names, background, prob_thd) for names in vocabularies]
+        if not questions:
+            return []
+        return [results[0] for results in self._answer([read_image(image)], questions, keep_scores)]
+
+    def inspect(
+        self,
+        image: ImageLike,
+        *,
+        short_side: int = 224,
+        box: tuple[int, int, int, int] | None = None,
+        detectors: Sequence[str | Detector] = ("SOM", "L2", "LOF"),
+    ) -> Inspection:
+        """What each layer of CLIP does with one picture, before and after purification; see ``Inspection``.
+
+        Args:
+            image: see ``__call__``.
+            short_side: the picture, or its ``box``, goes through the model as one window with this short side.
+            box: (left, top, right, bottom) in pixels of the picture; all of it if None.
+            detectors: names of ``sfp.list_detectors()``, or detectors made by ``sfp.build_detector``.
+
+        Raises:
+            SFPError: the image can't be read, the box is not inside it, or so many patches would take over 2 GiB.
+        """
+        return inspect_image(self.pipeline.method, read_image(image), short_side=short_side, box=box, detectors=detectors)
+
+    def protocol(
+        self, names: Names | None = None, *, background: str | Sequence[str] | None = None, prob_thd: float | None = None
+    ) -> dict[str, Any]:
+        """What makes a result: method and its options, weights, prompts, sizes, thresholds, and the names that are asked.
+
+        Plain values, the same after a round trip through JSON.
+        """
+        if names is not None:
+            return self._question(names, background, prob_thd).card
+        method, clip, prompts = self.pipeline.method, self.pipeline.method.clip, list(self.pipeline.text_bank.prompts)
+        card = {
+            "sfp": sfp.__version__,
             "method": method.name,
+            "options": method.options(),
             "purifier": repr(method.purifier.detector) if method.purifier else None,
             "model": clip.name,
             "pretrained": clip.pretrained,
             "weights_sha256": clip.fingerprint,
             "precision": clip.precision,
-            "prompts": len(self.pipeline.text_bank.prompts),
+            "prompts": len(prompts),
+            "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
             "short_side": self.short_side,
             **self.pipeline.protocol.as_dict(),
         }
+        return json.loads(json.dumps(card, default=repr))
+
+    def _question(self, names: Names, background: str | Sequence[str] | None, prob_thd: float | None) -> _Question:
+        asked = Vocabulary.from_names(names)  # wrong names are told by their own places
+        protocol = self.pipeline.protocol if prob_thd is None else replace(self.pipeline.protocol, prob_thd=prob_thd)
+        label = None
+        if isinstance(background, str):
+            label = Vocabulary.from_names([background, *names], "The background with the names").names[0]
+            least = 1 / len(asked.queries)
+            if protocol.prob_thd <= least:
+                mend = f"set prob_thd between {least:.2g} and 1" if least < 1 else "name more things"
+                raise SFPError(
+                    f"Nothing would fall to the background {label!r}: the best of {len(asked.queries)} words always has a probability of "
+                    f"at least {least:.2g}, and prob_thd is {protocol.prob_thd:g}; {mend}, or give the background as a list of words "
+                    f"to ask for, such as [{label!r}, 'wall', 'floor']."
+                )
+        elif background is not None:
+            asked = Vocabulary.from_names([background, *names], "The background with the names")
+        words: list[list[str]] = [[] for _ in asked.names]
+        for query, place in zip(asked.queries, asked.class_of_query, strict=True):
+            words[place].append(query)
+        card = {**self.protocol(), "prob_thd": protocol.prob_thd, "words": words, "background": label}
+        return _Question(asked, self._embed_text(asked), protocol, label, card)
+
+    def _answer(self, pictures: Sequence[np.ndarray], questions: Sequence[_Question], keep_scores: bool) -> list[list[Segmentation]]:
+        """For each question a result for each picture.
+
+        A background that is only a label needs the scores, kept or not.
+        """
+        keep = keep_scores or any(question.background is not None for question in questions)
+        for pixels in pictures:
+            _check_scores(pixels, sum(len(question.names) for question in questions) if keep else 0)
+        clip = self.pipeline.method.clip
+        normalised = [clip.normalise(resize_short_side(pixels, self.short_side, clip.trunk.patch)) for pixels in pictures]
+        sizes = [pixels.shape[:2] for pixels in pictures]
+        found = self.pipeline.segment(normalised, [question.task for question in questions], [sizes] * len(questions), keep)
+        answers = []
+        for question, maps in zip(questions, found, strict=True):
+            results = []
+            for pixels, (labels, scores) in zip(pictures, maps, strict=True):
+                if question.background is not None:
+                    labels, scores = leave_to_background(scores, question.protocol)
+                kept = scores.cpu().numpy() if keep_scores else None
+                results.append(Segmentation(labels.cpu().numpy(), question.names, kept, pixels, question.card))
+            answers.append(results)
+        return answers
+
+    def _stream(
+        self, images: Iterable[ImageLike], question: _Question, keep_scores: bool, yield_errors: bool
+    ) -> Iterator[Segmentation | SFPError]:
+        names = len(question.names) if keep_scores or question.background is not None else 0
+        batch: list[np.ndarray] = []
+        windows = size = 0
+        for picture in _read_ahead(images):
+            more_windows = more_size = 0
+            if isinstance(picture, np.ndarray):
+                try:
+                    more_windows, more_size = self._cost(picture, names)
+                except SFPError as error:
+                    picture = error
+            full = windows + more_windows > self.pipeline.windows_at_once or size + more_size > _BATCH_BYTES
+            if batch and (full or isinstance(picture, SFPError)):
+                yield from self._answer(batch, [question], keep_scores)[0]
+                batch, windows, size = [], 0, 0
+            if isinstance(picture, SFPError):
+                if not yield_errors:
+                    raise picture
+                yield picture
+            else:
+                batch.append(picture)
+                windows, size = windows + more_windows, size + more_size
+        if batch:
+            yield from self._answer(batch, [question], keep_scores)[0]
+
+    def _cost(self, pixels: np.ndarray, names: int) -> tuple[int, int]:
+        """How many windows a picture has and how many bytes its results take, scores of ``names`` among them."""
+        _check_scores(pixels, names)
+        height, width = resized_size(*pixels.shape[:2], self.short_side, self.pipeline.method.trunk.patch)
+        protocol = self.pipeline.protocol
+        return len(window_grid(height, width, protocol.window, protocol.stride)), pixels[..., 0].size * (4 * names + 11)
 
 
-def read_image(image: ImageLike) -> np.ndarray:
-    """Any picture as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+def leave_to_background(probabilities: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """Labels and scores with a background that wasn't asked for, from the probabilities (K, H, W) of the names.
 
-    Raises:
-        SFPError: no such file, not a picture, or an array of another shape or type.
+    Names whose share of all pixels is not above ``area_thd`` are dropped, then pixels whose best name is less probable
+    than ``prob_thd`` become label 0, the background, whose score is that threshold everywhere.
+
+    Returns:
+        (H, W) int64 and (1 + K, H, W) float32.
     """
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise SFPError(f"The image array is {image.shape} {image.dtype}; give (H, W, 3) uint8 in RGB order.")
-        return np.ascontiguousarray(image)
-    if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        try:
-            with Image.open(path) as opened:
-                return read_image(ImageOps.exif_transpose(opened))
-        except FileNotFoundError as error:
-            raise SFPError(f"There is no image file {path}; check the path.") from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise SFPError(f"{path} can't be read as an image ({error}); give a sound JPEG, PNG or the like.") from error
-    if isinstance(image, Image.Image):
-        if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more: stretch to 8
-            values = np.asarray(image, np.float64)
-            top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-12)
-            image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
-    raise SFPError(f"The image is a {type(image).__name__}; give a path, a PIL image or an (H, W, 3) uint8 array.")
+    if protocol.area_thd is not None:
+        counts = torch.bincount(probabilities.argmax(0).flatten(), minlength=len(probabilities))
+        dropped = counts <= protocol.area_thd * counts.sum()
+        probabilities = probabilities.masked_fill(dropped[:, None, None], 0.0)
+    best, label = probabilities.max(0)
+    labels = (label + 1).masked_fill(best < protocol.prob_thd, 0)
+    return labels, torch.cat([torch.full_like(probabilities[:1], protocol.prob_thd), probabilities])
 
 
-def resize_short_side(pixels: np.ndarray, short_side: int) -> Tensor:
-    """Bilinear to the short side, the long side at most 2048, as mmcv's ``Resize``: (3, h, w) float32 in [0, 255]."""
+def _check_scores(pixels: np.ndarray, names: int) -> None:
     height, width = pixels.shape[:2]
-    factor = min(_LONG_SIDE / max(height, width), short_side / min(height, width))
-    size = (int(height * factor + 0.5), int(width * factor + 0.5))
-    if 0 in size:
-        raise SFPError(f"An image of {width}x{height} pixels is too thin to be resized to a short side of {short_side}; cut it first.")
-    planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
-    return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0].round_().clamp_(0, 255)
+    if 4 * names * height * width > _MOST_SCORES:
+        taken = 4 * names * height * width / (1 << 30)
+        raise SFPError(
+            f"The scores of {names} names on {width}x{height} pixels would take {taken:.1f} GiB; pass keep_scores=False and no "
+            "background that is only a label, or make the picture smaller."
+        )
+
+
+def _read_ahead(images: Iterable[ImageLike]) -> Iterator[np.ndarray | SFPError]:
+    """The pictures in order, or the error of one, a few of them read before they are asked for."""
+    waiting: deque[Future] = deque()
+    left = iter(images)
+    with ThreadPoolExecutor(_READERS, "read images") as readers:
+        try:
+            waiting.extend(readers.submit(read_image, image) for image in islice(left, _READ_AHEAD))
+            while waiting:
+                future = waiting.popleft()
+                waiting.extend(readers.submit(read_image, image) for image in islice(left, 1))
+                error = future.exception()
+                if error is not None and not isinstance(error, SFPError):
+                    raise error
+                yield error or future.result()
+        finally:
+            readers.shutdown(cancel_futures=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import sfp
-from sfp.api import read_image, resize_short_side
+from sfp.api import leave_to_background
 from sfp.datasets import toyland
+from sfp.pipeline import Protocol
 
 NAMES = ["sky", ["sea", "ocean"], "house", "boat"]
 
@@ -71,73 +74,6 @@ def test_options_reach_protocol_and_method(scene):
     assert (protocol["window"], protocol["prob_thd"], protocol["short_side"], protocol["model"]) == (0, 0.2, 224, "Toyland")
 
 
-def test_saving_and_drawing(segmenter, scene, tmp_path):
-    result = segmenter(scene.image, NAMES)
-    labels = Image.open(result.save(tmp_path / "labels.png"))
-    assert np.array_equal(np.asarray(labels), result.labels)
-    assert tuple(labels.getpalette()[:3]) == toyland.PALETTE[0]
-    overlay = Image.open(result.save(tmp_path / "overlay.jpg"))
-    assert overlay.width == scene.image.shape[1] and overlay.height > scene.image.shape[0]  # with the legend below
-    with np.load(result.save(tmp_path / "all.npz")) as saved:
-        assert np.array_equal(saved["labels"], result.labels) and saved["names"].tolist() == list(result.names)
-    assert result.overlay(legend=False).size == (scene.image.shape[1], scene.image.shape[0])
-    assert result._repr_png_().startswith(b"\x89PNG")
-    with pytest.raises(sfp.SFPError, match=r"\.gif"):
-        result.save(tmp_path / "labels.gif")
-    with pytest.raises(sfp.SFPError, match="can't be written"):
-        result.save(tmp_path / "absent" / "labels.png")
-
-
-class TestReadImage:
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-
-    @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"])
-    def test_modes(self, mode, tmp_path):
-        image = Image.fromarray(self.pixels).convert(mode)
-        read = read_image(image)
-        assert read.shape == (20, 30, 3) and read.dtype == np.uint8
-
-    def test_sixteen_bits(self):
-        ramp = np.linspace(0, 65535, 600).reshape(20, 30).astype(np.uint16)
-        read = read_image(Image.fromarray(ramp))
-        assert read.min() == 0 and read.max() == 255
-
-    def test_exif_orientation(self, tmp_path):
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        Image.fromarray(self.pixels).save(tmp_path / "turned.png", exif=exif)
-        assert read_image(tmp_path / "turned.png").shape == (30, 20, 3)
-
-    def test_transparent_pixels_become_white(self):
-        image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-        assert (read_image(image) == 255).all()
-
-    @pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), 3, None])
-    def test_what_is_no_image(self, bad):
-        with pytest.raises(sfp.SFPError, match="give"):
-            read_image(bad)
-
-    def test_files(self, tmp_path):
-        (tmp_path / "words.jpg").write_text("no picture")
-        with pytest.raises(sfp.SFPError, match=r"words\.jpg can't be read as an image"):
-            read_image(tmp_path / "words.jpg")
-        with pytest.raises(sfp.SFPError, match="no image file"):
-            read_image(tmp_path / "absent.jpg")
-        Image.fromarray(self.pixels).save(tmp_path / "whole.png")
-        (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])
-        with pytest.raises(sfp.SFPError, match="can't be read"):
-            read_image(tmp_path / "cut.png")
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [((375, 500), (336, 448)), ((427, 640), (336, 504)), ((500, 375), (448, 336)), ((100, 1000), (205, 2048))],
-)
-def test_resize_sizes_are_mmcvs(size, expected):
-    resized = resize_short_side(np.zeros((*size, 3), np.uint8), 336)
-    assert tuple(resized.shape[1:]) == expected
-
-
 @pytest.mark.parametrize(("names", "words"), [([], "no names"), (["cat", "cat"], "duplicate"), (["cat", ""], "empty")])
 def test_wrong_names(names, words, segmenter, scene):
     with pytest.raises(sfp.SFPError, match=words):
@@ -149,3 +85,179 @@ def test_wrong_options():
         sfp.Segmenter("SFP", "Toyland", probthd=0.2)
     with pytest.raises(sfp.SFPError, match="short_side"):
         sfp.Segmenter("SFP", "Toyland", short_side=0)
+
+
+class TestBackground:
+    def test_a_text_is_a_label_alone(self, segmenter, scene):
+        """Pixels whose best name is improbable fall to it; the names' own probabilities are those of asking without it."""
+        plain = segmenter(scene.image, NAMES)
+        best = plain.scores.max(0)
+        threshold = float(np.quantile(best, 0.3))
+        found = segmenter(scene.image, NAMES, background="nothing", prob_thd=threshold)
+        assert found.names == ("nothing", *plain.names)
+        assert np.array_equal(found.scores[1:], plain.scores)
+        assert np.allclose(found.scores[0], threshold)
+        assert np.array_equal(found.labels, np.where(best < np.float32(threshold), 0, plain.labels + 1))
+        assert 0.2 < found.areas["nothing"] < 0.4
+        assert found.protocol["background"] == "nothing" and found.protocol["prob_thd"] == threshold
+
+    def test_the_segmenters_own_threshold_counts(self, segmenter, scene):
+        own = sfp.Segmenter("SFP", segmenter.pipeline.method.clip, prob_thd=0.5)
+        asked = segmenter(scene.image, NAMES, background="nothing", prob_thd=0.5)
+        assert own(scene.image, NAMES, background="nothing") == asked
+
+    def test_a_list_is_asked_for(self, segmenter, scene):
+        """As if it were written first among the names."""
+        words = ["background", "sand", "sun"]
+        assert segmenter(scene.image, NAMES, background=words, prob_thd=0.3) == segmenter(scene.image, [words, *NAMES], prob_thd=0.3)
+
+    def test_without_scores(self, segmenter, scene):
+        options = dict(background="nothing", prob_thd=0.4)
+        with_scores, without = (segmenter(scene.image, NAMES, keep_scores=keep, **options) for keep in (True, False))
+        assert without.scores is None and np.array_equal(with_scores.labels, without.labels)
+
+    def test_one_name_has_nothing_beside_it(self, segmenter, scene):
+        with pytest.raises(sfp.SFPError, match=r"name more things, or give the background as a list of words to ask for"):
+            segmenter(scene.image, ["sun"], background="rest", prob_thd=0.5)
+        result = segmenter(scene.image, ["sun"], background=["rest", "sky", "grass", "snow"])
+        assert result.names == ("rest", "sun") and set(result.areas) == {"rest", "sun"}
+
+    def test_small_names_are_dropped_before_the_threshold(self):
+        """Four pixels, three names: the third wins one pixel, a quarter, and is dropped, the second is just above."""
+        probabilities = torch.tensor([[[0.9, 0.6, 0.1, 0.4]], [[0.1, 0.3, 0.1, 0.5]], [[0.0, 0.1, 0.8, 0.1]]])
+        labels, scores = leave_to_background(probabilities, Protocol(prob_thd=0.5))
+        assert labels.tolist() == [[1, 1, 3, 2]]
+        labels, scores = leave_to_background(probabilities, Protocol(prob_thd=0.5, area_thd=0.25))
+        assert labels.tolist() == [[1, 1, 0, 0]] and scores.shape == (4, 1, 4)
+        assert not scores[2:].any()
+
+    @pytest.mark.parametrize(
+        ("background", "options", "words"),
+        [
+            ("nothing", {}, r"at least 0\.2, and prob_thd is 0; set prob_thd between 0\.2 and 1"),
+            ("nothing", {"prob_thd": 0.2}, "Nothing would fall to the background 'nothing'"),
+            ("sky", {"prob_thd": 0.5}, "duplicate name 'sky'"),
+            (["nothing", ""], {}, "empty name at place 1"),
+            ("nothing", {"prob_thd": 1.5}, "must lie in"),
+        ],
+    )
+    def test_mistakes(self, background, options, words, segmenter, scene):
+        with pytest.raises(sfp.SFPError, match=words):
+            segmenter(scene.image, NAMES, background=background, **options)
+
+
+class TestMany:
+    @pytest.fixture(scope="class")
+    def scenes(self):
+        return [toyland.make_scene("val", number).image for number in range(3)]
+
+    def close(self, ours, theirs):
+        """Batches of another make-up round differently."""
+        assert ours.names == theirs.names and ours.protocol == theirs.protocol and np.array_equal(ours.image, theirs.image)
+        assert np.abs(ours.scores - theirs.scores).max() < 1e-4 and (ours.labels == theirs.labels).mean() > 0.9999
+
+    def test_equal_to_one_by_one(self, segmenter, scenes):
+        for found, scene in zip(segmenter.many(iter(scenes), NAMES), scenes, strict=True):
+            self.close(found, segmenter(scene, NAMES))
+
+    def test_windows_of_several_images_share_a_batch(self, segmenter, scenes, monkeypatch):
+        batches = []
+        see = segmenter.pipeline.method.see
+        monkeypatch.setattr(segmenter.pipeline.method, "see", lambda windows: batches.append(len(windows)) or see(windows))
+        alone = [len(list(segmenter.many([scene], NAMES))) and batches.pop() for scene in scenes]
+        assert len(list(segmenter.many(scenes, NAMES, keep_scores=False))) == 3
+        assert sum(batches) == sum(alone) and max(batches) > max(alone)
+
+    def test_images_are_taken_as_they_are_needed(self, segmenter, scenes):
+        taken = []
+        images = (taken.append(number) or scenes[0][:64, :64] for number in range(1000))
+        results = segmenter.many(images, NAMES)
+        assert not taken
+        next(results)
+        assert len(taken) < 100
+        results.close()
+        assert len(taken) < 100
+
+    def test_a_broken_image(self, segmenter, scenes, tmp_path):
+        (tmp_path / "broken.jpg").write_text("no picture")
+        images = [scenes[0], tmp_path / "broken.jpg", np.zeros((1, 5000, 3), np.uint8), scenes[1]]
+        first, broken, thin, last = segmenter.many(images, NAMES, yield_errors=True)
+        assert "broken.jpg" in str(broken) and isinstance(thin, sfp.SFPError)
+        assert np.array_equal(first.image, scenes[0]) and np.array_equal(last.image, scenes[1])
+        results = segmenter.many(images, NAMES)
+        assert np.array_equal(next(results).image, scenes[0])
+        with pytest.raises(sfp.SFPError, match="broken"):
+            next(results)
+
+    @pytest.mark.parametrize("single", ["photo.jpg", Image.new("RGB", (9, 9)), np.zeros((9, 9, 3), np.uint8), torch.zeros(3, 9, 9)])
+    def test_a_single_image_is_no_list(self, single, segmenter):
+        with pytest.raises(sfp.SFPError, match="give a list of images"):
+            segmenter.many(single, NAMES)
+
+    def test_wrong_names_are_told_at_once(self, segmenter, scenes):
+        with pytest.raises(sfp.SFPError, match="duplicate"):
+            segmenter.many(scenes, ["cat", "cat"])
+
+
+@pytest.mark.parametrize("method", ["SFP", "CLIPSurgery"])  # one whose scores of a word depend on the others, too
+def test_several_vocabularies_in_one_pass(method, segmenter, scene, monkeypatch):
+    segmenter = sfp.Segmenter(method, segmenter.pipeline.method.clip)
+    vocabularies = [NAMES, ["sand", "sun"], toyland.CLASSES]
+    alone = [segmenter(scene.image, names) for names in vocabularies]
+    passes = []
+    see = segmenter.pipeline.method.see
+    monkeypatch.setattr(segmenter.pipeline.method, "see", lambda windows: passes.append(len(windows)) or see(windows))
+    assert segmenter.vocabularies(scene.image, vocabularies) == alone
+    assert len(passes) == 1
+    assert segmenter.vocabularies(scene.image, []) == []
+
+
+def test_names_are_encoded_once(segmenter, scene):
+    segmenter = sfp.Segmenter("SFP", segmenter.pipeline.method.clip, text_cache=False)
+    clip = segmenter.pipeline.method.clip
+    segmenter(scene.image, NAMES)
+    encoded = clip.encoded_texts
+    segmenter(scene.image, list(NAMES))
+    list(segmenter.many([scene.image], NAMES))
+    assert clip.encoded_texts == encoded
+
+
+def test_the_protocol_tells_settings_and_words(segmenter):
+    protocol = segmenter.protocol(NAMES)
+    assert protocol["words"] == [["sky"], ["sea", "ocean"], ["house"], ["boat"]]
+    assert json.loads(json.dumps(protocol)) == protocol
+    clip = segmenter.pipeline.method.clip
+    others = [
+        sfp.Segmenter("SFP", clip, sae_lambda=0.7),
+        sfp.Segmenter("SFP", clip, stride=56),
+        sfp.Segmenter("SFP", clip, prompts=["a {}."]),
+    ]
+    assert all(other.protocol(NAMES) != protocol for other in others)
+    assert segmenter.protocol(["sky", "sea", "house", "boat"]) != protocol
+
+
+class TestUnusualImages:
+    def test_a_grey_one_a_tensor_and_a_transparent_one(self, segmenter, scene):
+        expected = segmenter(scene.image, NAMES)
+        planes = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)
+        opaque = np.dstack([scene.image, np.full(scene.labels.shape, 255, np.uint8)])
+        for given in (planes, planes / 255, opaque):
+            assert segmenter(given, NAMES) == expected
+        grey = scene.image[..., 0]
+        assert segmenter(grey, NAMES) == segmenter(np.dstack([grey] * 3), NAMES)
+
+    @pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (3, 2000)])
+    def test_too_thin(self, shape, segmenter):
+        with pytest.raises(sfp.SFPError, match=r"too small or too thin.*one patch of 16; cut it"):
+            segmenter(np.zeros((*shape, 3), np.uint8), NAMES)
+
+    def test_one_pixel_high_but_not_long(self, segmenter):
+        assert segmenter(np.zeros((1, 3, 3), np.uint8), NAMES).labels.shape == (1, 3)
+
+    def test_twenty_megapixels(self, segmenter, tmp_path):
+        Image.new("RGB", (5472, 3648), (120, 170, 230)).save(tmp_path / "large.jpg")
+        result = segmenter(tmp_path / "large.jpg", ["sky", "sea"], keep_scores=False)
+        assert result.labels.shape == (3648, 5472) and result.scores is None
+        names = [f"thing {number}" for number in range(60)]
+        with pytest.raises(sfp.SFPError, match="keep_scores=False"):
+            segmenter(tmp_path / "large.jpg", names)

@@ -3,28 +3,47 @@
 python tools/segment.py photo.jpg --names "cat, sofa, window" --model ViT-B/16
 python tools/segment.py scene.jpg --names "sea; boat, ship; sky" --model Toyland --out pictures
 python tools/segment.py scene.jpg --names "sea, sky" --model Toyland --method ProxyCLIP --options proxy=colour
+python tools/segment.py photos --names "cat, sofa" --background "background, wall, floor" --methods CLIP,SC-CLIP,SFP
+
+A folder's pictures are found in its subfolders too, and their results lie in the same subfolders of --out. Each result PNG
+carries its settings and its source, so that the same command again skips what is done, and a changed setting or picture
+is done again. Two pictures of one name get results of two names.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import os
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
+from sfp.files import whole_file
+from sfp.result import compare, png_card, read_card
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_LABELS, _OVERLAY, _STRIP = "_labels.png", "_overlay.jpg", "_methods.png"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, help="pictures, or folders of pictures")
     parser.add_argument("--names", required=True, help='what to look for: "cat, sofa, window"; with ";" between names, "," parts synonyms')
+    parser.add_argument(
+        "--background",
+        help="what fits none of the names: a label alone, for pixels below prob_thd, or words to ask for, with ',' between them",
+    )
     parser.add_argument("--out", type=Path, default=Path("segmented"), help="folder for the results")
-    parser.add_argument("--method", default="SFP", help="SFP, SFP-release, CLIP ...; a wrong name lists them all")
+    methods = parser.add_mutually_exclusive_group()
+    methods.add_argument("--method", default="SFP", help="SFP, SFP-release, CLIP ...; a wrong name lists them all")
+    methods.add_argument("--methods", metavar="A,B,C", help="several methods: a strip of their results side by side for each picture")
     parser.add_argument("--model", default="ViT-B/16", help="CLIP model; Toyland needs no download")
     parser.add_argument("--pretrained", default="openai", help="open_clip tag, or the path of a checkpoint")
     parser.add_argument("--no-purify", action="store_true", help="switch purification off")
@@ -34,6 +53,7 @@ def main() -> int:
     parser.add_argument("--stride", type=int, default=112)
     parser.add_argument("--short-side", type=int, default=336, help="pictures are resized to it first")
     parser.add_argument("--device", help="cuda or cpu; CUDA where there is one by default")
+    parser.add_argument("--fresh", action="store_true", help="also do again what is done")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(segment, parser.parse_args())
 
@@ -63,19 +83,50 @@ def parse_options(pairs: list[str]) -> dict[str, object]:
     return options
 
 
-def find_images(paths: list[Path]) -> list[Path]:
-    """Files as given, and the pictures in folders.
+@dataclass(frozen=True)
+class Job:
+    """A picture, the stem of its results, and what tells its file from another one or a changed one."""
+
+    image: Path
+    stem: Path
+    source: dict[str, Any]
+
+
+def find_images(paths: list[Path]) -> dict[Path, Path]:
+    """Files as given, and the pictures in folders and their subfolders, each with the stem of its results.
+
+    Hidden files and what this program made are left out.
 
     Raises:
         SFPError: a folder without pictures.
     """
-    found = []
+    found: dict[Path, Path] = {}
     for path in paths:
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS) if path.is_dir() else [path]
-        if not inside:
-            raise SFPError(f"The folder {path} has no pictures ({', '.join(_ENDINGS)}).")
-        found += inside
+        if path.is_dir():
+            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in _ENDINGS and not _hidden(p.relative_to(path))]
+            inside = [p for p in inside if not _is_result(p)]
+            if not inside:
+                raise SFPError(f"The folder {path} has no pictures ({', '.join(_ENDINGS)}).")
+            found.update({p: p.relative_to(path).with_suffix("") for p in inside})
+        else:
+            found[path] = Path(path.stem)
     return found
+
+
+def plan(images: dict[Path, Path], out: Path, ending: str) -> list[Job]:
+    """A job for each picture: its old results' stem if it has any, else one that is free, in ``out`` and among the jobs."""
+    jobs: dict[Path, Job] = {}
+    for image, stem in images.items():
+        path = os.path.relpath(image.resolve(), out.resolve())
+        details = image.stat() if image.is_file() else None
+        source = {"path": path, "bytes": details and details.st_size, "modified_ns": details and details.st_mtime_ns}
+        for candidate in _stems(stem, image.suffix):
+            file = out / f"{candidate}{ending}"
+            own = (read_card(file) or {}).get("source", {}).get("path") == path
+            if candidate not in jobs and (own or not file.exists()):
+                jobs[candidate] = Job(image, candidate, source)
+                break
+    return list(jobs.values())
 
 
 def segment(args: argparse.Namespace) -> None:
@@ -87,18 +138,89 @@ def segment(args: argparse.Namespace) -> None:
     from sfp import Segmenter
 
     images = find_images(args.images)
+    names, background = parse_names(args.names), parse_background(args.background)
     options = dict(pm=args.pm, purify=False if args.no_purify else None, window=args.window, stride=args.stride, short_side=args.short_side)
-    segmenter = Segmenter(args.method, args.model, args.pretrained, args.device, **{**options, **parse_options(args.options)})
+    options.update(parse_options(args.options))
+    titles = [title.strip() for title in args.methods.split(",")] if args.methods else [args.method]
+    segmenters: list[Segmenter] = []
+    for title in dict.fromkeys(titles):  # all on one frozen CLIP
+        clip = segmenters[0].pipeline.method.clip if segmenters else args.model
+        segmenters.append(Segmenter(title, clip, args.pretrained, args.device, **options))
+    settings = [segmenter.protocol(names, background=background) for segmenter in segmenters]
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SFPError(f"The folder {args.out} can't be made ({error}); choose another with --out.") from error
-    for path in tqdm(images, desc="segmenting", unit="image", disable=len(images) == 1):
-        result = segmenter(path, parse_names(args.names))
-        overlay = result.save(args.out / f"{path.stem}_overlay.jpg")
-        labels = result.save(args.out / f"{path.stem}_labels.png")
-        areas = ", ".join(f"{name} {100 * area:.1f}%" for name, area in result.areas.items())
-        tqdm.write(f"{path}: {areas} -> {overlay}, {labels}")
+
+    endings = [_STRIP] if args.methods else [_LABELS, _OVERLAY]  # the first one carries the card
+    card = {"methods": settings} if args.methods else settings[0]
+    jobs = plan(images, args.out, endings[0])
+
+    def is_done(job: Job) -> bool:
+        files = [args.out / f"{job.stem}{ending}" for ending in endings]
+        return all(file.is_file() for file in files) and read_card(files[0]) == {**card, "source": job.source}
+
+    left = [job for job in jobs if args.fresh or not is_done(job)]
+    if len(left) < len(jobs):
+        print(f"{len(jobs) - len(left)} of {len(jobs)} are done with these settings; --fresh does them again")
+    pictures = [job.image for job in left]
+    streams = [segmenter.many(pictures, names, background=background, keep_scores=False, yield_errors=True) for segmenter in segmenters]
+    failed: list[SFPError] = []
+    answers = tqdm(zip(left, *streams, strict=True), "segmenting", len(left), unit="image", disable=len(jobs) == 1 or not left)
+    for job, *results in answers:
+        error = next((result for result in results if isinstance(result, SFPError)), None)
+        if error is not None:
+            failed.append(error)
+            if len(jobs) > 1:
+                tqdm.write(str(error))
+            continue
+        files = [args.out / f"{job.stem}{ending}" for ending in endings]
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        if args.methods:
+            shown = {segmenter.pipeline.method.name: result for segmenter, result in zip(segmenters, results, strict=True)}
+            with whole_file(files[0]) as partial:
+                compare(shown).save(partial, pnginfo=png_card({**card, "source": job.source}))
+            told = "compared"
+        else:
+            result = replace(results[0], protocol={**card, "source": job.source})
+            for file in reversed(files):  # the one that says that it is done comes last
+                result.save(file)
+            told = ", ".join(f"{name} {100 * area:.1f}%" for name, area in result.areas.items())
+        tqdm.write(f"{job.image}: {told} -> {', '.join(map(str, reversed(files)))}")
+    if len(failed) == 1:
+        raise failed[0]
+    if failed:
+        raise SFPError(f"{len(failed)} of {len(jobs)} images could not be segmented and are named above, the first because: {failed[0]}")
+
+
+def parse_background(text: str | None) -> str | list[str] | None:
+    """ "nothing" as a label alone, "background, wall" as words to ask for."""
+    if text is None or "," not in text:
+        return text
+    return [word.strip() for word in text.split(",")]
+
+
+def _stems(stem: Path, suffix: str) -> Iterator[Path]:
+    """photo, photo_jpg, photo_jpg-2, photo_jpg-3 ..."""
+    yield stem
+    longer = stem.with_name(f"{stem.name}_{suffix.lstrip('.').lower()}")
+    yield longer
+    for number in count(2):
+        yield longer.with_name(f"{longer.name}-{number}")
+
+
+def _is_result(path: Path) -> bool:
+    """Whether this program made the file: it or the PNG that came with it carries a card, or it was left unfinished."""
+    if path.stem.endswith(".partial"):
+        return True
+    for ending, carrier in ((_LABELS, _LABELS), (_OVERLAY, _LABELS), (_STRIP, _STRIP)):
+        if path.name.endswith(ending):
+            return read_card(path.with_name(path.name.removesuffix(ending) + carrier)) is not None
+    return False
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 if __name__ == "__main__":

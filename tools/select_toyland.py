@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from sfp.api import resize_short_side
 from sfp.clip import load_clip
 from sfp.clip.loading import TOYLAND_FILE
 from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
+from sfp.images import resize_short_side
 from sfp.methods import build_method
 from sfp.pipeline import Pipeline, Vocabulary
 

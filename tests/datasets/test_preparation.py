@@ -20,7 +20,7 @@ from PIL import Image
 
 from sfp.datasets.layouts import LAYOUTS
 from sfp.datasets.preparation import RECIPES
-from sfp.datasets.preparation.run_length import decode_mask, unpack_counts
+from sfp.run_length import decode_mask, unpack_counts
 
 
 def hashes(folder: Path) -> dict[str, tuple[str, int]]:

@@ -14,10 +14,10 @@ import numpy as np
 
 from sfp.datasets.layouts import Layout
 from sfp.datasets.preparation.recipe import Recipe
-from sfp.datasets.preparation.run_length import decode_mask
 from sfp.datasets.preparation.sources import Sources
 from sfp.datasets.preparation.steps import Plan, require_files, write_labels
 from sfp.errors import SFPError
+from sfp.run_length import decode_mask
 
 JSON = "VOCdevkit/VOC2010/trainval_merged.json"
 # of the 459 classes; an id's place here is its new label, 0 the background

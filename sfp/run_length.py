@@ -43,3 +43,28 @@ def decode_mask(counts: str | Sequence[int], height: int, width: int) -> np.ndar
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f"its runs cover {runs.sum()} pixels of {height} x {width}")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def encode_mask(mask: np.ndarray) -> str:
+    """The packed text of a mask (height, width) bool; ``decode_mask`` gives the mask back."""
+    columns = mask.T.ravel()
+    ends = np.flatnonzero(columns[1:] != columns[:-1]) + 1
+    starts = [0, 0] if columns[:1].any() else [0]  # the first run is one of 0, maybe empty
+    return pack_counts(np.diff(np.concatenate([starts, ends, [columns.size]])))
+
+
+def pack_counts(counts: Sequence[int] | np.ndarray) -> str:
+    """Run lengths as a packed text; ``unpack_counts`` gives them back."""
+    counts = np.asarray(counts, np.int64)
+    left = counts.copy()
+    left[3:] -= counts[1:-2]
+    digits: list[np.ndarray] = []  # the n-th character of each number, 0 where it has ended
+    going = np.ones(len(left), bool)
+    while going.any():
+        bits = left & 31
+        left >>= 5
+        more = going & (left != np.where(bits & 16, -1, 0))
+        digits.append(np.where(going, bits + 32 * more + 48, 0))
+        going = more
+    characters = np.stack(digits, 1).astype(np.uint8)
+    return characters[characters > 0].tobytes().decode("ascii")

@@ -1,0 +1,274 @@
+"""What each layer of CLIP does with one picture, on its own and under purification: who is an outlier, who looks where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from sfp.clip.trunk import Attention, Hook, LayerState
+from sfp.errors import SFPError
+from sfp.images import resize_short_side
+from sfp.methods import Method
+from sfp.outliers import Detector, Purifier, build_detector
+
+_MOST_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Stream:
+    """One run of the image through CLIP's L layers. Patches lie on a grid (h, w); N = h w, row-major.
+
+    Everything that is asked of it comes from two arrays, the tokens and the attention. Layers are counted from 1.
+
+    Attributes:
+        grid: (h, w).
+        tokens: what each layer hands on, after any repair, the class token first: (L, 1 + N, C) float32.
+        attention: each layer's weights, averaged over heads, row i what token i looks at: (L, 1 + N, 1 + N) float32.
+        outliers: for each detector by name the tokens that it takes for outliers, (L, h, w) bool. It sees the layer's
+            attention and its output before any repair.
+        outlier_scores: the scores behind them, (L, h, w) float32.
+        repaired: the tokens that were repaired, (L, h, w) bool; none in a stream without purification.
+    """
+
+    grid: tuple[int, int]
+    tokens: np.ndarray
+    attention: np.ndarray
+    outliers: dict[str, np.ndarray]
+    outlier_scores: dict[str, np.ndarray]
+    repaired: np.ndarray
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return len(self.tokens)
+
+    @property
+    def cls_attention(self) -> np.ndarray:
+        """The class token's attention to each patch, (L, h, w) float32."""
+        return self._maps(self.attention[:, 0, 1:])
+
+    @property
+    def self_attention(self) -> np.ndarray:
+        """Each patch's attention to itself, (L, h, w) float32."""
+        return self._maps(np.diagonal(self.attention, axis1=1, axis2=2)[:, 1:])
+
+    @property
+    def received_attention(self) -> np.ndarray:
+        """The mean attention that each patch receives from all patches, (L, h, w) float32."""
+        return self._maps(self.attention[:, 1:, 1:].mean(1))
+
+    @property
+    def norms(self) -> np.ndarray:
+        """Length of each patch token, (L, h, w) float32."""
+        return self._maps(np.linalg.norm(self.tokens[:, 1:], axis=-1))
+
+    def attention_of(self, layer: int, patch: tuple[int, int]) -> np.ndarray:
+        """What the patch at (row, column) looks at in a layer: (h, w) float32; with its look at the class token they sum to 1.
+
+        Raises:
+            SFPError: no such layer or patch.
+        """
+        return self.attention[self._layer(layer), 1 + self._patch(patch), 1:].reshape(self.grid)
+
+    def similarity(self, layer: int, patch: tuple[int, int]) -> np.ndarray:
+        """Cosine of the patch at (row, column) with each patch after a layer: (h, w) float32.
+
+        Raises:
+            SFPError: no such layer or patch.
+        """
+        rows = _unit(self.tokens[self._layer(layer), 1:])
+        return (rows @ rows[self._patch(patch)]).reshape(self.grid)
+
+    def pca(self, layer: int) -> np.ndarray:
+        """First three principal components of the unit patch tokens after a layer, as colours: (h, w, 3) in [0, 1].
+
+        Raises:
+            SFPError: no such layer.
+        """
+        return principal_colours(self.tokens[self._layer(layer), 1:]).reshape(*self.grid, 3)
+
+    def _maps(self, values: np.ndarray) -> np.ndarray:
+        return values.reshape(-1, *self.grid)
+
+    def _layer(self, layer: int) -> int:
+        if layer not in range(1, self.layers + 1):
+            raise SFPError(f"There is no layer {layer}; this model's layers go from 1 to {self.layers}.")
+        return layer - 1
+
+    def _patch(self, patch: tuple[int, int]) -> int:
+        row, column = patch
+        height, width = self.grid
+        if not (0 <= row < height and 0 <= column < width):
+            raise SFPError(f"There is no patch at row {row}, column {column}; rows go from 0 to {height - 1}, columns to {width - 1}.")
+        return int(row) * width + int(column)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Inspection:
+    """One picture through the layers of CLIP, twice: as the model is, and purified.
+
+    Memory: both streams hold L (1 + N) (1 + N + C) float32, 18 MB in all for ViT-B/16 at 224x224 pixels and 76 MB at
+    336x448, where L = 12, C = 768, N = 196 and 588.
+
+    Attributes:
+        image: the part of the resized picture that the patches cover, (h p, w p, 3) uint8 for patches of p pixels.
+        box: (left, top, right, bottom) of that part in the picture as it was given, in its pixels, float.
+        plain: the stream without purification.
+        purified: the stream repaired by the method's own purifier, or by SOM after layers 1..L-1 where it has none.
+        features: the method's features (h, w, D) float32, projected into the joint space, not normalised; no label enters.
+        protocol: method, model, purifier, purified layers and sizes.
+    """
+
+    image: np.ndarray
+    box: tuple[float, float, float, float]
+    plain: Stream
+    purified: Stream
+    features: np.ndarray
+    protocol: dict[str, Any] = field(repr=False)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w)."""
+        return self.plain.grid
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return self.plain.layers
+
+    @property
+    def feature_colours(self) -> np.ndarray:
+        """First three principal components of the method's unit features as colours, (h, w, 3) in [0, 1]."""
+        return principal_colours(self.features.reshape(-1, self.features.shape[-1])).reshape(*self.grid, 3)
+
+    def patch_at(self, x: float, y: float) -> tuple[int, int]:
+        """(row, column) of the patch at pixel x, y of ``image``.
+
+        Raises:
+            SFPError: the pixel is outside it.
+        """
+        height, width = self.image.shape[:2]
+        if not (0 <= x < width and 0 <= y < height):
+            raise SFPError(
+                f"There is no pixel x={x}, y={y} in the inspected {width}x{height}; x goes from 0 to {width - 1}, y to {height - 1}."
+            )
+        return int(y * self.grid[0] / height), int(x * self.grid[1] / width)
+
+    def __repr__(self) -> str:
+        detectors = ", ".join(self.plain.outliers)
+        height, width = self.grid
+        return f"Inspection({self.protocol['model']}, {self.layers} layers, {height}x{width} patches, detectors {detectors})"
+
+    def _repr_png_(self) -> bytes:
+        from sfp.inspection_figures import attention_figure
+        from sfp.result import png_bytes
+
+        return png_bytes(attention_figure(self))
+
+
+@torch.inference_mode()
+def inspect_image(
+    method: Method,
+    pixels: np.ndarray,
+    *,
+    short_side: int = 224,
+    box: tuple[int, int, int, int] | None = None,
+    detectors: Sequence[str | Detector] = ("SOM", "L2", "LOF"),
+) -> Inspection:
+    """See ``Segmenter.inspect``; ``pixels`` (H, W, 3) uint8.
+
+    Raises:
+        SFPError: a box that is not inside the picture, an unknown detector or one that stands twice, or a picture of so
+            many patches that the arrays would take over 2 GiB.
+    """
+    trunk = method.trunk
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = box or (0, 0, width, height)
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise SFPError(f"The box {box} is not inside the {width}x{height} picture; give (left, top, right, bottom) in its pixels.")
+    found = [build_detector(detector) if isinstance(detector, str) else detector for detector in detectors]
+    if len({detector.name for detector in found}) < len(found):
+        raise SFPError(f"The detectors {[detector.name for detector in found]} name one twice; inspect once for each setting of it.")
+    resized = resize_short_side(pixels[top:bottom, left:right], short_side, trunk.patch)
+    grid = trunk.grid_of(*resized.shape[1:])
+    tokens = 1 + grid[0] * grid[1]
+    size = 8 * trunk.layers * tokens * (tokens + trunk.width)
+    if size > _MOST_BYTES:
+        taken = f"{tokens - 1} patches in {trunk.layers} layers would take {size / (1 << 30):.1f} GiB"
+        raise SFPError(f"{taken} to inspect; lower short_side={short_side}, or choose a part of the picture by box.")
+    covered = resized[:, : grid[0] * trunk.patch, : grid[1] * trunk.patch]
+    scale_x, scale_y = (right - left) / resized.shape[2], (bottom - top) / resized.shape[1]
+    windows = method.clip.normalise(covered)[None].to(method.clip.device)
+    purifier = method.purifier or Purifier(build_detector("SOM"), range(1, trunk.layers))
+    return Inspection(
+        image=covered.permute(1, 2, 0).to(torch.uint8).numpy(),
+        box=(float(left), float(top), left + covered.shape[2] * scale_x, top + covered.shape[1] * scale_y),
+        plain=_run(method, windows, found, None),
+        purified=_run(method, windows, found, purifier),
+        features=method(windows)[0].float().cpu().numpy(),
+        protocol={
+            "method": method.name,
+            "model": method.clip.name,
+            "pretrained": method.clip.pretrained,
+            "weights_sha256": method.clip.fingerprint,
+            "purifier": repr(purifier.detector),
+            "purified_layers": sorted(purifier.layers),
+            "detectors": [repr(detector) for detector in found],
+            "short_side": short_side,
+        },
+    )
+
+
+def _run(method: Method, windows: Tensor, detectors: Sequence[Detector], purifier: Purifier | None) -> Stream:
+    """All L layers on one window (1, 3, H, W); detectors look before the purifier acts, tokens are kept after it."""
+    trunk = method.trunk
+    grid = trunk.grid_of(*windows.shape[-2:])
+    tokens, attention, repaired = [], [], []
+    masks: dict[str, list[np.ndarray]] = {detector.name: [] for detector in detectors}
+    scores: dict[str, list[np.ndarray]] = {detector.name: [] for detector in detectors}
+
+    def detect(state: LayerState) -> None:
+        for detector in detectors:
+            mask, score = detector(state)
+            masks[detector.name].append(mask[0].cpu().numpy().reshape(grid))
+            scores[detector.name].append(score[0].float().cpu().numpy().reshape(grid))
+
+    def keep(state: LayerState) -> None:
+        tokens.append(state.tokens[0].float().cpu().numpy())
+        attention.append(state.attention[0].float().cpu().numpy())
+        none = np.zeros(grid, bool)
+        repaired.append(none if state.outliers is None else state.outliers[0].cpu().numpy().reshape(grid))
+
+    layers = range(1, trunk.layers + 1)
+    hooks = [Hook(detect, layers, Attention.MAP), *([purifier.hook] if purifier else []), Hook(keep, layers, Attention.MAP)]
+    trunk.run(windows, hooks, resize=method.positional_resize)
+    return Stream(
+        grid,
+        np.stack(tokens),
+        np.stack(attention),
+        {name: np.stack(found) for name, found in masks.items()},
+        {name: np.stack(found) for name, found in scores.items()},
+        np.stack(repaired),
+    )
+
+
+def principal_colours(tokens: np.ndarray) -> np.ndarray:
+    """First three principal components of unit tokens (N, C) as colours (N, 3) in [0, 1], each stretched over its middle 96 percent."""
+    rows = _unit(tokens.astype(np.float64))
+    parts = np.zeros((len(rows), 3))
+    count = min(3, *rows.shape)
+    if len(rows) > 1:
+        parts[:, :count] = PCA(count, svd_solver="full").fit_transform(rows)
+    least, most = np.percentile(parts, [2, 98], axis=0)
+    return np.clip((parts - least) / np.maximum(most - least, 1e-12), 0, 1)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length one; a zero row stays zero."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,166 @@
+"""``Segmenter.inspect``: each layer's maps, before and after purification, and their figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import sfp
+from sfp.clip import Attention, Hook
+from sfp.datasets import toyland
+from sfp.images import resize_short_side
+from sfp.inspection_figures import attention_figure, feature_figure, outlier_figure, patch_figure
+
+PATCH = (5, 7)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return toyland.make_scene("val", 10)
+
+
+@pytest.fixture(scope="module")
+def segmenter(toyland_clip):
+    return sfp.Segmenter("SFP", toyland_clip)
+
+
+@pytest.fixture(scope="module")
+def inspection(segmenter, scene):
+    return segmenter.inspect(scene.image)
+
+
+def windows_of(segmenter, inspection):
+    planes = torch.from_numpy(inspection.image.copy()).permute(2, 0, 1)
+    return segmenter.pipeline.method.clip.normalise(planes)[None]
+
+
+def test_shapes(inspection, toyland_clip):
+    (h, w), layers, width = inspection.grid, 12, toyland_clip.trunk.width
+    assert inspection.layers == layers and inspection.image.shape == (16 * h, 16 * w, 3) and min(h, w) == 14
+    assert inspection.features.shape == (h, w, toyland_clip.embed_dim) and inspection.features.dtype == np.float32
+    for stream in (inspection.plain, inspection.purified):
+        assert stream.tokens.shape == (layers, 1 + h * w, width) and stream.tokens.dtype == np.float32
+        assert stream.attention.shape == (layers, 1 + h * w, 1 + h * w) and stream.attention.dtype == np.float32
+        for maps in (stream.cls_attention, stream.self_attention, stream.received_attention, stream.norms, stream.repaired):
+            assert maps.shape == (layers, h, w)
+        assert list(stream.outliers) == ["SOM", "L2", "LOF"]
+        for mask, scores in zip(stream.outliers.values(), stream.outlier_scores.values(), strict=True):
+            assert mask.shape == scores.shape == (layers, h, w) and mask.dtype == bool and scores.dtype == np.float32
+        assert stream.pca(3).shape == (h, w, 3) and 0 <= stream.pca(3).min() <= stream.pca(3).max() <= 1
+        assert stream.attention_of(3, PATCH).shape == stream.similarity(3, PATCH).shape == (h, w)
+    assert inspection.feature_colours.shape == (h, w, 3)
+
+
+def test_attention_is_a_distribution(inspection):
+    for stream in (inspection.plain, inspection.purified):
+        assert np.allclose(stream.attention.sum(-1), 1, atol=1e-5)
+        assert (stream.attention >= 0).all()
+
+
+def test_masks_are_those_of_the_detectors_and_follow_from_the_maps(inspection, segmenter):
+    """SOM by its equation from the maps, and every detector as run on the layer's state by itself."""
+    plain = inspection.plain
+    assert np.array_equal(plain.outliers["SOM"], plain.self_attention < plain.cls_attention)
+    assert np.allclose(plain.outlier_scores["L2"], plain.norms, rtol=1e-5)
+    states = {}
+    hook = Hook(lambda state: states.update({state.layer: state}), [1, 6, 12], Attention.MAP)
+    with torch.inference_mode():
+        segmenter.pipeline.method.trunk.run(windows_of(segmenter, inspection), [hook])
+    for layer, state in states.items():
+        for name, masks in plain.outliers.items():
+            assert np.array_equal(sfp.build_detector(name)(state)[0][0].numpy(), masks[layer - 1].ravel())
+        assert np.allclose(state.tokens[0].numpy(), plain.tokens[layer - 1], atol=1e-4)
+
+
+def test_purification_changes_what_follows_it(scene, toyland_clip):
+    inspection = sfp.Segmenter("SFP", toyland_clip, purify_layers=[4, 8]).inspect(scene.image)
+    plain, purified = inspection.plain, inspection.purified
+    assert np.array_equal(plain.tokens[:3], purified.tokens[:3]) and np.array_equal(plain.attention[:4], purified.attention[:4])
+    assert not plain.repaired.any() and [layer for layer in range(1, 13) if purified.repaired[layer - 1].any()] == [4, 8]
+    changed = (plain.tokens[3, 1:] != purified.tokens[3, 1:]).any(-1).reshape(inspection.grid)
+    assert changed.any() and not (changed & ~purified.repaired[3]).any()  # only repaired tokens differ at once
+    assert np.array_equal(purified.repaired[3], purified.outliers["SOM"][3])  # detectors look before the repair
+    assert np.abs(plain.attention[4] - purified.attention[4]).max() > 1e-4
+    assert inspection.protocol["purified_layers"] == [4, 8]
+
+
+def test_the_features_are_the_methods(inspection, segmenter):
+    features = segmenter.pipeline.method(windows_of(segmenter, inspection))[0].numpy()
+    assert np.allclose(features, inspection.features, atol=1e-4)
+
+
+def test_a_method_without_purification_is_compared_with_som(scene, toyland_clip):
+    inspection = sfp.Segmenter("CLIP", toyland_clip).inspect(scene.image, detectors=["SOM"])
+    assert inspection.protocol["purifier"].startswith("SOM(") and inspection.protocol["purified_layers"] == list(range(1, 12))
+    assert inspection.purified.repaired.any()
+
+
+def test_any_detector_with_any_options(scene, segmenter):
+    few = sfp.build_detector("L2", topk=3)
+    inspection = segmenter.inspect(scene.image, detectors=["AttentionColumn", few, "DBSCAN"])
+    assert list(inspection.plain.outliers) == ["AttentionColumn", "L2", "DBSCAN"]
+    assert (inspection.plain.outliers["L2"].sum((1, 2)) == 3).all()
+
+
+def test_similarity_is_the_cosine(inspection):
+    row = PATCH[0] * inspection.grid[1] + PATCH[1]
+    tokens = torch.from_numpy(inspection.plain.tokens[6, 1:])
+    expected = torch.nn.functional.cosine_similarity(tokens, tokens[row : row + 1])
+    found = inspection.plain.similarity(7, PATCH)
+    assert np.allclose(found.ravel(), expected.numpy(), atol=1e-5) and abs(found[PATCH] - 1) < 1e-5
+
+
+def test_boxes_and_places(scene, segmenter, inspection):
+    height, width = scene.labels.shape
+    assert inspection.box[:2] == (0, 0) and 0.9 * width < inspection.box[2] <= width and 0.9 * height < inspection.box[3] <= height
+    part = segmenter.inspect(scene.image, box=(100, 50, 340, 290), detectors=["SOM"])
+    assert part.grid == (14, 14) and part.box == (100, 50, 340, 290)
+    expected = resize_short_side(scene.image[50:290, 100:340], 224).permute(1, 2, 0).numpy()
+    assert np.array_equal(part.image, expected)
+    assert inspection.patch_at(0, 0) == (0, 0) and inspection.patch_at(7 * 16 + 3, 5 * 16 + 15) == PATCH
+    assert segmenter.inspect(scene.image, short_side=112).grid[0] == 7
+
+
+def test_figures(inspection):
+    for figure in (
+        attention_figure(inspection),
+        attention_figure(inspection, [1, 12], "LOF", purified=True),
+        outlier_figure(inspection, [2], ["L2"]),
+        outlier_figure(inspection),
+        patch_figure(inspection, PATCH),
+        feature_figure(inspection),
+    ):
+        pixels = np.asarray(figure)
+        assert pixels.ndim == 3 and min(pixels.shape[:2]) > 150 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
+    assert inspection._repr_png_().startswith(b"\x89PNG") and "12 layers" in repr(inspection)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(box=(0, 0, 9999, 10)), "not inside"),
+        (dict(box=(10, 10, 10, 20)), "not inside"),
+        (dict(detectors=["SQM"]), "did you mean 'SOM'"),
+        (dict(detectors=["SOM", "SOM"]), "twice"),
+        (dict(short_side=2000), "lower short_side=2000"),
+        (dict(short_side=8), "less than one patch"),
+    ],
+)
+def test_mistakes(options, words, segmenter, scene):
+    with pytest.raises(sfp.SFPError, match=words):
+        segmenter.inspect(scene.image, **options)
+
+
+def test_wrong_layers_patches_and_detectors(inspection):
+    for call, words in [
+        (lambda: inspection.plain.pca(13), "no layer 13"),
+        (lambda: inspection.plain.attention_of(0, PATCH), "no layer 0"),
+        (lambda: inspection.plain.similarity(1, (99, 0)), "no patch"),
+        (lambda: inspection.patch_at(-1, 0), "no pixel"),
+        (lambda: attention_figure(inspection, [13]), "no layer 13"),
+        (lambda: attention_figure(inspection, detector="SMO"), "did you mean 'SOM'"),
+        (lambda: patch_figure(inspection, (0, 99)), "no patch"),
+    ]:
+        with pytest.raises(sfp.SFPError, match=words):
+            call()
