@@ -283,13 +283,13 @@ class Segmenter:
         batch: list[np.ndarray] = []
         windows = size = 0
         for picture in _read_ahead(images):
-            more_windows = more_size = 0
+            more_windows = more_size = most = 0
             if isinstance(picture, np.ndarray):
                 try:
-                    more_windows, more_size = self._cost(picture, names)
+                    more_windows, most, more_size = self._cost(picture, names)
                 except SFPError as error:
                     picture = error
-            full = windows + more_windows > self.pipeline.windows_at_once or size + more_size > _BATCH_BYTES
+            full = windows + more_windows > most or size + more_size > _BATCH_BYTES
             if batch and (full or isinstance(picture, SFPError)):
                 yield from self._answer(batch, [question], keep_scores)[0]
                 batch, windows, size = [], 0, 0
@@ -303,12 +303,13 @@ class Segmenter:
         if batch:
             yield from self._answer(batch, [question], keep_scores)[0]
 
-    def _cost(self, pixels: np.ndarray, names: int) -> tuple[int, int]:
-        """How many windows a picture has and how many bytes its results take, scores of ``names`` among them."""
+    def _cost(self, pixels: np.ndarray, names: int) -> tuple[int, int, int]:
+        """How many windows a picture has, how many make a batch, and the bytes of its results with the scores of ``names``."""
         _check_scores(pixels, names)
         height, width = resized_size(*pixels.shape[:2], self.short_side, self.pipeline.method.trunk.patch)
         protocol = self.pipeline.protocol
-        return len(window_grid(height, width, protocol.window, protocol.stride)), pixels[..., 0].size * (4 * names + 11)
+        windows = window_grid(height, width, protocol.window, protocol.stride)
+        return len(windows), self.pipeline.batch_of(*windows[0].size), pixels[..., 0].size * (4 * names + 11)
 
 
 def leave_to_background(probabilities: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor]:

@@ -111,7 +111,7 @@ class Pipeline:
         found: list[list[list[Tensor]]] = [[[] for _ in images] for _ in texts]
         for size, members in places.items():
             while members:
-                chunk = members[: self.windows_at_once or self.method.trunk.windows_at_once(*size)]
+                chunk = members[: self.batch_of(*size)]
                 windows = torch.stack([cut(images[i], grids[i][j]) for i, j in chunk])
                 try:
                     seen = self.method.see(windows)
@@ -127,6 +127,10 @@ class Pipeline:
             [ScoreMap.of_windows(torch.stack(maps), grid, image.shape[1:]) for maps, grid, image in zip(own, grids, images, strict=True)]
             for own in found
         ]
+
+    def batch_of(self, height: int, width: int) -> int:
+        """How many windows of that size make a batch."""
+        return self.windows_at_once or self.method.trunk.windows_at_once(height, width)
 
     def _lower(self, tried: int, error: RuntimeError) -> None:
         """After a batch of so many windows ran out of memory: take half of them from now on.
