@@ -216,10 +216,10 @@ def test_names_are_encoded_once(segmenter, scene):
     segmenter = sfp.Segmenter("SFP", segmenter.pipeline.method.clip, text_cache=False)
     clip = segmenter.pipeline.method.clip
     segmenter(scene.image, NAMES)
-    encoded = clip.encoded_texts
+    encoded = clip.text_tower.encoded
     segmenter(scene.image, list(NAMES))
     list(segmenter.many([scene.image], NAMES))
-    assert clip.encoded_texts == encoded
+    assert clip.text_tower.encoded == encoded
 
 
 def test_the_protocol_tells_settings_and_words(segmenter):

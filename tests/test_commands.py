@@ -125,7 +125,7 @@ def test_a_second_start_encodes_no_text(data, tmp_path):
     code = (
         "import sys; from sfp.segmentor import SFPSegmentor; "
         f"s = SFPSegmentor('Toyland', 'toyland', name_path={str(ROOT / 'configs/cls_toyland.txt')!r}, text_cache=sys.argv[1]); "
-        "print('encoded', s.frozen.encoded_texts)"
+        "print('encoded', s.frozen.text_tower.encoded)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "cache")]
     assert "encoded 1280" in run(command, tmp_path).stdout

@@ -74,14 +74,11 @@ def probe(args: argparse.Namespace) -> None:
         size = tuple(image.shape[1:])
         labels = nearest_labels(item["data_samples"].gt_sem_seg.data[0], size)
         grid = window_grid(*size, cfg.model.window, cfg.model.stride)
-        for shape in {window.size for window in grid}:
-            members = [window for window in grid if window.size == shape]
-            truth = torch.stack([labels[w.top : w.bottom, w.left : w.right] for w in members])
-            windows = cut(image, members)
-            for key, values in layer_coherence(clip, windows, truth).items():
-                found.setdefault(key, []).extend(values)
-            with torch.inference_mode():
-                clip.trunk.run(windows.to(clip.device), [Hook(count, layers)])
+        windows, truth = (torch.stack([cut(whole, window) for window in grid]) for whole in (image, labels[None]))
+        for key, values in layer_coherence(clip, windows, truth[:, 0]).items():
+            found.setdefault(key, []).extend(values)
+        with torch.inference_mode():
+            clip.trunk.run(windows.to(clip.device), [Hook(count, layers)])
     means = {key: float(np.mean(values)) for key, values in found.items() if values}
     if ("k", 1) not in means:
         raise SFPError("No window has patches of two classes; probe more images with --images.")

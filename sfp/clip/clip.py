@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfp.clip.text_tower import TextTower
 from sfp.clip.trunk import ImageTrunk
 from sfp.errors import SFPError, unknown_choice
 
@@ -31,7 +32,7 @@ class FrozenCLIP:
         quick_gelu: whether its MLPs use ``x * sigmoid(1.702 x)``.
         trunk: the image tower, an ``ImageTrunk``.
         logit_scale: the learned temperature, exp(.) applied.
-        encoded_texts: how many texts have gone through the text tower so far.
+        text_tower: the text tower, a ``TextTower``.
     """
 
     def __init__(
@@ -53,9 +54,8 @@ class FrozenCLIP:
         self.fingerprint = _fingerprint(model)  # of the weights as loaded, before any rounding
         _round_weights(model.visual, PRECISIONS[precision])
         self.model = model.to(device)
-        self.trunk = ImageTrunk(model.visual)
+        self.trunk, self.text_tower = ImageTrunk(model.visual), TextTower(model)
         self.logit_scale = float(model.logit_scale.exp())
-        self.encoded_texts = 0
 
     @property
     def device(self) -> torch.device:
@@ -76,26 +76,17 @@ class FrozenCLIP:
         Raises:
             SFPError: a text has more tokens than the context holds.
         """
-        context = self.model.context_length
-        for text in texts:
-            if len(self.tokenizer.encode(text)) + 2 > context:
+        context, tokenizer = self.model.context_length, self.tokenizer
+        ids = [torch.tensor([tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]) for text in texts]
+        for text, own in zip(texts, ids, strict=True):
+            if len(own) > context:
                 raise SFPError(f"The text {text[:60]!r}... has more than the {context - 2} tokens that CLIP reads; shorten it.")
-        ids = self.tokenizer(list(texts), context_length=context)
-        return ids[:, : int((ids.argmax(1) + 1).max())]
+        return nn.utils.rnn.pad_sequence(ids, batch_first=True)
 
     @torch.inference_mode()
     def encode_text(self, ids: Tensor) -> Tensor:
-        """Text embeddings (n, D) float32, not normalised, of token ids (n, T), T at most the context length.
-
-        A causal tower doesn't see what follows the end token, so cutting the padding changes nothing.
-        """
-        model, length = self.model, ids.shape[1]
-        ids = ids.to(self.device)
-        x = model.token_embedding(ids) + model.positional_embedding[:length]
-        x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-        ends = model.ln_final(x[torch.arange(len(ids), device=ids.device), ids.argmax(-1)])
-        self.encoded_texts += len(ids)
-        return ends @ model.text_projection
+        """Text embeddings (n, D) float32, not normalised, of token ids (n, T), T at most the context length."""
+        return self.text_tower(ids.to(self.device))
 
     @torch.inference_mode()
     def encode_image(self, windows: Tensor) -> Tensor:

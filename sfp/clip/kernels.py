@@ -55,12 +55,15 @@ class AttentionRows:
     diagonal: Tensor
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """softmax(scale Q K^T + bias) V, of (B, heads, T, head width) each; scale is 1 / sqrt(head width) unless given."""
+def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None, causal: bool = False) -> Tensor:
+    """softmax(scale Q K^T + bias) V, of (B, heads, T, head width) each; scale is 1 / sqrt(head width) unless given.
+
+    ``causal``: no token sees those after it.
+    """
     # on a CPU torch's fused attention is slower in bfloat16 than explicit weights are, and makes all of them for other widths of V
-    if q.device.type == "cpu" and (q.dtype == torch.bfloat16 or q.shape[-1] != v.shape[-1]):
+    if q.device.type == "cpu" and not causal and (q.dtype == torch.bfloat16 or q.shape[-1] != v.shape[-1]):
         return attend_explicitly(q, k, v, bias=bias, scale=scale)[0]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=causal)
 
 
 def attend_with_rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, AttentionRows]:

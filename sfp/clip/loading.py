@@ -250,5 +250,8 @@ def _build(sizes: Sizes, config: Mapping[str, Any], quick_gelu: bool, head_width
     vision["mlp_ratio"] = sizes.mlp_width / sizes.width
     text = dict(context_length=sizes.context, vocab_size=sizes.vocabulary, width=sizes.text_width, layers=sizes.text_layers)
     text["heads"] = config.get("text_cfg", {}).get("heads", max(1, sizes.text_width // 64))
-    with torch.device("cpu"):
-        return open_clip.CLIP(sizes.embed_dim, vision, text, quick_gelu=quick_gelu)
+    with torch.device("meta"):  # no time goes into weights that are about to be loaded
+        network = open_clip.CLIP(sizes.embed_dim, vision, text, quick_gelu=quick_gelu)
+    network.to_empty(device="cpu")
+    network.attn_mask.fill_(float("-inf")).triu_(1)  # no weight, so no checkpoint has it
+    return network

@@ -18,7 +18,7 @@ from sfp.clip.prompts import PROMPT_SETS
 from sfp.errors import SFPError, unknown_choice
 from sfp.files import whole_file
 
-_BATCH = 256
+_TOKENS = 2048  # in a batch of texts; many more on a GPU
 
 
 def default_cache_dir() -> Path:
@@ -66,11 +66,21 @@ class TextBank:
     @torch.inference_mode()
     def _encode(self, queries: Sequence[str]) -> Tensor:
         texts = [prompt.format(query) for query in queries for prompt in self.prompts]
-        unique = sorted(set(texts), key=lambda text: (len(text), text))  # alike lengths share a batch: less padding
+        unique = sorted(set(texts))
+        ids = self.clip.tokenize(unique)
+        lengths, order = (ids.argmax(1) + 1).sort(descending=True)  # like lengths share a batch, cut to its longest
+        tokens = _TOKENS if self.clip.device.type == "cpu" else 32 * _TOKENS
+        rows = torch.empty(len(unique), self.clip.embed_dim, device=self.clip.device)
+        with tqdm(total=len(unique), desc="encoding names", unit="text", disable=len(unique) < 2000, leave=False) as bar:
+            first = 0
+            while first < len(unique):
+                longest = int(lengths[first])
+                some = order[first : first + max(1, tokens // longest)]
+                rows[some.to(rows.device)] = unit(self.clip.encode_text(ids[some, :longest]))
+                first += len(some)
+                bar.update(len(some))
         place = {text: i for i, text in enumerate(unique)}
-        starts = tqdm(range(0, len(unique), _BATCH), desc="encoding names", unit="batch", disable=len(unique) < 2000, leave=False)
-        encoded = [unit(self.clip.encode_text(self.clip.tokenize(unique[i : i + _BATCH]))) for i in starts]
-        rows = torch.cat(encoded)[torch.tensor([place[text] for text in texts], device=self.clip.device)]
+        rows = rows[torch.tensor([place[text] for text in texts], device=self.clip.device)]
         return unit(rows.unflatten(0, (len(queries), len(self.prompts))).mean(1)).cpu()
 
     def _cache_file(self, queries: Sequence[str]) -> Path | None:

@@ -34,21 +34,21 @@ def test_cutting_the_padding_changes_nothing(clip):
 
 
 def test_each_text_is_encoded_once(clip):
-    bank, before = TextBank(clip, ["a {}.", "the {}."], cache_dir=False), clip.encoded_texts
+    bank, before = TextBank(clip, ["a {}.", "the {}."], cache_dir=False), clip.text_tower.encoded
     vectors = bank.encode(["cat", "dog", "cat"])
-    assert clip.encoded_texts - before == 4
+    assert clip.text_tower.encoded - before == 4
     assert vectors.shape == (3, clip.embed_dim) and torch.equal(vectors[0], vectors[2])
 
 
 def test_a_second_start_encodes_nothing(clip, tmp_path):
     first = TextBank(clip, cache_dir=tmp_path).encode(["cat", "dog"])
-    before = clip.encoded_texts
+    before = clip.text_tower.encoded
     assert torch.equal(TextBank(clip, cache_dir=tmp_path).encode(["cat", "dog"]), first)
-    assert clip.encoded_texts == before
+    assert clip.text_tower.encoded == before
     TextBank(clip, cache_dir=tmp_path).encode(["cat", "cow"])  # other names
-    assert clip.encoded_texts == before + 160
+    assert clip.text_tower.encoded == before + 160
     TextBank(clip, "photo", cache_dir=tmp_path).encode(["cat", "dog"])  # other prompts
-    assert clip.encoded_texts == before + 162
+    assert clip.text_tower.encoded == before + 162
 
 
 def test_other_weights_have_their_own_entries(clip, tmp_path):
