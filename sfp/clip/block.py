@@ -17,6 +17,7 @@ class Block:
         if getattr(attention, "in_proj_weight", None) is None:
             raise SFPError("This CLIP's attention has no joint in_proj_weight; only open_clip's plain CLIP ViTs are supported.")
         self.module, self.heads = module, attention.num_heads
+        self.dtype = attention.in_proj_weight.dtype
         self.in_weight, self.in_bias = attention.in_proj_weight, attention.in_proj_bias
         self.out, self.fc, self.proj = attention.out_proj, module.mlp.c_fc, module.mlp.c_proj
         # QuickGELU is x sigmoid(a x) = silu(a x) / a, a = 1.702: LN2 and fc's bias take the factor, so that one kernel does it
@@ -25,7 +26,7 @@ class Block:
 
     def normed(self, tokens: Tensor) -> Tensor:
         """LN1(X), (B, T, C)."""
-        return layer_norm(tokens, self.module.ln_1)
+        return layer_norm(tokens, self.module.ln_1, self.dtype)
 
     def qkv(self, normed: Tensor, which: str = "qkv") -> tuple[Tensor, ...]:
         """Q, K, V of LN1(X), or those named ("qv", "v"), biases included: (B, heads, T, head width) each."""
@@ -42,11 +43,11 @@ class Block:
 
     def project(self, mixed: Tensor) -> Tensor:
         """W_o concat_heads(.) + b_o: (B, heads, T, head width) to (B, T, C)."""
-        return linear(mixed.transpose(1, 2).flatten(2), self.out.weight, self.out.bias)
+        return linear(mixed.transpose(1, 2).flatten(2).to(self.dtype), self.out.weight, self.out.bias)
 
     def mlp(self, tokens: Tensor, norm: bool = True) -> Tensor:
         """MLP(LN2(X)), or MLP(X), without the residual, (B, T, C)."""
-        inner = layer_norm(tokens, self.module.ln_2, self.factor) if norm else tokens * self.factor
+        inner = layer_norm(tokens, self.module.ln_2, self.dtype, self.factor) if norm else (tokens * self.factor).to(self.dtype)
         hidden = linear(inner, self.fc.weight, self.fc.bias * self.factor, self.activation)
         out = linear(hidden, self.proj.weight, self.proj.bias * self.factor)
         return out if self.factor == 1.0 else out.div_(self.factor)

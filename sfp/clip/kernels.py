@@ -21,23 +21,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
     On a CPU this is oneDNN's kernel, which torch by itself takes for bfloat16 only; in float32 it was 2.2 times as fast as
     MKL's on an AMD processor (docs/speed.md). It has no gradient: where one may be wanted, torch's own linear runs.
     """
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not torch.is_grad_enabled() and _has_onednn():
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _can_onednn():
         name, algorithm = _ONEDNN[activation]
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
     y = F.linear(x, weight, bias)
     return y if activation is None else F.silu(y, inplace=True) if activation == "silu" else F.gelu(y)
 
 
-def _has_onednn() -> bool:
+def _can_onednn() -> bool:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler takes it for constant weights alone
+        return False
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def layer_norm(tokens: Tensor, norm: nn.LayerNorm, factor: float = 1.0) -> Tensor:
-    """Layer norm times a factor, computed in float32 and cast back (methods.md 0.5)."""
+def layer_norm(tokens: Tensor, norm: nn.LayerNorm, dtype: torch.dtype = torch.float32, factor: float = 1.0) -> Tensor:
+    """Layer norm times a factor, computed in float32 (methods.md 0.5) and cast to ``dtype``."""
     weight, bias = norm.weight.float(), norm.bias.float()
     if factor != 1.0:
         weight, bias = weight * factor, bias * factor
-    return F.layer_norm(tokens.float(), norm.normalized_shape, weight, bias, norm.eps).to(tokens.dtype)
+    return F.layer_norm(tokens.float(), norm.normalized_shape, weight, bias, norm.eps).to(dtype)
 
 
 @dataclass
@@ -62,7 +64,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale
     """
     # on a CPU torch's fused attention is slower in bfloat16 than explicit weights are, and makes all of them for other widths of V
     if q.device.type == "cpu" and not causal and (q.dtype == torch.bfloat16 or q.shape[-1] != v.shape[-1]):
-        return attend_explicitly(q, k, v, bias=bias, scale=scale)[0]
+        return attend_explicitly(q, k, v, bias=bias, scale=scale, mean=False)[0]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=causal)
 
 

@@ -141,8 +141,8 @@ class ImageTrunk:
             raise SFPError(f"Windows must be a float tensor (B, 3, H, W), got {tuple(windows.shape)} {windows.dtype}.")
         grid = self.grid_of(*windows.shape[-2:])
         visual = self.visual
-        patches = visual.conv1(windows.to(self.dtype)).flatten(2).transpose(1, 2)
-        cls = visual.class_embedding.to(self.dtype).expand(len(patches), 1, -1)
+        patches = visual.conv1(windows.to(self.dtype)).flatten(2).transpose(1, 2).float()
+        cls = visual.class_embedding.expand(len(patches), 1, -1)
         return layer_norm(torch.cat([cls, patches], 1) + self._positions_for(grid, resize), visual.ln_pre)
 
     def _positions_for(self, grid: tuple[int, int], resize: str) -> Tensor:
@@ -151,7 +151,7 @@ class ImageTrunk:
         if kept is None or kept.device != native.device:
             if len(self._positions) > 32:  # whole-image mode meets many grids
                 self._positions.clear()
-            kept = resize_positions(native, self.native_grid, grid, resize).to(self.dtype)
+            kept = resize_positions(native, self.native_grid, grid, resize)
             self._positions[grid, resize] = kept
         return kept
 
@@ -172,7 +172,7 @@ class ImageTrunk:
     def step(self, layer: int, tokens: Tensor, grid: tuple[int, int], hooks: Sequence[Hook] = ()) -> Tensor:
         """One block with its hooks: X^{l-1} to X^l, (B, 1 + N, C)."""
         block, state = self.blocks[layer - 1], self.begin(layer, tokens, grid)
-        mixed = _attend(state, max((hook.attention for hook in hooks), default=Attention.NONE))
+        mixed = _attend(state, max([Attention.NONE, *[hook.attention for hook in hooks]]))
         state.tokens = tokens + block.project(mixed)
         _call(hooks, "attention", state)
         state.tokens = state.tokens + block.mlp(state.tokens)
@@ -181,7 +181,7 @@ class ImageTrunk:
 
     def readout(self, tokens: Tensor) -> Tensor:
         """LN_post and the projection P into the joint space: (..., C) to (..., D), not normalised."""
-        return linear(layer_norm(tokens, self.visual.ln_post), self.visual.proj.T)
+        return linear(layer_norm(tokens, self.visual.ln_post, self.dtype), self.visual.proj.T)
 
 
 def _call(hooks: Sequence[Hook], point: str, state: LayerState) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfp.clip.trunk import Hook, LayerState
+from sfp.clip.trunk import Hook
 from sfp.errors import SFPError
 from sfp.methods.connected import components
 from sfp.methods.method import METHODS, Card, Method
@@ -72,12 +72,14 @@ class CLIPSeg(Method):
         return tuple(sorted(self.check_layers("deep_layers", layers)))
 
     def tokens(self, windows: Tensor) -> Tensor:
-        seen: dict[int, LayerState] = {}
-        observe = Hook(lambda state: seen.update({state.layer: state}), {self.attention_layer, *self.deep_layers})
-        stream, block = self.stream(windows, observe), self.last_block
+        keys: list[Tensor] = []
+        inputs: dict[int, Tensor] = {}
+        middle = Hook(lambda state: keys.append(state.k), [self.attention_layer])
+        deep = Hook(lambda state: inputs.update({state.layer: state.inputs}), self.deep_layers)
+        stream, block = self.stream(windows, middle, deep), self.last_block
         first = 0 if self.cls_token else 1
-        weights = self.coherent_attention(seen[self.attention_layer].k[:, :, first:])
-        values = self.integrated_values(stream, seen)[:, :, first:]
+        weights = self.coherent_attention(keys[0][:, :, first:])
+        values = self.integrated_values(stream, inputs)[:, :, first:]
         return block.project(weights.to(values.dtype) @ values)[:, 1 - first :]
 
     def coherent_attention(self, keys: Tensor) -> Tensor:
@@ -98,13 +100,13 @@ class CLIPSeg(Method):
             related = labels[..., :, None] == labels[..., None, :]
         return torch.where(related, similarity if self.relation_weight == "similarity" else self.epsilon, 0.0)
 
-    def integrated_values(self, stream: Tensor, seen: dict[int, LayerState]) -> Tensor:
-        """V of DSI, (B, heads, 1 + N, d_h), of X^{L-1} and the states of the deep layers."""
+    def integrated_values(self, stream: Tensor, inputs: dict[int, Tensor]) -> Tensor:
+        """V of DSI, (B, heads, 1 + N, d_h), of X^{L-1} and the inputs of the deep layers."""
         last, merged, free = self.last_block, [], None
         merged.append(last.values(last.normed(stream)))  # v_L
         for layer in self.deep_layers:
             block = self.trunk.blocks[layer - 1]
-            free = seen[layer].inputs if free is None or self.deep_stream == "ordinary" else free
+            free = inputs[layer] if free is None or self.deep_stream == "ordinary" else free
             free = free + block.mlp(free, norm=self.ffn_norm)  # x~_i
             merged.append(last.values(last.normed(free) if self.deep_norm else free))  # v~_i
         total = torch.stack(merged).sum(0)

@@ -49,4 +49,4 @@ class GEM(Method):
             for _ in range(self.iterations):
                 u = unit(self_attend(u * root, u, scale=1.0))
             mixed = mixed + self_attend(u * root, values, scale=1.0)  # O_u
-        return block.project((mixed / 3).to(state.v.dtype))
+        return block.project(mixed / 3)

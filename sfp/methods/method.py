@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -60,6 +62,7 @@ class Method(ABC):
     repair_divisor: str = "valid"  # ``divisor`` of ``repair``
     repair_point: str = "block"  # or "attention", the stream before the MLP
     positional_resize: str | None = None  # see ``resize_positions``; the method's own, if None
+    compiled: str | None = None  # a mode of torch.compile for ``features``; "reduce-overhead" means CUDA graphs
     detector_options: dict[str, Any] | None = None
 
     name: ClassVar[str]
@@ -73,6 +76,7 @@ class Method(ABC):
         "repair_divisor": DIVISORS,
         "repair_point": ("block", "attention"),
         "positional_resize": (None, *RESIZES),
+        "compiled": (None, "default", "reduce-overhead", "max-autotune"),
     }
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -91,6 +95,13 @@ class Method(ABC):
         detector = build_detector(self.pm, **{**self.own_detector_options.get(self.pm, {}), **(self.detector_options or {})})
         repair = dict(empty=self.repair_empty, divisor=self.repair_divisor, point=self.repair_point)
         self.purifier = Purifier(detector, self.purify_layers, **repair) if self.purify else None
+        self._features = torch.compile(self.features, mode=self.compiled) if self._compiles() else self.features
+
+    def _compiles(self) -> bool:
+        on_cpu = self.compiled is not None and self.clip.device.type == "cpu"
+        if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+            raise SFPError(f"compiled={self.compiled!r} of {self.name} needs a C++ compiler on a CPU; install g++, or leave it out.")
+        return self.compiled is not None
 
     def prepare(self) -> None:  # noqa: B027 - a method without options of its own has none to prepare
         """Check and complete the options; raises SFPError for a wrong one."""
@@ -181,7 +192,7 @@ class Method(ABC):
         if windows.ndim != 4:
             raise SFPError(f"Windows must be a float tensor (B, 3, H, W), got {tuple(windows.shape)} {windows.dtype}.")
         groups = windows.split(self.trunk.windows_at_once(*windows.shape[-2:]))
-        return torch.cat([self.features(group.to(self.clip.device)) for group in groups])
+        return torch.cat([self._features(group.to(self.clip.device)) for group in groups])
 
     def see(self, windows: Tensor) -> Any:
         """What ``compare`` needs of windows, without any text: unit features (B, h, w, D) float32."""

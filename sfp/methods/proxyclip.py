@@ -59,7 +59,7 @@ class ProxyCLIP(Method):
         maps = values.transpose(2, 3).flatten(1, 2).unflatten(2, self.trunk.grid_of(*windows.shape[-2:]))
         maps = F.interpolate(maps.float(), size=grid, mode="bilinear", align_corners=False)
         values = maps.flatten(2).unflatten(1, (values.shape[1], -1)).transpose(2, 3)
-        return block.project((weights @ values).to(stream.dtype)), grid
+        return block.project(weights @ values), grid
 
     def see(self, windows: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Unit features (B, h', w', D) of the padded windows, and the windows' size."""

@@ -9,7 +9,6 @@ and after the last attention, and a second stream M sums the middle layers. The 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sfp.clip.trunk import Hook, LayerState
@@ -59,23 +58,30 @@ class SCCLIP(Method):
         return (self.trunk.layers - 1,)
 
     def tokens(self, windows: Tensor) -> Tensor:
-        seen: dict[int, LayerState] = {}
+        kept: dict[int, Tensor] = {}
+        fused: list[Tensor] = []
+        outliers: list[Tensor | None] = []
         last = self.trunk.layers - 1
-        fused = range(self.fuse_layers[0], self.fuse_layers[1] + 1)
-        needed = {self.pre_layer, self.post_layer, *fused, last}
-        stream = self.stream(windows, Hook(lambda state: seen.update({state.layer: state}), needed))
 
-        pre = seen[self.pre_layer].patches
-        if self.purifier and seen[last].outliers is not None and self.pre_layer not in self.purifier.layers:
-            pre = self.purifier.repair(pre, seen[last].outliers, seen[last].grid)
-        g_pre, g_post = cosine_similarity(pre), cut_below(cosine_similarity(seen[self.post_layer].patches), self.beta)
+        def keep(state: LayerState) -> None:
+            if state.layer in (self.pre_layer, self.post_layer):
+                kept[state.layer] = state.patches
+            if self.fuse_layers[0] <= state.layer <= self.fuse_layers[1]:
+                fused.append(state.tokens if not fused else fused.pop() + state.tokens)
+            if state.layer == last:
+                outliers.append(state.outliers)
+
+        stream = self.stream(windows, Hook(keep, range(1, last + 1)))
+        pre, mid = kept[self.pre_layer], fused[0]  # mid is M
+        if self.purifier and outliers[0] is not None and self.pre_layer not in self.purifier.layers:
+            pre = self.purifier.repair(pre, outliers[0], self.trunk.grid_of(*windows.shape[-2:]))
+        g_pre, g_post = cosine_similarity(pre), cut_below(cosine_similarity(kept[self.post_layer]), self.beta)
         similarity = self.similarity_attention(g_pre)
 
-        repaired = aggregate(cut_below(g_pre, self.beta), stream[:, 1:]).to(stream.dtype)  # Xr
+        repaired = aggregate(cut_below(g_pre, self.beta), stream[:, 1:])  # Xr
         first = self.decode(repaired, similarity) + self.res_cls * stream[:, :1]  # Dec(Xr, c)
-        mid = torch.stack([seen[layer].tokens for layer in fused]).sum(0)  # M
         second = self.decode_mid(mid[:, 1:], similarity) + self.res_cls * mid[:, :1]
-        return aggregate(g_post, first + second).to(stream.dtype)  # Y1 + Y2
+        return aggregate(g_post, first + second)  # Y1 + Y2
 
     def similarity_attention(self, g_pre: Tensor) -> Tensor:
         """softmax(B) of the similarity before the cut, one map for all heads, (B, N, N)."""

@@ -10,6 +10,7 @@ Where the text leaves something open (methods.md 1.11) the reading is an option,
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.clip.kernels import attend_explicitly
@@ -80,14 +81,12 @@ class SFP(Method):
         block = self.last_block
         q, k, v = block.qkv(block.normed(purified))
         u = torch.cat([q, k], -1)  # U U^T = Q Q^T + K K^T
-        scale, bias = self.sae_lambda * q.shape[-1] ** -0.5, None
-        if not self.sae_cls_key:
-            bias = u.new_zeros(1, u.shape[2]).index_fill_(1, torch.tensor(0, device=u.device), float("-inf"))
+        scale = self.sae_lambda * q.shape[-1] ** -0.5
+        bias = None if self.sae_cls_key else F.pad(u.new_zeros(1, u.shape[2] - 1), (1, 0), value=float("-inf"))
         if self.sae_values == "projected":
             mixed = block.project(self_attend(u, v, scale=scale, bias=bias))
         else:
-            mean = attend_explicitly(u, u, v, scale=scale, bias=bias)[2]  # A_SAE, averaged over heads
-            mixed = mean.to(purified.dtype) @ purified
+            mixed = attend_explicitly(u, u, v, scale=scale, bias=bias)[2] @ purified  # A_SAE averaged over heads
         if self.sae_residual == "full":
             stream = purified + mixed
             return stream + block.mlp(stream)
@@ -118,5 +117,4 @@ class SFP(Method):
         if total is None:
             return features[:, 1:]
         normalised = sinkhorn(total, self.hai_iterations)  # A_HAI
-        mixed = normalised @ (features if self.hai_cls else features[:, 1:]).float()
-        return (mixed[:, 1:] if self.hai_cls else mixed).to(features.dtype)
+        return (normalised @ features.float())[:, 1:] if self.hai_cls else normalised @ features[:, 1:].float()

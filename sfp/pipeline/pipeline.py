@@ -112,9 +112,8 @@ class Pipeline:
         for size, members in places.items():
             while members:
                 chunk = members[: self.batch_of(*size)]
-                windows = torch.stack([cut(images[i], grids[i][j]) for i, j in chunk])
                 try:
-                    seen = self.method.see(windows)
+                    seen = self.method.see(torch.stack([cut(images[i], grids[i][j]) for i, j in chunk]))
                     maps = [self.method.compare(seen, text).float() for text in texts]
                 except RuntimeError as error:
                     self._lower(len(chunk), error)
@@ -139,7 +138,9 @@ class Pipeline:
             RuntimeError: the error itself, where it is another one.
             SFPError: a single window was too much.
         """
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        memory = isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+        perhaps = memory or "could not create a primitive" in str(error)  # oneDNN's only words for it
+        if not perhaps or (tried == 1 and not memory):
             raise error
         if tried == 1:
             raise SFPError(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import parity
 import pytest
@@ -52,6 +56,37 @@ def test_batches_of_any_size_and_mixed_images_equal_single_ones(clip):
         walk.windows_at_once = at_once
         for (labels, _), single in zip(walk(images, words, text, sizes), singles, strict=True):
             assert (labels == single).float().mean() > 0.9999
+
+
+def test_a_batch_that_runs_out_of_memory_is_lowered_and_changes_nothing():
+    """In a process that may not take more memory than it nearly has; a single window that is too much ends in a sentence."""
+    code = """
+        import resource, sys
+        import torch
+        import sfp
+        from sfp.clip.text_bank import TextBank
+        from sfp.methods import build_method
+        from sfp.pipeline import Pipeline, Protocol, Vocabulary
+        torch.set_num_threads(1)
+        def walk(at_once, **protocol):
+            clip = sfp.load_clip("Toyland", device="cpu")
+            return Pipeline(build_method("SFP", clip), TextBank(clip, cache_dir=False), Protocol(**protocol), at_once)
+        words = Vocabulary.from_names(["a", "b", "c"])
+        image, text = torch.randn(3, 2016, 2016), torch.randn(3, 64)
+        small, large, whole = walk(8), walk(289), walk(1, window=0)
+        expected = small([image], words, text, [(300, 300)])[0][0]
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (120 << 20), resource.RLIM_INFINITY))
+        found = large([image], words, text, [(300, 300)])[0][0]
+        print("lowered", large.windows_at_once < 289, "same", bool(torch.equal(found, expected)))
+        try:
+            whole([torch.randn(3, 1280, 1280)], words, text, [(300, 300)])
+        except sfp.SFPError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=200)
+    assert "lowered True same True" in done.stdout, done.stderr[-2000:]
+    assert "does not fit into the memory of cpu" in done.stdout
 
 
 def test_window_zero_is_the_whole_image(clip):

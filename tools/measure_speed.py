@@ -1,0 +1,316 @@
+"""Measure what methods cost beside the plain forward pass of open_clip on the same windows, in interleaved rounds.
+
+python tools/measure_speed.py --methods CLIP SFP SC-CLIP --batch 1 6 24 --out speed.json
+python tools/measure_speed.py --methods SFP SFP-release:pm=LOF --model ViT-B/16 --precision bf16 --device cpu
+python tools/measure_speed.py --methods CLIP SCLIP SC-CLIP --layout table9
+
+Weights are made up unless --pretrained names some: they change no timing but that of detectors. Quote ratios, not seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import ctypes
+import json
+import logging
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from sfp.errors import SFPError, run_command
+from sfp.files import whole_file
+
+STAGES = ("decode", "trunk", "method", "text similarity", "stitch", "decode labels")
+PLAIN = "open_clip"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--methods", nargs="+", default=["CLIP", "MaskCLIP", "ClearCLIP", "SC-CLIP", "SFP-release", "SFP"], metavar="NAME[:KEY=VALUE,...]"
+    )
+    parser.add_argument("--model", default="ViT-B/16", help="CLIP model")
+    parser.add_argument("--pretrained", help="open_clip tag or checkpoint; made-up weights if not given")
+    parser.add_argument("--precision", default="fp32", help="of ours: fp32, bf16 or fp16")
+    parser.add_argument("--plain-precision", help="of open_clip's forward, --precision if not given")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU")
+    parser.add_argument("--batch", type=int, nargs="+", default=[24], help="windows in a batch; several are compared")
+    parser.add_argument("--image", type=int, nargs=2, default=[375, 500], metavar=("H", "W"), help="size of the picture for the stages")
+    parser.add_argument("--short-side", type=int, default=336)
+    parser.add_argument("--classes", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved; the first, uncounted one warms up")
+    parser.add_argument("--layout", choices=("ratios", "table9"), default="ratios", help="table9: as SC-CLIP's Table 9")
+    parser.add_argument("--out", type=Path, help="write everything as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return run_command(measure, parser.parse_args())
+
+
+@torch.inference_mode()
+def measure(args: argparse.Namespace) -> None:
+    """Measure, print the tables, write the JSON.
+
+    Raises:
+        SFPError: unknown method, option, model or precision.
+    """
+    if args.rounds < 1 or min(args.batch) < 1:
+        raise SFPError(f"--rounds {args.rounds} and --batch {args.batch} must be at least 1.")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    plain, clip = load_both(args)
+    methods = {text: build(text, clip) for text in args.methods}
+    side = clip.model.visual.image_size[0]
+    windows = torch.randn(max(args.batch), 3, side, side, generator=torch.Generator().manual_seed(0)).to(clip.device)
+    contenders: dict[str, Callable[[Tensor], Any]] = {PLAIN: plain.encode_image, **methods}
+    inputs = {**dict.fromkeys(methods, windows), PLAIN: windows.to(plain.visual.conv1.weight.dtype)}
+
+    forward = []
+    for batch in args.batch:
+        seconds = in_rounds({name: partial(call, inputs[name][:batch]) for name, call in contenders.items()}, args.rounds, clip.device)
+        for name, own in seconds.items():
+            forward.append({"method": name, "batch": batch, "windows_per_s": batch / statistics.median(own), **spread(own, seconds[PLAIN])})
+    for row in forward:
+        if row["batch"] == max(args.batch):
+            call, own = contenders[row["method"]], inputs[row["method"]]
+            row["gflop_per_window"] = gflop(partial(call, own[:1]))
+            row["peak_mib"] = peak_memory(partial(call, own), clip.device)
+
+    images = measure_images(args, clip, plain, methods)
+    result = {
+        "machine": machine(clip.device), "torch": torch.__version__, "model": args.model, "weights": args.pretrained or "made up",
+        "precision": args.precision, "plain_precision": args.plain_precision or args.precision, "device": clip.device.type,
+        "threads": torch.get_num_threads(), "rounds": args.rounds, "window": side, "classes": args.classes,
+        "image": args.image, "short_side": args.short_side, "forward": forward, "images": images,
+    }  # fmt: skip
+    print(table9(forward, images, clip) if args.layout == "table9" else tables(result))
+    if args.out:
+        with whole_file(args.out) as file:
+            file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def load_both(args: argparse.Namespace):
+    """open_clip's own model and ours, of the same weights."""
+    import open_clip
+
+    from sfp import load_clip
+
+    name = args.model.replace("/", "-").replace("@", "-").removesuffix("px")
+    if args.pretrained:
+        clip = load_clip(args.model, args.pretrained, device=args.device, precision=args.precision)
+        plain = load_clip(args.model, args.pretrained, device=args.device, precision="fp32").model
+    else:
+        if name + "-quickgelu" not in open_clip.list_models():
+            raise SFPError(f"Made-up weights need a model that open_clip has with QuickGELU, and {args.model} is none; give ViT-B/16, say.")
+        torch.manual_seed(0)
+        logging.disable(logging.WARNING)  # that the weights are made up
+        plain = open_clip.create_model(name + "-quickgelu", load_weights=False).eval().to(args.device)
+        logging.disable(logging.NOTSET)
+        clip = load_clip(name, plain.state_dict(), device=args.device, precision=args.precision)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.plain_precision or args.precision]
+    return plain.to(dtype), clip
+
+
+def build(text: str, clip):
+    """A method of ``NAME:KEY=VALUE,KEY=VALUE``."""
+    from sfp import build_method
+
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for pair in filter(None, rest.split(",")):
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return build_method(name, clip, **options)
+
+
+def in_rounds(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each call in each round; all calls of a round follow each other, so that a slow minute hits them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            wait(device)
+            started = time.perf_counter()
+            call()
+            wait(device)
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def spread(seconds: list[float], plain: list[float]) -> dict[str, float]:
+    """Median seconds, and the ratio to the plain forward round by round: median, least and largest."""
+    ratios = [own / other for own, other in zip(seconds, plain, strict=True)]
+    return {"seconds": statistics.median(seconds), "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
+
+
+def gflop(call: Callable[[], Any]) -> float:
+    """10^9 operations (two for a multiplication with addition) of matrix products and convolutions."""
+
+    def of_linear(x: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return 2 * int(np.prod(x)) * weight[0]
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole attention, which the counter doesn't know
+    try:
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: of_linear}) as counter:
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return counter.get_total_flops() / 1e9
+
+
+def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
+    """MiB above what is held before: the allocator's on a GPU, the process's on a Linux CPU; None elsewhere."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - held) / 2**20
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that it counts again
+        Path("/proc/self/clear_refs").write_text("5")  # the process's peak starts anew
+        held = resident("VmRSS")
+        call()
+        return resident("VmHWM") - held
+    except (OSError, AttributeError):
+        return None
+
+
+def resident(key: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def measure_images(args: argparse.Namespace, clip, plain, methods: dict) -> list[dict[str, Any]]:
+    """Milliseconds of each stage for one JPEG, and of the whole, beside the plain forward of its windows as one batch."""
+    from PIL import Image
+
+    from sfp.clip.text_bank import TextBank
+    from sfp.images import read_image, resize_short_side
+    from sfp.pipeline import Pipeline, Protocol, Vocabulary
+    from sfp.pipeline.decode import decode
+    from sfp.pipeline.score_map import ScoreMap
+    from sfp.pipeline.windows import cut, window_grid
+
+    vocabulary = Vocabulary.from_names([f"thing {i}" for i in range(args.classes)])
+    text = torch.nn.functional.normalize(torch.randn(args.classes, clip.embed_dim), dim=-1).to(clip.device)
+    groups = torch.tensor(vocabulary.class_of_query)
+    noise = np.random.default_rng(0).integers(0, 256, (args.image[0] // 8, args.image[1] // 8, 3), np.uint8)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "picture.jpg")
+        Image.fromarray(noise).resize(args.image[::-1]).save(path)
+
+        def load() -> Tensor:
+            return clip.normalise(resize_short_side(read_image(path), args.short_side, clip.trunk.patch)).to(clip.device)
+
+        image = load()
+        grid = window_grid(*image.shape[1:], 224, 112)
+        windows = torch.stack([cut(image, window) for window in grid])
+        for_plain = windows.to(plain.visual.conv1.weight.dtype)
+        size = clip.model.visual.image_size[0]
+        if windows.shape[-1] != size:  # open_clip takes its native size alone
+            for_plain = torch.nn.functional.interpolate(for_plain, size=size)
+        parts = windows.split(clip.trunk.windows_at_once(*windows.shape[-2:]))
+        for name, method in methods.items():
+            walk = Pipeline(method, TextBank(clip, cache_dir=False), Protocol())
+            seen = [method.see(part) for part in parts]
+            maps = torch.cat([method.compare(part, text) for part in seen])
+            stitched = ScoreMap.of_windows(maps, grid, image.shape[1:]).resized(tuple(args.image))
+            calls = {
+                "plain": lambda: plain.encode_image(for_plain),
+                "decode": load,
+                "trunk": lambda: [clip.trunk.run(part, last=clip.trunk.layers - 1) for part in parts],
+                "see": lambda method=method: [method.see(part) for part in parts],
+                "text similarity": lambda method=method, seen=seen: [method.compare(part, text) for part in seen],
+                "stitch": lambda maps=maps: ScoreMap.of_windows(maps, grid, image.shape[1:]).resized(tuple(args.image)),
+                "decode labels": lambda stitched=stitched: decode(stitched, groups),
+                "image": lambda walk=walk: walk([load()], vocabulary, text, [tuple(args.image)]),
+            }
+            seconds = in_rounds(calls, args.rounds, clip.device)
+            seconds["method"] = [see - trunk for see, trunk in zip(seconds["see"], seconds["trunk"], strict=True)]
+            row = {"method": name, "windows": len(grid), "images_per_s": 1 / statistics.median(seconds["image"])}
+            row |= {"stages_ms": {stage: 1e3 * statistics.median(seconds[stage]) for stage in STAGES}}
+            row |= {"plain_seconds": statistics.median(seconds["plain"]), **spread(seconds["image"], seconds["plain"])}
+            row["gflop"] = gflop(calls["image"])
+            row["decode_peak_mib"] = peak_memory(calls["decode labels"], clip.device)
+            rows.append(row)
+    return rows
+
+
+def machine(device: torch.device) -> str:
+    """The processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def lines_of(head: list[str], body: list[list[str]]) -> str:
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The forward pass of windows, and the stages of one picture."""
+    head = ["method", "batch", "windows/s", "ratio", "least", "largest", "GFLOP/window", "peak MiB"]
+    body = [
+        [row["method"], str(row["batch"]), number(row["windows_per_s"], 1),
+         *(number(row[key], 3) for key in ("ratio", "ratio_min", "ratio_max")),
+         number(row.get("gflop_per_window"), 2), number(row.get("peak_mib"))]
+        for row in result["forward"]
+    ]  # fmt: skip
+    stages = [
+        [row["method"], *(number(row["stages_ms"][stage], 1) for stage in STAGES), number(1e3 * row["seconds"], 1), number(row["ratio"], 3),
+         number(row["gflop"], 1)]
+        for row in result["images"]
+    ]  # fmt: skip
+    height, width = result["image"]
+    return (
+        f"{result['model']}, {result['precision']}, {result['machine']}, {result['threads']} threads, torch {result['torch']}; ratio: "
+        f"time over that of open_clip's encode_image in {result['plain_precision']}, medians of {result['rounds']} interleaved rounds\n\n"
+        f"{lines_of(head, body)}\nOne JPEG of {height}x{width} with {result['classes']} classes, {result['images'][0]['windows']} windows; "
+        f"milliseconds, and the whole over open_clip's forward of these windows\n\n"
+        f"{lines_of(['method', *STAGES, 'whole', 'ratio', 'GFLOP'], stages)}"
+    )
+
+
+def table9(forward: list[dict], images: list[dict], clip) -> str:
+    """Columns of SC-CLIP's Table 9; its "FLOPs" are multiplications with addition of one window."""
+    millions = sum(parameter.numel() for parameter in clip.model.parameters()) / 1e6
+    flops = {row["method"]: row["gflop_per_window"] / 2 for row in forward if "gflop_per_window" in row}
+    body = [[row["method"], number(flops[row["method"]], 1), number(millions, 1), number(row["images_per_s"], 2)] for row in images]
+    return lines_of(["method", "FLOPs(G)", "Params(M)", "FPS"], body)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message=".*QuickGELU mismatch.*")
+    sys.exit(main())
