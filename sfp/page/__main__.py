@@ -7,8 +7,11 @@ python -m sfp.page --model ViT-B/16 --pretrained weights/ViT-B-16.pt
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
+import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -38,17 +41,31 @@ def serve(args: argparse.Namespace) -> None:
         raise SFPError(
             "The page needs Gradio, which is not installed; in the repository's folder: pip install -c constraints.txt -e '.[page]'."
         )
-    with tempfile.TemporaryDirectory(prefix="sfp-page-") as folder:
+    with tempfile.TemporaryDirectory(prefix="sfp-page-") as folder, listen(args.host, args.port) as listening:
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder, HF_HUB_DISABLE_TELEMETRY="1")  # read at the import
-        from sfp.page.server import listen, page_server
+        from sfp.page.server import page_server
         from sfp.page.studio import BACKBONES, Backbone, Studio
 
         own = (Backbone(f"{args.model}, {Path(args.pretrained).name}", args.model, args.pretrained),) if args.model else ()
-        with listen(args.host, args.port) as socket:
-            server = page_server(Studio(Path(folder), (*own, *BACKBONES)))
-            host, port = socket.getsockname()[:2]
-            print(f"The page is at http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
-            server.run([socket])
+        server = page_server(Studio(Path(folder), (*own, *BACKBONES)))
+        host, port = listening.getsockname()[:2]
+        print(f"The page is at http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then too
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run([listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        SFPError: no such address on this machine, or the port is taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise SFPError(f"The page can't listen on {host} port {port} ({error}); choose another --port, or another --host.") from error
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 from sfp import SFPError, list_detectors, list_methods
 from sfp.errors import sentence
 from sfp.page import views
-from sfp.page.studio import AS_PUBLISHED, LONGEST_NAMES, Settings, Studio, purifications
+from sfp.page.studio import AS_PUBLISHED, LONGEST_NAMES, OFF, Settings, Studio, purifications
 
 CSS_FILE = Path(__file__).with_name("page.css")
 TITLE = "SFP: pictures segmented by words"
@@ -36,18 +36,27 @@ def build_page(studio: Studio) -> gr.Blocks:
         gr.HTML(f"<h1>{TITLE}</h1><p>{_WORDS}</p>", elem_id="sfp-title")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=300):
-                shown = gr.Image(label="Picture", interactive=False, height=230, format="png", buttons=[], elem_id="sfp-picture")
+                shown = gr.Image(
+                    label="Picture",
+                    interactive=False,
+                    height=230,
+                    format="png",
+                    buttons=[],
+                    elem_id="sfp-picture",
+                    elem_classes="sfp-labelled",
+                )
                 said = gr.HTML(elem_id="sfp-picture-status")
                 gallery = gr.Gallery(
                     [(example.file, None) for example in studio.examples],
                     label="Examples: click one",
                     columns=3,
-                    height=190,
+                    height="auto",
                     object_fit="cover",
                     allow_preview=False,
                     interactive=False,
                     buttons=[],
                     elem_id="sfp-examples",
+                    elem_classes="sfp-labelled",
                 )
                 upload = gr.UploadButton("Upload a picture", file_types=["image"], size="md", elem_id="sfp-upload")
                 names = gr.Textbox(
@@ -59,29 +68,15 @@ def build_page(studio: Studio) -> gr.Blocks:
                     max_lines=4,
                     elem_id="sfp-names",
                 )
-                method = gr.Dropdown(list_methods(), value=_METHOD, label="Method", elem_id="sfp-method")
-                purification = gr.Dropdown(
-                    purifications(),
-                    value=AS_PUBLISHED,
-                    label="Repair outliers found by",
-                    info="As the method's authors do, not at all, or by a detector of your choice.",
-                    elem_id="sfp-purification",
-                )
-                backbone = gr.Dropdown(
-                    list(studio.backbones),
-                    value=next(iter(studio.backbones)),
-                    label="Backbone",
-                    info="Toyland knows only its cartoon things; the others fetch their weights on first use.",
-                    elem_id="sfp-backbone",
-                )
-            settings = [method, purification, backbone]
-            with gr.Column(scale=7, min_width=320), gr.Tabs():
-                with gr.Tab("Segment", elem_id="sfp-tab-segment"):
-                    segment = _segment_tab(studio, picture, names, settings)
-                with gr.Tab("Inspect", elem_id="sfp-tab-inspect"):
-                    _inspect_tab(studio, picture, settings)
-                with gr.Tab("Compare", elem_id="sfp-tab-compare"):
-                    _compare_tab(studio, picture, names, settings)
+            with gr.Column(scale=7, min_width=320):
+                settings = _settings(studio)
+                with gr.Tabs():
+                    with gr.Tab("Segment"):
+                        segment = _segment_tab(studio, picture, names, settings)
+                    with gr.Tab("Inspect"):
+                        _inspect_tab(studio, picture, settings)
+                    with gr.Tab("Compare"):
+                        _compare_tab(studio, picture, names, settings)
 
         def take(file: str) -> tuple[Any, ...]:
             key = studio.add_picture(Path(file))
@@ -104,14 +99,36 @@ def build_page(studio: Studio) -> gr.Blocks:
     return page.queue(max_size=32)
 
 
+def _settings(studio: Studio) -> list[gr.Dropdown]:
+    """The choices that ``Settings`` holds."""
+    with gr.Row():
+        return [
+            gr.Dropdown(list_methods(), value=_METHOD, label="Method", info="How features are read off CLIP", elem_id="sfp-method"),
+            gr.Dropdown(
+                purifications(),
+                value=AS_PUBLISHED,
+                label="Outlier repair",
+                info="Which detector finds the outliers",
+                elem_id="sfp-purification",
+            ),
+            gr.Dropdown(
+                list(studio.backbones),
+                value=next(iter(studio.backbones)),
+                label="Backbone",
+                info="Toyland knows only its cartoons",
+                elem_id="sfp-backbone",
+            ),
+        ]
+
+
 def _segment_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings: list[gr.Dropdown]) -> dict[str, Any]:
     """Returns what the event of a new example runs too."""
     asked = gr.State(None)  # what the shown result was asked with
-    button = gr.Button("Segment", variant="primary", elem_id="sfp-segment")
+    button = gr.Button("Segment", variant="primary", size="md", elem_id="sfp-segment")
     said = gr.HTML(views.hint("Press Segment to see where your words are."), elem_id="sfp-segment-status")
     overlay = gr.Image(
         label="Result: click it", interactive=False, format="png", buttons=["download", "fullscreen"], elem_id="sfp-overlay",
-        elem_classes="sfp-clickable", visible=False,
+        elem_classes="sfp-labelled sfp-clickable", visible=False,
     )  # fmt: skip
     legend = gr.HTML(elem_id="sfp-legend")
     pixel = gr.HTML(elem_id="sfp-pixel")
@@ -142,10 +159,11 @@ def _segment_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
 def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown]) -> None:
     asked = gr.State(None)
     patch = gr.State(None)
-    with gr.Row(equal_height=True):
+    with gr.Row():
         detector = gr.Dropdown(list_detectors(), value=_DETECTOR, label="Show outliers by", elem_id="sfp-detector", min_width=140)
         layer = gr.Slider(1, 12, value=_LAYER, step=1, label="Layer", elem_id="sfp-layer", scale=2, min_width=200)
-        button = gr.Button("Inspect", variant="primary", elem_id="sfp-inspect", min_width=120)
+    everywhere = gr.Checkbox(True, label="Repair after every layer, not only where the method does", elem_id="sfp-everywhere")
+    button = gr.Button("Inspect", variant="primary", size="md", elem_id="sfp-inspect")
     said = gr.HTML(
         views.hint("Press Inspect to see what each layer of CLIP does with the picture, before and after its outliers are repaired."),
         elem_id="sfp-inspect-status",
@@ -162,7 +180,7 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
                     panels.append(
                         gr.Image(
                             label=label, interactive=False, format="png", buttons=["fullscreen"], elem_id=f"sfp-{place}",
-                            elem_classes="sfp-clickable", min_width=200,
+                            elem_classes="sfp-labelled sfp-clickable", min_width=140,
                         )
                     )  # fmt: skip
         gr.HTML(
@@ -174,8 +192,8 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
         pictures = [drawn.chosen, drawn.outliers, drawn.class_token, drawn.before, drawn.after]
         return [drawn.caption, *pictures]
 
-    def inspect(key: str | None, by: str, at_layer: int, at: tuple[int, int] | None, *chosen: str) -> tuple[Any, ...]:
-        request = (key, Settings(*chosen), by)
+    def inspect(key: str | None, by: str, each: bool, at_layer: int, at: tuple[int, int] | None, *chosen: str) -> tuple[Any, ...]:
+        request = (key, Settings(*chosen, every_layer=each), by)
         began = time.perf_counter()
         inspection = studio.inspection(*request)
         height, width = inspection.grid
@@ -199,22 +217,24 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
         at = inspection.patch_at(min(x, inspection.image.shape[1] - 1), y)
         return gr.skip(), at, *draw(request, int(at_layer), at)
 
-    inputs = [picture, detector, layer, patch, *settings]
+    inputs = [picture, detector, everywhere, layer, patch, *settings]
     outputs = [said, asked, patch, layer, panel, caption, *panels]
     button.click(_answer(inspect, len(outputs)), inputs, outputs, show_progress_on=said, **_IN_TURN)
-    detector.input(_answer(inspect, len(outputs)), inputs, outputs, **_QUIET)
+    gr.on([detector.input, everywhere.input], _answer(inspect, len(outputs)), inputs, outputs, **_QUIET)
     layer.input(_answer(move, 7), [asked, layer, patch], [said, caption, *panels], **_QUIET)
     for image in panels:
         image.select(_answer(click, 8), [asked, layer], [said, patch, caption, *panels], **_QUIET)
 
 
 def _compare_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings: list[gr.Dropdown]) -> None:
-    with gr.Row(equal_height=True):
-        other = gr.Dropdown(list_methods(), value=_OTHER_METHOD, label="Compare the method with", elem_id="sfp-other", scale=3)
-        button = gr.Button("Compare", variant="primary", elem_id="sfp-compare", min_width=120)
+    other = gr.Dropdown(list_methods(), value=_OTHER_METHOD, label="Compare the method with", elem_id="sfp-other")
+    button = gr.Button("Compare", variant="primary", size="md", elem_id="sfp-compare")
     said = gr.HTML(views.hint("Press Compare to see the same words by two methods."), elem_id="sfp-compare-status")
     with gr.Row(visible=False) as row:
-        sides = [gr.Image(interactive=False, format="png", buttons=["fullscreen"], elem_id=f"sfp-side-{side}") for side in ("a", "b")]
+        sides = [
+            gr.Image(interactive=False, format="png", buttons=["fullscreen"], elem_id=f"sfp-side-{side}", elem_classes="sfp-labelled")
+            for side in ("a", "b")
+        ]
     shares = gr.HTML(elem_id="sfp-shares")
 
     def compare(key: str | None, text: str, second: str, *chosen: str) -> tuple[Any, ...]:
@@ -235,7 +255,8 @@ def _compare_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
 
 def _done(image: np.ndarray, settings: Settings, began: float) -> str:
     height, width = image.shape[:2]
-    repair = f"repair {settings.purification}" if settings.purification == AS_PUBLISHED else f"repair by {settings.purification}"
+    repair = f"repair {'' if settings.purification in (AS_PUBLISHED, OFF) else 'by '}{settings.purification}"
+    repair += ", after every layer" if settings.every_layer else ""
     seconds = time.perf_counter() - began
     return views.status(f"{settings.method} on {settings.backbone}, {repair}: {width}x{height} pixels in {seconds:.1f} s.")
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sfp.errors import SFPError
 from sfp.page.layout import CSS_FILE, build_page
 from sfp.page.studio import MOST_FILE_BYTES, Studio
 
@@ -25,25 +22,12 @@ _MONO = ("ui-monospace", "DejaVu Sans Mono", "monospace")
 def page_server(studio: Studio) -> uvicorn.Server:
     """A server of the page over a studio; ``run([listen(...)])`` starts it."""
     app = FastAPI(openapi_url=None)
-    theme = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=_FONTS, font_mono=_MONO)
+    theme = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=_FONTS, font_mono=_MONO)
     gr.mount_gradio_app(
         app, build_page(studio), "/", footer_links=[], run_history=False, max_file_size=MOST_FILE_BYTES, ssr_mode=False, pwa=False,
         mcp_server=False, enable_monitoring=False, theme=theme, css_paths=CSS_FILE,
     )  # fmt: skip
     return uvicorn.Server(uvicorn.Config(_keep_to_this_host(app), log_level="warning", timeout_graceful_shutdown=1))
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
-
-    Raises:
-        SFPError: no such address on this machine, or the port is taken.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise SFPError(f"The page can't listen on {host} port {port} ({error}); choose another --port, or another --host.") from error
 
 
 def _keep_to_this_host(app: ASGIApp) -> ASGIApp:

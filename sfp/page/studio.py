@@ -52,11 +52,12 @@ BACKBONES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """A method, its purification (``AS_PUBLISHED``, ``OFF`` or a detector) and the title of a backbone."""
+    """A method, its purification (``AS_PUBLISHED``, ``OFF`` or a detector; after every layer or its own ones), a backbone's title."""
 
     method: str
     purification: str
     backbone: str
+    every_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Studio:
         """
         if settings.backbone not in self.backbones:
             raise unknown_choice("backbone", settings.backbone, self.backbones)
-        return self._segmenter_on(settings.backbone)(settings.method, settings.purification)
+        return self._segmenter_on(settings.backbone)(settings.method, settings.purification, settings.every_layer)
 
     def _segmentation(self, picture: str | None, names: str, settings: Settings) -> Segmentation:
         """A picture segmented by names, see ``read_names``.
@@ -153,17 +154,19 @@ class Studio:
         """
         return self.segmenter(settings).inspect(self.picture(picture), detectors=[detector])
 
-    def _load(self, title: str) -> Callable[[str, str], Segmenter]:
+    def _load(self, title: str) -> Callable[[str, str, bool], Segmenter]:
         backbone = self.backbones[title]
         clip = load_clip(backbone.model, backbone.pretrained)
 
         @functools.lru_cache(maxsize=4)
-        def make(method: str, purification: str) -> Segmenter:
+        def make(method: str, purification: str, every_layer: bool) -> Segmenter:
             options = dict(_TOYLAND_OPTIONS.get(method, {})) if clip.name == "Toyland" else {}
             if purification == OFF:
                 options["purify"] = False
             elif purification != AS_PUBLISHED:
                 options.update(purify=True, pm=purification)
+            if every_layer and purification != OFF:
+                options.update(purify=True, purify_layers=tuple(range(1, clip.trunk.layers)))
             return Segmenter(method, clip, text_cache=self._text_cache, **options)
 
         return make

@@ -97,11 +97,12 @@ def draw_layer(inspection: Inspection, layer: int, patch: tuple[int, int]) -> La
     purifier = inspection.protocol["purifier"].partition("(")[0]
     layers = inspection.protocol["purified_layers"]
     spread = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}" if layers else "no layer"
+    same = "" if layers and layer > layers[0] else " No layer before this one is repaired, so both are the same."
+    found = f"<b>{mask.sum()} of {mask.size}</b> patches are outliers by {escape(detector)}"
+    before_after = f"<b>{shares[0]:.0f}%</b> of its attention before and <b>{shares[1]:.0f}%</b> after purification"
     caption = (
-        f'<p class="sfp-found">Layer {layer} of {inspection.layers}: <b>{mask.sum()} of {mask.size}</b> patches are outliers by '
-        f"{escape(detector)}. "
-        f"The patch at row {patch[0]}, column {patch[1]} gives them <b>{shares[0]:.0f}%</b> of its attention before and "
-        f"<b>{shares[1]:.0f}%</b> after purification by {escape(purifier)} ({spread}).</p>"
+        f'<p class="sfp-found">Layer {layer} of {inspection.layers}: {found}. The patch at row {patch[0]}, column {patch[1]} gives them '
+        f"{before_after} by {escape(purifier)} after {spread}.{same}</p>"
     )
     return LayerViews(
         chosen=mark(photo, inspection.grid, patch=patch),
