@@ -64,7 +64,7 @@ def build_page(studio: Studio) -> gr.Blocks:
                     label="What to look for",
                     info="Commas between names; or ; between names and , between synonyms.",
                     max_length=LONGEST_NAMES,
-                    lines=2,
+                    lines=1,
                     max_lines=4,
                     elem_id="sfp-names",
                 )
