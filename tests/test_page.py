@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from html import escape
 from pathlib import Path
 
@@ -18,9 +20,10 @@ from conftest import ROOT
 from PIL import Image
 
 import sfp
+from sfp.clip.loading import TOYLAND_FILE
 from sfp.page import __main__ as program
 from sfp.page import views
-from sfp.page.studio import AS_PUBLISHED, BACKBONES, OFF, Settings, Studio, purifications, read_names
+from sfp.page.studio import AS_PUBLISHED, BACKBONES, OFF, Backbone, Settings, Studio, purifications, read_names
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -67,6 +70,19 @@ def test_purification_is_as_chosen(studio):
     assert studio.segmenter(Settings("CLIP", "LOF", TOYLAND)).pipeline.method.purifier.detector.name == "LOF"
     everywhere = studio.segmenter(Settings("SC-CLIP", AS_PUBLISHED, TOYLAND, every_layer=True)).pipeline.method.purifier
     assert everywhere.detector.name == "LOF" and sorted(everywhere.layers) == list(range(1, 12))
+
+
+def test_a_backbone_from_a_file_and_few_kept(tmp_path):
+    files = [Backbone(f"file {number}", "ViT-B-16", str(TOYLAND_FILE)) for number in range(3)]
+    studio = Studio(tmp_path, files)
+    key = studio.add_picture(studio.examples[0].file)
+    first, *others = [Settings("MaskCLIP", AS_PUBLISHED, backbone.title) for backbone in files]
+    assert studio.segmentation(key, "sea, sky", first).areas
+    kept = weakref.ref(studio.segmenter(first).pipeline.method.clip)
+    for settings in others:
+        studio.segmenter(settings)
+    gc.collect()
+    assert kept() is None
 
 
 def test_every_method_works_with_the_built_in_model(studio, scene):
@@ -254,8 +270,9 @@ def click_in(page, place: str, x: float, y: float) -> None:
 
 
 def test_segment_an_example(page):
+    assert page.request.get(page.url).headers["content-security-policy"].startswith("default-src 'self'")
     assert "words" in page.title() and "nothing is trained" in page.inner_text("#sfp-title")
-    page.click("#sfp-segment button, button#sfp-segment")
+    page.click("button#sfp-segment")
     legend = wait_for_text(page, "#sfp-legend", "sea")
     assert {"sky", "sea", "boat", "sun", "sand", "house"} <= set(re.findall("[a-z]+", legend)) and "%" in legend
     before = picture_bytes(page, "#sfp-overlay")
@@ -300,13 +317,13 @@ def test_compare_two_methods(page):
 @pytest.mark.parametrize("width", [1280], indirect=True)
 def test_mistakes_are_told_in_sentences(page, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
-    page.set_input_files("#sfp-upload input[type=file], input#sfp-upload, input[type=file]", tmp_path / "broken.jpg")
+    page.set_input_files("input[type=file]", tmp_path / "broken.jpg")
     assert "broken.jpg can't be read as a picture; give a sound JPEG" in wait_for_text(page, "#sfp-picture-status", "broken.jpg")
     page.set_input_files("input[type=file]", ROOT / "docs/pictures/scene.jpg")
     wait_for_text(page, "#sfp-picture-status", "scene.jpg is ready")
     page.fill("#sfp-names textarea", "sea, sea")
     page.click("button#sfp-segment")
-    wait_for_text(page, "#sfp-segment-status", "duplicate name 'sea'")
+    wait_for_text(page, "#sfp-segment-status", "The list of names has the duplicate name 'sea'")
     page.fill("#sfp-names textarea", "sea, sky")
     page.click("#sfp-backbone input")
     page.get_by_role("option", name="ViT-B/16, OpenAI").click()

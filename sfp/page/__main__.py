@@ -42,14 +42,16 @@ def serve(args: argparse.Namespace) -> None:
             "The page needs Gradio, which is not installed; in the repository's folder: pip install -c constraints.txt -e '.[page]'."
         )
     with tempfile.TemporaryDirectory(prefix="sfp-page-") as folder, listen(args.host, args.port) as listening:
-        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder, HF_HUB_DISABLE_TELEMETRY="1")  # read at the import
+        os.environ.update(
+            GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=f"{folder}/gradio", HF_HUB_DISABLE_TELEMETRY="1"
+        )  # read at the import
         from sfp.page.server import page_server
         from sfp.page.studio import BACKBONES, Backbone, Studio
 
         own = (Backbone(f"{args.model}, {Path(args.pretrained).name}", args.model, args.pretrained),) if args.model else ()
         server = page_server(Studio(Path(folder), (*own, *BACKBONES)))
         host, port = listening.getsockname()[:2]
-        print(f"The page is at http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
+        print(f"The page is at http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then too
         with contextlib.suppress(KeyboardInterrupt):
             server.run([listening])

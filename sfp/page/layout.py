@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         gr.HTML(f"<h1>{TITLE}</h1><p>{_WORDS}</p>", elem_id="sfp-title")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=300):
-                shown = gr.Image(
-                    label="Picture",
-                    interactive=False,
-                    height=230,
-                    format="png",
-                    buttons=[],
-                    elem_id="sfp-picture",
-                    elem_classes="sfp-labelled",
-                )
+                shown = _picture("picture", "Picture", buttons=[])
                 said = gr.HTML(elem_id="sfp-picture-status")
                 gallery = gr.Gallery(
                     [(example.file, None) for example in studio.examples],
@@ -126,10 +118,7 @@ def _segment_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
     asked = gr.State(None)  # what the shown result was asked with
     button = gr.Button("Segment", variant="primary", size="md", elem_id="sfp-segment")
     said = gr.HTML(views.hint("Press Segment to see where your words are."), elem_id="sfp-segment-status")
-    overlay = gr.Image(
-        label="Result: click it", interactive=False, format="png", buttons=["download", "fullscreen"], elem_id="sfp-overlay",
-        elem_classes="sfp-labelled sfp-clickable", visible=False,
-    )  # fmt: skip
+    overlay = _picture("overlay", "Result: click it", True, buttons=["download", "fullscreen"], visible=False)
     legend = gr.HTML(elem_id="sfp-legend")
     pixel = gr.HTML(elem_id="sfp-pixel")
 
@@ -149,7 +138,7 @@ def _segment_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
 
     run = dict(
         fn=_answer(segment, 5), inputs=[picture, names, *settings], outputs=[said, overlay, legend, pixel, asked],
-        show_progress_on=overlay, **_IN_TURN,
+        show_progress_on=said, **_IN_TURN,
     )  # fmt: skip
     gr.on([button.click, names.submit], **run)
     overlay.select(_answer(click, 1), asked, pixel, **_QUIET)
@@ -169,20 +158,14 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
         elem_id="sfp-inspect-status",
     )
     caption = gr.HTML(elem_id="sfp-caption")
-    panels = []
+    panels: list[gr.Image] = []
     with gr.Column(visible=False) as panel:
         for row in (
             [("chosen", "Click a patch, in any of these"), ("outliers", "Outliers"), ("class-token", "What the class token looks at")],
             [("before", "What the patch looks at, before"), ("after", "... and after purification")],
         ):
             with gr.Row():
-                for place, label in row:
-                    panels.append(
-                        gr.Image(
-                            label=label, interactive=False, format="png", buttons=["fullscreen"], elem_id=f"sfp-{place}",
-                            elem_classes="sfp-labelled sfp-clickable", min_width=140,
-                        )
-                    )  # fmt: skip
+                panels += [_picture(place, label, True, min_width=140) for place, label in row]
         gr.HTML(
             views.hint("Attention by its square root, from dark to bright; outliers are outlined; a white frame marks the chosen patch.")
         )
@@ -231,10 +214,7 @@ def _compare_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
     button = gr.Button("Compare", variant="primary", size="md", elem_id="sfp-compare")
     said = gr.HTML(views.hint("Press Compare to see the same words by two methods."), elem_id="sfp-compare-status")
     with gr.Row(visible=False) as row:
-        sides = [
-            gr.Image(interactive=False, format="png", buttons=["fullscreen"], elem_id=f"sfp-side-{side}", elem_classes="sfp-labelled")
-            for side in ("a", "b")
-        ]
+        sides = [_picture(f"side-{side}", "Result", min_width=140) for side in ("a", "b")]
     shares = gr.HTML(elem_id="sfp-shares")
 
     def compare(key: str | None, text: str, second: str, *chosen: str) -> tuple[Any, ...]:
@@ -253,12 +233,20 @@ def _compare_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
     button.click(_answer(compare, 5), [picture, names, other, *settings], [said, row, *sides, shares], show_progress_on=said, **_IN_TURN)
 
 
+def _picture(place: str, label: str, clickable: bool = False, buttons: Sequence[str] = ("fullscreen",), **options: Any) -> gr.Image:
+    """A picture that the page shows, under its label."""
+    classes = ["sfp-labelled", *(["sfp-clickable"] if clickable else [])]
+    fixed = dict(interactive=False, format="png", buttons=list(buttons), elem_id=f"sfp-{place}", elem_classes=classes)
+    return gr.Image(label=label, alt_text=label, **fixed, **options)
+
+
 def _done(image: np.ndarray, settings: Settings, began: float) -> str:
     height, width = image.shape[:2]
     repair = f"repair {'' if settings.purification in (AS_PUBLISHED, OFF) else 'by '}{settings.purification}"
     repair += ", after every layer" if settings.every_layer else ""
     seconds = time.perf_counter() - began
-    return views.status(f"{settings.method} on {settings.backbone}, {repair}: {width}x{height} pixels in {seconds:.1f} s.")
+    took = f"in {seconds:.1f} s" if seconds >= 0.05 else "at once"
+    return views.status(f"{settings.method} on {settings.backbone}, {repair}: {width}x{height} pixels {took}.")
 
 
 def _answer(work: Callable[..., Any], outputs: int) -> Callable[..., Any]:

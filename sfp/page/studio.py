@@ -18,6 +18,7 @@ from sfp.datasets import toyland
 from sfp.errors import unknown_choice
 from sfp.images import read_image
 from sfp.names import parse_names
+from sfp.pipeline import Vocabulary
 
 AS_PUBLISHED, OFF = "as published", "off"
 MOST_FILE_BYTES = 20 << 20
@@ -176,7 +177,7 @@ def read_names(text: str) -> Names:
     """Names as typed, see ``parse_names``, within the page's bounds.
 
     Raises:
-        SFPError: none, too many, or a too long one.
+        SFPError: none, too many, a too long or empty one, or one that stands twice.
     """
     if not text.strip():
         raise SFPError("There are no names; type what to look for, such as: cat, sofa, window.")
@@ -189,6 +190,7 @@ def read_names(text: str) -> Names:
     for word in words:
         if len(word) > LONGEST_WORD:
             raise SFPError(f"The name {word[:20]!r}... has {len(word)} letters; the page takes {LONGEST_WORD}, so shorten it.")
+    Vocabulary.from_names(names, "The list of names")
     return names
 
 
