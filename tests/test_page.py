@@ -312,6 +312,12 @@ def test_compare_two_methods(page):
     assert "SFP-release" in wait_for_text(page, "#sfp-shares", "agree on")
     page.wait_for_selector("#sfp-side-b img")
     assert picture_bytes(page, "#sfp-side-a") != picture_bytes(page, "#sfp-side-b")
+    page.click("#sfp-examples button[aria-label='Thumbnail 3 of 6']")  # of another picture nothing old is shown
+    wait_for_text(page, "#sfp-compare-status", "Press Compare")
+    assert page.locator("#sfp-side-a img").count() == 0 or not page.is_visible("#sfp-side-a img")
+    page.get_by_role("tab", name="Segment").click()
+    wait_for_text(page, "#sfp-legend", "car")
+    page.wait_for_selector("#sfp-overlay img")
 
 
 @pytest.mark.parametrize("width", [1280], indirect=True)
@@ -321,6 +327,7 @@ def test_mistakes_are_told_in_sentences(page, tmp_path):
     assert "broken.jpg can't be read as a picture; give a sound JPEG" in wait_for_text(page, "#sfp-picture-status", "broken.jpg")
     page.set_input_files("input[type=file]", ROOT / "docs/pictures/scene.jpg")
     wait_for_text(page, "#sfp-picture-status", "scene.jpg is ready")
+    wait_for_text(page, "#sfp-segment-status", "Press Segment")
     page.fill("#sfp-names textarea", "sea, sea")
     page.click("button#sfp-segment")
     wait_for_text(page, "#sfp-segment-status", "The list of names has the duplicate name 'sea'")

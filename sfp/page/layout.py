@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from sfp import SFPError, list_detectors, list_methods
-from sfp.errors import sentence
 from sfp.page import views
-from sfp.page.studio import AS_PUBLISHED, LONGEST_NAMES, OFF, Settings, Studio, purifications
+from sfp.page.parts import IN_TURN, QUIET, answering, show_picture, told
+from sfp.page.studio import AS_PUBLISHED, LONGEST_NAMES, Settings, Studio, purifications
 
 CSS_FILE = Path(__file__).with_name("page.css")
 TITLE = "SFP: pictures segmented by words"
@@ -23,10 +19,12 @@ _WORDS = (
     "A frozen CLIP sees a picture, you type what to look for, and every pixel gets one of your words; nothing is trained. "
     "See what each layer looks at, and which outlier patches a method repairs."
 )
+_SEGMENT_HINT = views.hint("Press Segment to see where your words are.")
+_INSPECT_HINT = views.hint(
+    "Press Inspect to see what each layer of CLIP does with the picture, before and after its outliers are repaired."
+)
+_COMPARE_HINT = views.hint("Press Compare to see the same words by two methods.")
 _METHOD, _OTHER_METHOD, _DETECTOR, _LAYER = "SFP-release", "CLIP", "SOM", 8
-# every event that touches a model goes through one queue, one at a time
-_IN_TURN: dict[str, Any] = dict(concurrency_id="studio", concurrency_limit=1, api_visibility="private")
-_QUIET: dict[str, Any] = dict(**_IN_TURN, show_progress="hidden", trigger_mode="always_last")
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -36,7 +34,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         gr.HTML(f"<h1>{TITLE}</h1><p>{_WORDS}</p>", elem_id="sfp-title")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=300):
-                shown = _picture("picture", "Picture", buttons=[])
+                shown = show_picture("picture", "Picture", buttons=[])
                 said = gr.HTML(elem_id="sfp-picture-status")
                 gallery = gr.Gallery(
                     [(example.file, None) for example in studio.examples],
@@ -66,14 +64,15 @@ def build_page(studio: Studio) -> gr.Blocks:
                     with gr.Tab("Segment"):
                         segment = _segment_tab(studio, picture, names, settings)
                     with gr.Tab("Inspect"):
-                        _inspect_tab(studio, picture, settings)
+                        stale = _inspect_tab(studio, picture, settings)
                     with gr.Tab("Compare"):
-                        _compare_tab(studio, picture, names, settings)
+                        stale |= _compare_tab(studio, picture, names, settings)
 
         def take(file: str) -> tuple[Any, ...]:
             key = studio.add_picture(Path(file))
             pixels = studio.picture(key)
-            return views.status(f"{Path(file).name} is ready; name what is in it and press a button."), key, pixels
+            ready = views.status(f"{Path(file).name} is ready; name what is in it and press a button.")
+            return ready, key, pixels, _SEGMENT_HINT, gr.update(visible=False), "", "", None
 
         def choose(event: gr.SelectData) -> tuple[Any, ...]:
             example = studio.examples[event.index]
@@ -84,10 +83,11 @@ def build_page(studio: Studio) -> gr.Blocks:
             key = studio.add_picture(studio.examples[0].file)
             return key, studio.picture(key)
 
-        page.load(start, None, [picture, shown], **_QUIET)
-        upload.upload(_answer(take, 3), upload, [said, picture, shown], **_IN_TURN)
-        chosen = gallery.select(_answer(choose, 4), None, [said, picture, shown, names], **_QUIET)
+        page.load(start, None, [picture, shown], **QUIET)
+        upload.upload(answering(take, 8), upload, [said, picture, shown, *segment["outputs"]], **IN_TURN)
+        chosen = gallery.select(answering(choose, 4), None, [said, picture, shown, names], **QUIET)
         chosen.success(**segment)
+        picture.change(lambda: stale, None, list(stale), queue=False, show_progress="hidden", api_visibility="private")
     return page.queue(max_size=32)
 
 
@@ -117,8 +117,8 @@ def _segment_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
     """Returns what the event of a new example runs too."""
     asked = gr.State(None)  # what the shown result was asked with
     button = gr.Button("Segment", variant="primary", size="md", elem_id="sfp-segment")
-    said = gr.HTML(views.hint("Press Segment to see where your words are."), elem_id="sfp-segment-status")
-    overlay = _picture("overlay", "Result: click it", True, buttons=["download", "fullscreen"], visible=False)
+    said = gr.HTML(_SEGMENT_HINT, elem_id="sfp-segment-status")
+    overlay = show_picture("overlay", "Result: click it", True, buttons=["download", "fullscreen"], visible=False)
     legend = gr.HTML(elem_id="sfp-legend")
     pixel = gr.HTML(elem_id="sfp-pixel")
 
@@ -128,7 +128,7 @@ def _segment_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
         result = studio.segmentation(*request)
         tip = views.hint("Click the picture: the name and the scores under the click are shown here.")
         drawn = gr.Image(result.overlay(legend=False), visible=True)
-        return _done(result.image, request[2], began), drawn, views.legend(result), tip, request
+        return told(result.image, request[2], began), drawn, views.legend(result), tip, request
 
     def click(request: tuple[str, str, Settings] | None, event: gr.SelectData) -> str:
         if request is None:
@@ -137,15 +137,16 @@ def _segment_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
         return views.pixel(result.at(x, y), result, x, y)
 
     run = dict(
-        fn=_answer(segment, 5), inputs=[picture, names, *settings], outputs=[said, overlay, legend, pixel, asked],
-        show_progress_on=said, **_IN_TURN,
+        fn=answering(segment, 5), inputs=[picture, names, *settings], outputs=[said, overlay, legend, pixel, asked],
+        show_progress_on=said, **IN_TURN,
     )  # fmt: skip
     gr.on([button.click, names.submit], **run)
-    overlay.select(_answer(click, 1), asked, pixel, **_QUIET)
+    overlay.select(answering(click, 1), asked, pixel, **QUIET)
     return run
 
 
-def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown]) -> None:
+def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown]) -> dict[Any, Any]:
+    """Returns what each of its parts becomes when the picture is another one."""
     asked = gr.State(None)
     patch = gr.State(None)
     with gr.Row():
@@ -153,10 +154,7 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
         layer = gr.Slider(1, 12, value=_LAYER, step=1, label="Layer", elem_id="sfp-layer", scale=2, min_width=200)
     everywhere = gr.Checkbox(True, label="Repair after every layer, not only where the method does", elem_id="sfp-everywhere")
     button = gr.Button("Inspect", variant="primary", size="md", elem_id="sfp-inspect")
-    said = gr.HTML(
-        views.hint("Press Inspect to see what each layer of CLIP does with the picture, before and after its outliers are repaired."),
-        elem_id="sfp-inspect-status",
-    )
+    said = gr.HTML(_INSPECT_HINT, elem_id="sfp-inspect-status")
     caption = gr.HTML(elem_id="sfp-caption")
     panels: list[gr.Image] = []
     with gr.Column(visible=False) as panel:
@@ -165,7 +163,7 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
             [("before", "What the patch looks at, before"), ("after", "... and after purification")],
         ):
             with gr.Row():
-                panels += [_picture(place, label, True, min_width=140) for place, label in row]
+                panels += [show_picture(place, label, True, min_width=140) for place, label in row]
         gr.HTML(
             views.hint("Attention by its square root, from dark to bright; outliers are outlined; a white frame marks the chosen patch.")
         )
@@ -184,7 +182,7 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
             at = (height // 2, width // 2)
         at_layer = min(int(at_layer), inspection.layers)
         slider = gr.Slider(maximum=inspection.layers, value=at_layer)
-        done = _done(inspection.image, request[1], began)
+        done = told(inspection.image, request[1], began)
         return done, request, at, slider, gr.Column(visible=True), *draw(request, at_layer, at)
 
     def move(request: tuple[str, Settings, str] | None, at_layer: int, at: tuple[int, int] | None) -> tuple[Any, ...]:
@@ -202,19 +200,21 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
 
     inputs = [picture, detector, everywhere, layer, patch, *settings]
     outputs = [said, asked, patch, layer, panel, caption, *panels]
-    button.click(_answer(inspect, len(outputs)), inputs, outputs, show_progress_on=said, **_IN_TURN)
-    gr.on([detector.input, everywhere.input], _answer(inspect, len(outputs)), inputs, outputs, **_QUIET)
-    layer.input(_answer(move, 7), [asked, layer, patch], [said, caption, *panels], **_QUIET)
+    button.click(answering(inspect, len(outputs)), inputs, outputs, show_progress_on=said, **IN_TURN)
+    gr.on([detector.input, everywhere.input], answering(inspect, len(outputs)), inputs, outputs, **QUIET)
+    layer.input(answering(move, 7), [asked, layer, patch], [said, caption, *panels], **QUIET)
     for image in panels:
-        image.select(_answer(click, 8), [asked, layer], [said, patch, caption, *panels], **_QUIET)
+        image.select(answering(click, 8), [asked, layer], [said, patch, caption, *panels], **QUIET)
+    return {said: _INSPECT_HINT, caption: "", panel: gr.update(visible=False), asked: None}
 
 
-def _compare_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings: list[gr.Dropdown]) -> None:
+def _compare_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings: list[gr.Dropdown]) -> dict[Any, Any]:
+    """Returns what each of its parts becomes when the picture is another one."""
     other = gr.Dropdown(list_methods(), value=_OTHER_METHOD, label="Compare the method with", elem_id="sfp-other")
     button = gr.Button("Compare", variant="primary", size="md", elem_id="sfp-compare")
-    said = gr.HTML(views.hint("Press Compare to see the same words by two methods."), elem_id="sfp-compare-status")
+    said = gr.HTML(_COMPARE_HINT, elem_id="sfp-compare-status")
     with gr.Row(visible=False) as row:
-        sides = [_picture(f"side-{side}", "Result", min_width=140) for side in ("a", "b")]
+        sides = [show_picture(f"side-{side}", "Result", min_width=140) for side in ("a", "b")]
     shares = gr.HTML(elem_id="sfp-shares")
 
     def compare(key: str | None, text: str, second: str, *chosen: str) -> tuple[Any, ...]:
@@ -227,40 +227,8 @@ def _compare_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
         }
         drawn = [gr.Image(result.overlay(legend=False), label=title) for title, result in results.items()]
         image = next(iter(results.values())).image
-        done = _done(image, Settings(" and ".join(results), first.purification, first.backbone), began)
+        done = told(image, Settings(" and ".join(results), first.purification, first.backbone), began)
         return done, gr.Row(visible=True), *drawn, views.comparison(results)
 
-    button.click(_answer(compare, 5), [picture, names, other, *settings], [said, row, *sides, shares], show_progress_on=said, **_IN_TURN)
-
-
-def _picture(place: str, label: str, clickable: bool = False, buttons: Sequence[str] = ("fullscreen",), **options: Any) -> gr.Image:
-    """A picture that the page shows, under its label."""
-    classes = ["sfp-labelled", *(["sfp-clickable"] if clickable else [])]
-    fixed = dict(interactive=False, format="png", buttons=list(buttons), elem_id=f"sfp-{place}", elem_classes=classes)
-    return gr.Image(label=label, alt_text=label, **fixed, **options)
-
-
-def _done(image: np.ndarray, settings: Settings, began: float) -> str:
-    height, width = image.shape[:2]
-    repair = f"repair {'' if settings.purification in (AS_PUBLISHED, OFF) else 'by '}{settings.purification}"
-    repair += ", after every layer" if settings.every_layer else ""
-    seconds = time.perf_counter() - began
-    took = f"in {seconds:.1f} s" if seconds >= 0.05 else "at once"
-    return views.status(f"{settings.method} on {settings.backbone}, {repair}: {width}x{height} pixels {took}.")
-
-
-def _answer(work: Callable[..., Any], outputs: int) -> Callable[..., Any]:
-    """An event's function whose errors become the sentence in its first output; the other outputs stay as they are."""
-
-    @functools.wraps(work)
-    def answer(*inputs: Any) -> Any:
-        try:
-            return work(*inputs)
-        except SFPError as error:
-            said = sentence(error)
-        except Exception:
-            logging.getLogger(__name__).exception("the page's %s failed", work.__name__)
-            said = "Something went wrong on the server; its terminal says what."
-        return views.status(said, error=True) if outputs == 1 else (views.status(said, error=True), *[gr.skip()] * (outputs - 1))
-
-    return answer
+    button.click(answering(compare, 5), [picture, names, other, *settings], [said, row, *sides, shares], show_progress_on=said, **IN_TURN)
+    return {said: _COMPARE_HINT, row: gr.update(visible=False), shares: ""}
