@@ -5,9 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 MMSEG = ["mmengine>=0.10.0,<0.11", "mmcv-lite>=2.0.0,<2.2.0", "onedl-mmsegmentation>=1.4.0,<2", "opencv-python>=4.8", "setuptools<82"]
-PAGE = ["gradio>=5,<7"]
-NOTEBOOKS = ["ipykernel>=6", "nbmake>=1.5", "matplotlib>=3.7"]
-DEV = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9"]
+PAGE = ["gradio>=6.31,<7", "fastapi>=0.115", "uvicorn>=0.30"]
+NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.8", "nbformat>=5.7", "matplotlib>=3.7"]
+DEV = ["pytest>=8", "pytest-xdist>=3.5", "playwright>=1.45", "ruff>=0.9"]
 
 setup(
     name="sfp",
@@ -22,6 +22,7 @@ setup(
         "sfp": ["paper_results.csv"],
         "sfp.clip": ["toyland.safetensors", "toyland.json"],
         "sfp.datasets.preparation": ["ade847_ids.txt"],
+        "sfp.page": ["page.css"],
     },
     install_requires=[
         "torch>=2.0.1",
@@ -41,7 +42,6 @@ setup(
         "mmseg": MMSEG,
         "page": PAGE,
         "notebooks": NOTEBOOKS,
-        "dev": [*MMSEG, *NOTEBOOKS, *DEV],
-        "all": [*MMSEG, *PAGE, *NOTEBOOKS, *DEV],
+        "dev": [*MMSEG, *PAGE, *NOTEBOOKS, *DEV],
     },
 )

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
+from sfp.names import parse_names
 from sfp.result import compare, png_card, read_card
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -56,13 +57,6 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="also do again what is done")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(segment, parser.parse_args())
-
-
-def parse_names(text: str) -> list[str | list[str]]:
-    """ "cat, sofa" or "cat; sofa, couch" (with synonyms) as a list of names."""
-    if ";" in text:
-        return [[word.strip() for word in group.split(",")] for group in text.split(";")]
-    return [word.strip() for word in text.split(",")]
 
 
 def parse_options(pairs: list[str]) -> dict[str, object]:

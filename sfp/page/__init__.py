@@ -1,0 +1,1 @@
+"""The web page: ``python -m sfp.page``."""

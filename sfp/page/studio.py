@@ -1,0 +1,210 @@
+"""What the page answers, without its widgets: pictures, models and results, each kept in a bounded number."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from sfp import Inspection, Segmentation, Segmenter, SFPError, list_detectors, load_clip
+from sfp.api import Names
+from sfp.datasets import toyland
+from sfp.errors import unknown_choice
+from sfp.images import read_image
+from sfp.names import parse_names
+from sfp.pipeline import Vocabulary
+
+AS_PUBLISHED, OFF = "as published", "off"
+MOST_FILE_BYTES = 20 << 20
+MOST_WORDS, LONGEST_WORD, LONGEST_NAMES = 40, 60, 1000
+_MOST_PIXELS = 50_000_000
+_LONG_SIDE = 1024  # pictures are kept no larger: the models see a short side of 336
+_MOST_ASPECT = 4
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_SCENES = (10, 0, 3, 6, 4, 2)
+_FIRST_NAMES = "sky; sea, ocean; sand; sun; boat; house"
+_TOYLAND_OPTIONS = {"ProxyCLIP": {"proxy": "colour"}}  # its usual outside eye must be downloaded
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A CLIP that can be chosen: ``model`` and ``pretrained`` of ``load_clip`` under a title."""
+
+    title: str
+    model: str
+    pretrained: str = "openai"
+
+
+BACKBONES = (
+    Backbone("Toyland (built in)", "Toyland"),
+    Backbone("ViT-B/16, OpenAI", "ViT-B/16"),
+    Backbone("ViT-B/32, OpenAI", "ViT-B/32"),
+    Backbone("ViT-L/14, OpenAI", "ViT-L/14"),
+    Backbone("ViT-B/16, LAION-400M", "ViT-B-16", "laion400m_e32"),
+    Backbone("ViT-B/16, MetaCLIP", "ViT-B/16", "metaclip_400m"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A method, its purification (``AS_PUBLISHED``, ``OFF`` or a detector; after every layer or its own ones), a backbone's title."""
+
+    method: str
+    purification: str
+    backbone: str
+    every_layer: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture's file, and names to look for in it."""
+
+    file: Path
+    names: str
+
+
+class Studio:
+    """The page's work.
+
+    Kept at any time: the last 32 pictures, 2 backbones with 4 segmenters each, 4 segmentations and 2 inspections; what fell
+    out is made again when it is asked for, but for pictures. Not for several threads at once.
+
+    Args:
+        folder: where the examples are drawn and text vectors kept.
+        backbones: what can be chosen.
+    """
+
+    def __init__(self, folder: Path, backbones: Sequence[Backbone] = BACKBONES):
+        self.backbones = {backbone.title: backbone for backbone in backbones}
+        self.examples = _draw_examples(folder)
+        self._text_cache = folder / "text"
+        self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._segmenter_on = functools.lru_cache(maxsize=2)(self._load)
+        self.segmentation = functools.lru_cache(maxsize=4)(self._segmentation)
+        self.inspection = functools.lru_cache(maxsize=2)(self._inspection)
+
+    def add_picture(self, file: Path) -> str:
+        """Keep a picture, reduced to a long side of 1024; returns the key that ``picture`` takes.
+
+        Raises:
+            SFPError: not a picture, of too many pixels, or more than four times as long as it is wide.
+        """
+        try:
+            with Image.open(file, formats=_FORMATS) as opened:
+                width, height = opened.size
+                pixels = read_image(opened) if width * height <= _MOST_PIXELS else None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise SFPError(f"{file.name} can't be read as a picture; give a sound {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}.") from error
+        if pixels is None:
+            raise SFPError(f"{file.name} has {width}x{height} pixels; the page takes {_MOST_PIXELS // 10**6} million, so make it smaller.")
+        if max(width, height) > _MOST_ASPECT * min(width, height):
+            raise SFPError(f"{file.name} has {width}x{height} pixels, too long and thin for the page; cut it to at most {_MOST_ASPECT}:1.")
+        reduced = Image.fromarray(pixels)
+        reduced.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
+        pixels = np.array(reduced)
+        key = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        self._pictures[key] = pixels
+        self._pictures.move_to_end(key)
+        if len(self._pictures) > 32:
+            self._pictures.popitem(last=False)
+        return key
+
+    def picture(self, key: str | None) -> np.ndarray:
+        """A kept picture, (H, W, 3) uint8.
+
+        Raises:
+            SFPError: none was chosen, or it is no longer kept.
+        """
+        if key is None:
+            raise SFPError("There is no picture yet; upload one or choose an example.")
+        if key not in self._pictures:
+            raise SFPError("This picture is no longer kept; upload it again, or choose an example.")
+        self._pictures.move_to_end(key)
+        return self._pictures[key]
+
+    def segmenter(self, settings: Settings) -> Segmenter:
+        """The segmenter of these settings, made if it isn't kept.
+
+        Raises:
+            SFPError: an unknown choice, or weights that can't be had.
+        """
+        if settings.backbone not in self.backbones:
+            raise unknown_choice("backbone", settings.backbone, self.backbones)
+        return self._segmenter_on(settings.backbone)(settings.method, settings.purification, settings.every_layer)
+
+    def _segmentation(self, picture: str | None, names: str, settings: Settings) -> Segmentation:
+        """A picture segmented by names, see ``read_names``.
+
+        Raises:
+            SFPError: no picture, wrong names, an unknown choice, or weights that can't be had.
+        """
+        pixels, words = self.picture(picture), read_names(names)
+        return self.segmenter(settings)(pixels, words)
+
+    def _inspection(self, picture: str | None, settings: Settings, detector: str) -> Inspection:
+        """A picture through the layers, with one detector's outliers.
+
+        Raises:
+            SFPError: no picture, an unknown choice, or weights that can't be had.
+        """
+        return self.segmenter(settings).inspect(self.picture(picture), detectors=[detector])
+
+    def _load(self, title: str) -> Callable[[str, str, bool], Segmenter]:
+        backbone = self.backbones[title]
+        clip = load_clip(backbone.model, backbone.pretrained)
+
+        @functools.lru_cache(maxsize=4)
+        def make(method: str, purification: str, every_layer: bool) -> Segmenter:
+            options = dict(_TOYLAND_OPTIONS.get(method, {})) if clip.name == "Toyland" else {}
+            if purification == OFF:
+                options["purify"] = False
+            elif purification != AS_PUBLISHED:
+                options.update(purify=True, pm=purification)
+            if every_layer and purification != OFF:
+                options.update(purify=True, purify_layers=tuple(range(1, clip.trunk.layers)))
+            return Segmenter(method, clip, text_cache=self._text_cache, **options)
+
+        return make
+
+
+def read_names(text: str) -> Names:
+    """Names as typed, see ``parse_names``, within the page's bounds.
+
+    Raises:
+        SFPError: none, too many, a too long or empty one, or one that stands twice.
+    """
+    if not text.strip():
+        raise SFPError("There are no names; type what to look for, such as: cat, sofa, window.")
+    names = parse_names(text)
+    words = [word for name in names for word in ([name] if isinstance(name, str) else name)]
+    if len(text) > LONGEST_NAMES or len(words) > MOST_WORDS:
+        raise SFPError(
+            f"There are {len(words)} words in {len(text)} letters; the page takes {MOST_WORDS} words in {LONGEST_NAMES} letters."
+        )
+    for word in words:
+        if len(word) > LONGEST_WORD:
+            raise SFPError(f"The name {word[:20]!r}... has {len(word)} letters; the page takes {LONGEST_WORD}, so shorten it.")
+    Vocabulary.from_names(names, "The list of names")
+    return names
+
+
+def purifications() -> list[str]:
+    """Purifications to choose from."""
+    return [AS_PUBLISHED, OFF, *list_detectors()]
+
+
+def _draw_examples(folder: Path) -> list[Example]:
+    examples = []
+    for number in _SCENES:
+        scene = toyland.make_scene("val", number)
+        file = folder / f"scene-{number}.png"
+        Image.fromarray(scene.image).save(file)
+        names = ", ".join(toyland.CLASSES[label] for label in np.unique(scene.labels))
+        examples.append(Example(file, names if examples else _FIRST_NAMES))
+    return examples

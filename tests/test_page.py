@@ -1,0 +1,338 @@
+"""The web page: what it answers, and the real page driven in headless Chromium."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import sfp
+from sfp.clip.loading import TOYLAND_FILE
+from sfp.page import __main__ as program
+from sfp.page import views
+from sfp.page.studio import AS_PUBLISHED, BACKBONES, OFF, Backbone, Settings, Studio, purifications, read_names
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+TOYLAND = BACKBONES[0].title
+SETTINGS = Settings("SFP-release", AS_PUBLISHED, TOYLAND)
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    return Studio(tmp_path_factory.mktemp("studio"))
+
+
+@pytest.fixture
+def scene(studio):
+    return studio.add_picture(studio.examples[0].file)
+
+
+def test_every_example_can_be_segmented(studio):
+    for example in studio.examples:
+        key = studio.add_picture(example.file)
+        result = studio.segmentation(key, example.names, SETTINGS)
+        assert result.labels.shape == studio.picture(key).shape[:2] and len(result.areas) > 2
+    assert studio.segmentation.cache_info().maxsize == 4 and studio.segmentation.cache_info().currsize == 4
+
+
+def test_the_same_request_is_answered_from_memory(studio, scene):
+    assert studio.segmentation(scene, "sea, sky", SETTINGS) is studio.segmentation(scene, "sea, sky", SETTINGS)
+    assert studio.segmenter(SETTINGS) is studio.segmenter(SETTINGS)
+    assert studio.segmenter(SETTINGS).pipeline.method.clip is studio.segmenter(Settings("CLIP", OFF, TOYLAND)).pipeline.method.clip
+
+
+def test_purification_is_as_chosen(studio):
+    assert set(sfp.list_detectors()) < set(purifications())
+    assert studio.segmenter(SETTINGS).pipeline.method.purifier.detector.name == "SOM"
+    assert studio.segmenter(Settings("SFP-release", OFF, TOYLAND)).pipeline.method.purifier is None
+    assert studio.segmenter(Settings("CLIP", "LOF", TOYLAND)).pipeline.method.purifier.detector.name == "LOF"
+    everywhere = studio.segmenter(Settings("SC-CLIP", AS_PUBLISHED, TOYLAND, every_layer=True)).pipeline.method.purifier
+    assert everywhere.detector.name == "LOF" and sorted(everywhere.layers) == list(range(1, 12))
+
+
+def test_a_backbone_from_a_file_and_few_kept(tmp_path):
+    files = [Backbone(f"file {number}", "ViT-B-16", str(TOYLAND_FILE)) for number in range(3)]
+    studio = Studio(tmp_path, files)
+    key = studio.add_picture(studio.examples[0].file)
+    first, *others = [Settings("MaskCLIP", AS_PUBLISHED, backbone.title) for backbone in files]
+    assert studio.segmentation(key, "sea, sky", first).areas
+    kept = weakref.ref(studio.segmenter(first).pipeline.method.clip)
+    for settings in others:
+        studio.segmenter(settings)
+    gc.collect()
+    assert kept() is None
+
+
+def test_every_method_works_with_the_built_in_model(studio, scene):
+    for method in sfp.list_methods():
+        assert studio.segmentation(scene, "sea, sky", Settings(method, AS_PUBLISHED, TOYLAND)).areas
+
+
+def test_pictures_are_reduced_turned_and_bounded_in_number(studio, tmp_path):
+    first = None
+    for number in range(33):
+        file = tmp_path / f"{number}.png"
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(file)
+        first = first or studio.add_picture(file)
+        studio.add_picture(file)
+    with pytest.raises(sfp.SFPError, match="no longer kept"):
+        studio.picture(first)
+    large = Image.new("RGB", (3000, 1500))
+    exif = large.getexif()
+    exif[0x0112] = 6  # lies on its side
+    large.save(tmp_path / "large.jpg", exif=exif)
+    assert studio.picture(studio.add_picture(tmp_path / "large.jpg")).shape == (1024, 512, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda file: file.write_bytes(b"\x89PNG no picture"), "broken.png can't be read as a picture"),
+        (lambda file: file.write_bytes((ROOT / "docs/pictures/scene.jpg").read_bytes()[:4000]), "can't be read as a picture"),
+        (lambda file: file.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "can't be read as a picture"),
+        (lambda file: Image.new("1", (9000, 6000)).save(file), "9000x6000 pixels; the page takes 50 million"),
+        (lambda file: Image.new("L", (500, 100)).save(file), "too long and thin"),
+    ],
+)
+def test_a_bad_picture_is_one_sentence(make, words, studio, tmp_path):
+    make(tmp_path / "broken.png")
+    with pytest.raises(sfp.SFPError, match=words) as caught:
+        studio.add_picture(tmp_path / "broken.png")
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("  ", "no names"), ("a" * 61, "61 letters"), (",".join("abcdefg" * 6), "42 words"), ("a b " * 300, "in 1200 letters")],
+)
+def test_names_are_bounded(text, words):
+    with pytest.raises(sfp.SFPError, match=words):
+        read_names(text)
+
+
+@pytest.mark.parametrize(
+    ("picture", "names", "settings", "words"),
+    [
+        (None, "sea", SETTINGS, "no picture yet"),
+        ("scene", "sea,,sky", SETTINGS, "empty name at place 2"),
+        ("scene", "sea", Settings("SFQ", AS_PUBLISHED, TOYLAND), "did you mean 'SFP'"),
+        ("scene", "sea", Settings("SFP", AS_PUBLISHED, "Toylant"), "Unknown backbone"),
+    ],
+)
+def test_a_bad_request_is_one_sentence(picture, names, settings, words, studio, scene):
+    with pytest.raises(sfp.SFPError, match=words):
+        studio.segmentation(picture and scene, names, settings)
+
+
+def test_what_is_typed_is_never_html(studio, scene):
+    name = "<img src=x onerror=alert(1)>"
+    result = studio.segmentation(scene, f"sea; {name}", SETTINGS)
+    other = studio.segmentation(scene, f"sea; {name}", Settings("CLIP", OFF, TOYLAND))
+    pages = [views.legend(result), views.pixel(result.at(9, 9), result, 9, 9), views.comparison({"a": result, "<b>": other})]
+    for html in [*pages, views.status(name), views.status(name, error=True)]:
+        assert "<img" not in html and "<b>a" not in html and "&lt;" in html
+
+
+def test_the_legend_and_the_scores_are_those_of_the_result(studio, scene):
+    result = studio.segmentation(scene, studio.examples[0].names, SETTINGS)
+    assert re.findall(r'sfp-name">([^<]*)<', views.legend(result)) == [escape(text) for text, _ in result.legend]
+    found = result.at(374, 224)
+    html = views.pixel(found, result, 374, 224)
+    assert f"<b>{found.name}</b>" in html and html.count("<tr>") == 6
+    assert "agree on <b>100%</b>" in views.comparison({"one": result, "same": result})
+
+
+def test_the_views_of_a_layer(studio, scene):
+    inspection = studio.inspection(scene, Settings("SFP", AS_PUBLISHED, TOYLAND), "L2")
+    first, later = views.draw_layer(inspection, 1, (3, 4)), views.draw_layer(inspection, 9, (3, 4))
+    pictures = [first.chosen, first.outliers, first.class_token, first.before, first.after]
+    assert {picture.size for picture in pictures} == {(views.HEIGHT * 18 // 14, views.HEIGHT)}
+    assert np.array_equal(first.before, first.after) and "both are the same" in first.caption
+    assert not np.array_equal(later.before, later.after) and "both are the same" not in later.caption
+    assert f"<b>{inspection.plain.outliers['L2'][8].sum()} of 252</b>" in later.caption and "row 3, column 4" in later.caption
+
+
+def run_program(capsys, monkeypatch, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["sfp.page", *arguments])
+    return program.main(), capsys.readouterr().err
+
+
+def test_without_gradio_it_says_how_to_install_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    code, said = run_program(capsys, monkeypatch)
+    assert code == 2 and "pip install -c constraints.txt -e '.[page]'" in said
+
+
+def test_a_taken_port_is_one_sentence(capsys, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, said = run_program(capsys, monkeypatch, "--port", str(taken.getsockname()[1]))
+    assert code == 2 and "choose another --port" in said
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """README's command on a free port, with no weights on the machine."""
+    pytest.importorskip("gradio", reason="the page needs Gradio: pip install -c constraints.txt -e '.[page]'")
+    (command,) = re.findall(r"^python (-m sfp\.page)$", (ROOT / "README.md").read_text(), re.M)
+    home = str(tmp_path_factory.mktemp("home"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": home, "HF_HOME": home, "TMPDIR": home}
+    server = subprocess.Popen(
+        [sys.executable, *shlex.split(command), "--port", "0"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines: list[str] = []
+    while not lines or not (found := re.search(r"http://127\.0\.0\.1:\d+/", lines[-1])):
+        lines.append(server.stdout.readline())
+        assert lines[-1], f"the page ended: {''.join(lines)}"
+    yield found[0]
+    server.send_signal(signal.SIGINT)
+    rest = server.communicate(timeout=20)[0]
+    assert "Traceback" not in rest and server.returncode == 0, rest
+    assert not list(Path(home).glob("sfp-page-*"))  # its uploads are gone
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if not CHROMIUM.is_file():
+        pytest.skip(f"there is no {CHROMIUM} (Debian: apt-get install chromium)")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install -c constraints.txt -e '.[dev]'")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory):
+    return tmp_path_factory.mktemp("screenshots")
+
+
+@pytest.fixture(params=[pytest.param(1280, id="wide"), pytest.param(420, id="narrow")])
+def width(request):
+    return request.param
+
+
+@pytest.fixture
+def page(chromium, address, width, screenshots, request):
+    """The page in a browser window; afterwards it has asked no other host for anything and logged no error."""
+    asked, errors = [], []
+    window = chromium.new_page(viewport={"width": width, "height": 900})
+    window.set_default_timeout(20_000)
+    window.on("request", lambda sent: asked.append(sent.url))
+    window.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    window.on("pageerror", lambda error: errors.append(str(error)))
+    window.goto(address)
+    window.wait_for_selector("#sfp-picture img")
+    yield window
+    window.wait_for_timeout(300)
+    window.screenshot(path=screenshots / f"{request.node.name}.png", full_page=True)
+    assert window.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out at the side
+    window.close()
+    foreign = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
+    assert asked and not foreign and not errors
+
+
+def picture_bytes(page, place: str) -> bytes:
+    return page.request.get(page.get_attribute(f"{place} img", "src")).body()
+
+
+def wait_for_text(page, place: str, text: str) -> str:
+    page.wait_for_function("([place, text]) => document.querySelector(place)?.innerText.includes(text)", arg=[place, text])
+    return page.inner_text(place)
+
+
+def click_in(page, place: str, x: float, y: float) -> None:
+    """Click at shares of a picture's width and height."""
+    image = page.locator(f"{place} img")
+    box = image.bounding_box()
+    image.click(position={"x": x * box["width"], "y": y * box["height"]})
+
+
+def test_segment_an_example(page):
+    assert page.request.get(page.url).headers["content-security-policy"].startswith("default-src 'self'")
+    assert "words" in page.title() and "nothing is trained" in page.inner_text("#sfp-title")
+    page.click("button#sfp-segment")
+    legend = wait_for_text(page, "#sfp-legend", "sea")
+    assert {"sky", "sea", "boat", "sun", "sand", "house"} <= set(re.findall("[a-z]+", legend)) and "%" in legend
+    before = picture_bytes(page, "#sfp-overlay")
+    click_in(page, "#sfp-overlay", 0.75, 0.6)
+    assert "boat" in wait_for_text(page, "#sfp-pixel", "At x")
+    page.click("#sfp-examples button[aria-label='Thumbnail 2 of 6']")  # another example is segmented at once
+    assert "mushroom" in wait_for_text(page, "#sfp-legend", "mushroom")
+    assert picture_bytes(page, "#sfp-overlay") != before
+    page.fill("#sfp-names textarea", "sun; fish, shark; mushroom")
+    page.press("#sfp-names textarea", "Enter")
+    page.wait_for_function("!document.querySelector('#sfp-legend').innerText.includes('tree')")
+
+
+def test_inspect_layers_and_patches(page):
+    page.get_by_role("tab", name="Inspect").click()
+    page.click("button#sfp-inspect")
+    wait_for_text(page, "#sfp-caption", "Layer 8 of 12")
+    places = ["#sfp-chosen", "#sfp-outliers", "#sfp-class-token", "#sfp-before", "#sfp-after"]
+    page.wait_for_selector("#sfp-after img")
+    at_8 = [picture_bytes(page, place) for place in places]
+    assert at_8[3] != at_8[4]
+    page.focus("#sfp-layer input[type=range]")
+    page.keyboard.press("ArrowRight")
+    wait_for_text(page, "#sfp-caption", "Layer 9 of 12")
+    at_9 = [picture_bytes(page, place) for place in places]
+    assert at_8[0] == at_9[0] and all(old != new for old, new in zip(at_8[1:], at_9[1:], strict=True))
+    click_in(page, "#sfp-outliers", 0.1, 0.9)
+    wait_for_text(page, "#sfp-caption", "row 12, column 1")
+    other = [picture_bytes(page, place) for place in places]
+    assert [old != new for old, new in zip(at_9, other, strict=True)] == [True, False, False, True, True]
+
+
+@pytest.mark.parametrize("width", [1280], indirect=True)
+def test_compare_two_methods(page):
+    page.get_by_role("tab", name="Compare").click()
+    page.click("button#sfp-compare")
+    assert "SFP-release" in wait_for_text(page, "#sfp-shares", "agree on")
+    page.wait_for_selector("#sfp-side-b img")
+    assert picture_bytes(page, "#sfp-side-a") != picture_bytes(page, "#sfp-side-b")
+    page.click("#sfp-examples button[aria-label='Thumbnail 3 of 6']")  # of another picture nothing old is shown
+    wait_for_text(page, "#sfp-compare-status", "Press Compare")
+    assert page.locator("#sfp-side-a img").count() == 0 or not page.is_visible("#sfp-side-a img")
+    page.get_by_role("tab", name="Segment").click()
+    wait_for_text(page, "#sfp-legend", "car")
+    page.wait_for_selector("#sfp-overlay img")
+
+
+@pytest.mark.parametrize("width", [1280], indirect=True)
+def test_mistakes_are_told_in_sentences(page, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    page.set_input_files("input[type=file]", tmp_path / "broken.jpg")
+    assert "broken.jpg can't be read as a picture; give a sound JPEG" in wait_for_text(page, "#sfp-picture-status", "broken.jpg")
+    page.set_input_files("input[type=file]", ROOT / "docs/pictures/scene.jpg")
+    wait_for_text(page, "#sfp-picture-status", "scene.jpg is ready")
+    wait_for_text(page, "#sfp-segment-status", "Press Segment")
+    page.fill("#sfp-names textarea", "sea, sea")
+    page.click("button#sfp-segment")
+    wait_for_text(page, "#sfp-segment-status", "The list of names has the duplicate name 'sea'")
+    page.fill("#sfp-names textarea", "sea, sky")
+    page.click("#sfp-backbone input")
+    page.get_by_role("option", name="ViT-B/16, OpenAI").click()
+    page.click("button#sfp-segment")
+    assert "Toyland" in wait_for_text(page, "#sfp-segment-status", "are not on this machine")
