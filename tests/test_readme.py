@@ -1,71 +1,154 @@
-"""Every Python block and every command of the README runs."""
+"""Every Python block and every command of README.md and docs/*.md runs, in the order of its page; every link leads somewhere."""
 
 from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
-# what these need is not on a test machine; they must say so in one sentence
-NEED_DATA = [command for command in COMMANDS if "voc2" in command or "cfg_ade" in command]
-SELF = ["sh scripts/run_tests.sh"]
-SERVES = ["python -m sfp.page"]  # runs until it is stopped: test_page.py starts it
+PAGES = {page.name: page.read_text() for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+
+# Printed commands that are not run here, and why. A command that is neither here nor in NEED_DATA is run.
+NOT_RUN = {
+    "sh scripts/run_tests.sh": "these tests themselves",
+    "python -m sfp.page": "serves until it is stopped; test_page.py starts it",
+    "python -m sfp.page --model ViT-B/16 --pretrained weights/ViT-B-16.pt --port 8000": "needs OpenAI's weights",
+    'python tools/segment.py photo.jpg --names "cat, sofa, window" --background "background, wall, floor"': "needs OpenAI's weights",
+    "NNODES=2 NODE_RANK=0 MASTER_ADDR=first-machine sh scripts/distribute_test.sh configs/cfg_ade20k.py 8": "two machines",
+    "NNODES=2 NODE_RANK=1 MASTER_ADDR=first-machine sh scripts/distribute_test.sh configs/cfg_ade20k.py 8": "two machines",
+    "srun -n 8 --gres=gpu:8 --ntasks-per-node=8 sh scripts/distribute_test.sh configs/cfg_ade20k.py": "Slurm",
+    "sh scripts/distribute_test.sh configs/cfg_ade20k.py 8 --cfg-options model.method=SC-CLIP": "eight GPUs, and a dataset",
+    "sh scripts/multi_test.sh --methods SFP SC-CLIP --datasets voc21 ade20k --devices 0 1 2 3": "four GPUs, and datasets",
+}
+# These need a dataset; without it they must say so in one sentence.
+NEED_DATA = {
+    "python tools/prepare_dataset.py voc21 --download",
+    "python tools/check_dataset.py voc21",
+    "python tools/prepare_dataset.py city_scapes --source gtFine_trainvaltest.zip leftImg8bit_trainvaltest.zip",
+    "sh scripts/test.sh configs/cfg_voc21.py",
+    "sh scripts/test.sh configs/cfg_voc20.py --cfg-options model.method=SC-CLIP model.clip=ViT-L/14",
+    "sh scripts/test.sh configs/cfg_ade20k.py --cfg-options settings=tcl",
+    "sh scripts/multi_test.sh --methods SCLIP ClearCLIP SC-CLIP SFP --datasets voc21 context60 coco_object voc20 context59",
+}
 
 
-def run(command: list[str], cwd: Path, **environment) -> subprocess.CompletedProcess:
+@dataclass(frozen=True)
+class Step:
+    """What a page tells to do: a "python" block or an "sh" command to run, or a "file" to write."""
+
+    page: str
+    number: int
+    kind: str
+    text: str
+    file: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.page}-{self.number}-{self.file or self.kind}"
+
+
+def steps(page: str) -> list[Step]:
+    """The steps of a page; a block after a line "In `file`:" is that file's text.
+
+    Raises:
+        ValueError: a block of another language.
+    """
+    found: list[Step] = []
+    for file, language, text in re.findall(r"^(?:In `([^`\n]+)`:\n\n)?```(\w*)\n(.*?)^```$", PAGES[page], re.S | re.M):
+        if file:
+            found.append(Step(page, len(found), "file", text, file))
+        elif language == "sh":
+            found += [Step(page, len(found) + i, "sh", command) for i, command in enumerate(text.strip().splitlines())]
+        elif language == "python":
+            found.append(Step(page, len(found), "python", text))
+        elif language != "text":
+            raise ValueError(f"{page} has a block of {language!r}; write python, sh or text.")
+    return found
+
+
+STEPS = [step for page in PAGES for step in steps(page)]
+COMMANDS = {step.text for step in STEPS if step.kind == "sh"}
+
+
+def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **environment}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(cwd), **environment}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """The folders that the commands name, apart from the real checkout's; only the number of scenes is cut."""
-    folder = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(ROOT / "configs", folder / "configs")
-    with (folder / "configs/cfg_toyland.py").open("a") as config:
-        config.write('test_dataloader["dataset"]["scenes"] = 5\n')
-    for name in ("docs", "scripts", "sfp", "tools", "setup.py", "constraints.txt", "README.md"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
+def checkout(tmp_path_factory) -> Callable[[str], Path]:
+    """For each page a checkout of its own, which its steps may write to; only the number of scenes is cut."""
+    made: dict[str, Path] = {}
+
+    def of(page: str) -> Path:
+        if page not in made:
+            folder = made[page] = tmp_path_factory.mktemp("checkout")
+            for name in ("configs", "sfp", "tests"):
+                shutil.copytree(ROOT / name, folder / name)
+            with (folder / "configs/cfg_toyland.py").open("a") as config:
+                config.write('test_dataloader["dataset"]["scenes"] = 3\n')
+            for name in ("docs", "scripts", "tools", "setup.py", "pyproject.toml", "constraints.txt", "README.md"):
+                (folder / name).symlink_to(ROOT / name)
+        return made[page]
+
+    return of
 
 
-def test_the_commands_are_found():
-    assert len(COMMANDS) >= 7 and NEED_DATA and {*SELF, *SERVES} <= set(COMMANDS)
+def test_the_lists_are_of_printed_commands():
+    assert {*NOT_RUN, *NEED_DATA} <= COMMANDS and not NEED_DATA & NOT_RUN.keys()
+    assert COMMANDS - NEED_DATA - NOT_RUN.keys()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in NEED_DATA + SELF + SERVES])
-def test_command(command, checkout, tmp_path_factory):
-    done = run(shlex.split(command), checkout, SFP_DATA=str(tmp_path_factory.getbasetemp() / "readme_data"))
+@pytest.mark.parametrize("step", [step for step in STEPS if step.text not in {*NOT_RUN, *NEED_DATA}], ids=str)
+def test_step(step, checkout, tmp_path_factory):
+    folder = checkout(step.page)
+    if step.kind == "file":
+        (folder / step.file).write_text(step.text)
+        return
+    command = shlex.split(step.text) if step.kind == "sh" else [sys.executable, "-c", step.text]
+    done = run(command, folder, SFP_DATA=str(tmp_path_factory.getbasetemp() / "readme_data"))
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("command", NEED_DATA)
+@pytest.mark.parametrize("command", sorted(NEED_DATA))
 def test_command_that_needs_data(command, checkout, tmp_path):
     nowhere = ["--mirror", "http://127.0.0.1:9"] if "--download" in command else []  # where there is a network, nothing is fetched
-    done = run([*shlex.split(command), *nowhere], checkout, SFP_DATA=str(tmp_path))
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert any(f"error: {words}" in done.stderr for words in ("The data root", "There is no", "http://127.0.0.1:9")), done.stderr
+    done = run([*shlex.split(command), *nowhere], checkout("README.md"), SFP_DATA=str(tmp_path))
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+    assert re.search(r"^(error|failed): .*(data root|There is no|http://127.0.0.1:9)", done.stderr, re.M), done.stderr
 
 
-def test_python_blocks(checkout):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert blocks
-    for block in blocks:
-        done = run([sys.executable, "-c", block], checkout)
-        assert done.returncode == 0, done.stderr[-2000:]
-    assert (checkout / "overlay.png").is_file()
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if not target.startswith("http"):
+            file, _, anchor = target.partition("#")
+            path = folder / file if file else ROOT / "docs" / page if page != "README.md" else ROOT / page
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path.read_text()), target
+
+
+def test_pictures_are_those_that_the_program_draws():
+    drawn = runpy.run_path(str(ROOT / "tools/draw_pictures.py"))["PICTURES"]
+    kept = {path.name: path.stat().st_size for path in (ROOT / "docs/pictures").iterdir()}
+    assert kept.keys() == drawn.keys()
+    assert max(kept.values()) < 400_000 and sum(kept.values()) < 2_000_000
+    for name in drawn:
+        assert any(f"pictures/{name}" in text for text in PAGES.values()), name

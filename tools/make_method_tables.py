@@ -159,7 +159,7 @@ Written by `tools/make_method_tables.py` from the registries and from `docs/toyl
 held-out scenes, the built-in CLIP, {sample["precision"]} on the {sample["device"]}, windows 224/112, short side 336, 80 prompts; each
 figure is one run of
 
-```
+```text
 sh scripts/test.sh configs/cfg_toyland.py --cfg-options OPTIONS
 ```
 

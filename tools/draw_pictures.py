@@ -1,0 +1,135 @@
+"""Draw the pictures of README.md and docs/: scenes as the methods see them, and the figures of the inspector.
+
+python tools/draw_pictures.py docs/pictures
+python tools/draw_pictures.py pictures --only methods.png patch.png
+
+All scenes are Toyland's, all models its CLIP, so nothing is downloaded; ProxyCLIP's outside eye is plain colours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sfp import Inspection, Segmenter, list_methods, load_clip
+from sfp.clip.clip import FrozenCLIP
+from sfp.datasets import toyland
+from sfp.drawing import Panel, Sheet
+from sfp.errors import SFPError, run_command, unknown_choice
+from sfp.files import whole_file
+from sfp.inspection_figures import attention_figure, feature_figure, outlier_figure, patch_figure
+
+_FEW = ("CLIP", "SFP", "SFP-release", "SC-CLIP", "ProxyCLIP", "CLIPSeg")
+_SCENE, _SCENES = 10, (10, 15, 12)  # of the split val
+_PATCH = (11, 5)  # on the boat of _SCENE
+_LAYERS = (1, 3, 5, 7, 9, 11)
+_HEIGHT, _COLUMNS = 150, 5
+_OPTIONS = {"ProxyCLIP": dict(proxy="colour"), "CLIPSeg": dict(attention_layer=10)}  # as configs/methods has them for Toyland
+_PALETTE = np.array(toyland.PALETTE, np.uint8)
+_LEGEND = list(zip(toyland.CLASSES, toyland.PALETTE, strict=True))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder for the pictures")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=list(PICTURES), help="which")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return run_command(draw_all, parser.parse_args())
+
+
+def draw_all(args: argparse.Namespace) -> None:
+    """Draw the pictures that are asked for.
+
+    Raises:
+        SFPError: an unknown picture, or the folder can't be written.
+    """
+    for name in args.only:
+        if name not in PICTURES:
+            raise unknown_choice("picture", name, PICTURES)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name in args.only:
+            with whole_file(args.out / name) as partial:
+                if name.endswith(".jpg"):
+                    PICTURES[name]().save(partial, quality=95)
+                else:
+                    PICTURES[name]().quantize(256, dither=Image.Dither.NONE).save(partial, optimize=True)
+            print(f"-> {args.out / name}")
+    except OSError as error:
+        raise SFPError(f"{args.out} can't be written ({error}); choose another folder.") from error
+
+
+@functools.cache
+def segmenter(method: str) -> Segmenter:
+    """A method on the one frozen CLIP."""
+    return Segmenter(method, clip(), **_OPTIONS.get(method, {}))
+
+
+@functools.cache
+def clip() -> FrozenCLIP:
+    return load_clip("Toyland", device="cpu")
+
+
+@functools.cache
+def inspection() -> Inspection:
+    """SFP's inspection of the scene."""
+    return segmenter("SFP").inspect(scene(_SCENE).image)
+
+
+@functools.cache
+def scene(number: int) -> toyland.Scene:
+    return toyland.make_scene("val", number)
+
+
+@functools.cache
+def label_map(method: str, number: int) -> np.ndarray:
+    """What a method sees in a scene, labels (H, W)."""
+    return segmenter(method)(scene(number).image, toyland.CLASSES, keep_scores=False).labels
+
+
+def photograph() -> Image.Image:
+    """The scene that the commands of the README segment."""
+    return Image.fromarray(scene(_SCENE).image)
+
+
+def few_methods() -> Image.Image:
+    """Some methods on several scenes, a scene to a row."""
+    rows = []
+    for number in _SCENES:
+        labels = [*(label_map(method, number) for method in _FEW), scene(number).labels]
+        rows.append([Panel(Image.fromarray(picture)) for picture in (scene(number).image, *(_PALETTE[each] for each in labels))])
+    return Sheet(rows, ["image", *_FEW, "truth"], legend=_LEGEND, height=_HEIGHT).draw()
+
+
+def all_methods() -> Image.Image:
+    """Every method on one scene, each with its share of pixels whose label is right, between the image and the truth."""
+    truth = scene(_SCENE).labels
+    panels = [Panel(photograph(), "image")]
+    for method in list_methods():
+        labels = label_map(method, _SCENE)
+        panels.append(Panel(Image.fromarray(_PALETTE[labels]), f"{method}: {100 * (labels == truth).mean():.0f}% right"))
+    panels.append(Panel(Image.fromarray(_PALETTE[truth]), "truth"))
+    rows = [[*panels[i : i + _COLUMNS], *[None] * (i + _COLUMNS - len(panels))] for i in range(0, len(panels), _COLUMNS)]
+    seen = [entry for label, entry in enumerate(_LEGEND) if any((label_map(m, _SCENE) == label).any() for m in list_methods())]
+    return Sheet(rows, [""] * _COLUMNS, legend=seen, height=_HEIGHT).draw()
+
+
+PICTURES: dict[str, Callable[[], Image.Image]] = {
+    "scene.jpg": photograph,
+    "toyland.png": few_methods,
+    "methods.png": all_methods,
+    "attention.png": lambda: attention_figure(inspection(), _LAYERS),
+    "outliers.png": lambda: outlier_figure(inspection(), _LAYERS),
+    "patch.png": lambda: patch_figure(inspection(), _PATCH, _LAYERS),
+    "features.png": lambda: feature_figure(inspection(), _LAYERS),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
