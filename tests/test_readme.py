@@ -21,6 +21,7 @@ PAGES = {page.name: page.read_text() for page in [ROOT / "README.md", *sorted((R
 # Printed commands that are not run here, and why. A command that is neither here nor in NEED_DATA is run.
 NOT_RUN = {
     "sh scripts/run_tests.sh": "these tests themselves",
+    "python tools/draw_pictures.py pictures --only page.png": "drives a browser, as test_page.py does",
     "python -m sfp.page": "serves until it is stopped; test_page.py starts it",
     "python -m sfp.page --model ViT-B/16 --pretrained weights/ViT-B-16.pt --port 8000": "needs OpenAI's weights",
     'python tools/segment.py photo.jpg --names "cat, sofa, window" --background "background, wall, floor"': "needs OpenAI's weights",

@@ -1,15 +1,20 @@
-"""Draw the pictures of README.md and docs/: scenes as the methods see them, and the figures of the inspector.
+"""Draw the pictures of README.md and docs/: scenes as the methods see them, the figures of the inspector, the page.
 
 python tools/draw_pictures.py docs/pictures
-python tools/draw_pictures.py pictures --only methods.png patch.png
+python tools/draw_pictures.py docs/pictures --only page.png
 
-All scenes are Toyland's, all models its CLIP, so nothing is downloaded; ProxyCLIP's outside eye is plain colours.
+All scenes are Toyland's, all models its CLIP, so nothing is downloaded; ProxyCLIP's outside eye is plain colours. page.png, a screenshot of
+the page, is drawn only when it is asked for: it needs the extras page and dev, and Chromium.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import io
+import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +32,10 @@ from sfp.inspection_figures import attention_figure, feature_figure, outlier_fig
 
 _FEW = ("CLIP", "SFP", "SFP-release", "SC-CLIP", "ProxyCLIP", "CLIPSeg")
 _SCENE, _SCENES = 10, (10, 15, 12)  # of the split val
-_PATCH = (11, 5)  # on the boat of _SCENE
+_PATCH = (11, 13)  # on the boat of _SCENE
 _LAYERS = (1, 3, 5, 7, 9, 11)
 _HEIGHT, _COLUMNS = 150, 5
+_HEAT = ("attention.png", "outliers.png", "patch.png")
 _OPTIONS = {"ProxyCLIP": dict(proxy="colour"), "CLIPSeg": dict(attention_layer=10)}  # as configs/methods has them for Toyland
 _PALETTE = np.array(toyland.PALETTE, np.uint8)
 _LEGEND = list(zip(toyland.CLASSES, toyland.PALETTE, strict=True))
@@ -38,7 +44,7 @@ _LEGEND = list(zip(toyland.CLASSES, toyland.PALETTE, strict=True))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the pictures")
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=list(PICTURES), help="which")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[name for name in PICTURES if name != "page.png"], help="which")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(draw_all, parser.parse_args())
 
@@ -56,10 +62,10 @@ def draw_all(args: argparse.Namespace) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         for name in args.only:
             with whole_file(args.out / name) as partial:
-                if name.endswith(".jpg"):
-                    PICTURES[name]().save(partial, quality=95)
-                else:
-                    PICTURES[name]().quantize(256, dither=Image.Dither.NONE).save(partial, optimize=True)
+                picture = PICTURES[name]()
+                if name in _HEAT:
+                    picture = picture.quantize(256, dither=Image.Dither.NONE)  # less than half the bytes
+                picture.save(partial, quality=95, optimize=partial.suffix == ".png")
             print(f"-> {args.out / name}")
     except OSError as error:
         raise SFPError(f"{args.out} can't be written ({error}); choose another folder.") from error
@@ -120,6 +126,35 @@ def all_methods() -> Image.Image:
     return Sheet(rows, [""] * _COLUMNS, legend=seen, height=_HEIGHT).draw()
 
 
+def page() -> Image.Image:
+    """The page in Chromium, when it has segmented its first example.
+
+    Raises:
+        SFPError: there is no Chromium.
+    """
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SFPError("There is no Chromium to draw page.png with; install it (Debian: apt-get install chromium).")
+    command = [sys.executable, "-m", "sfp.page", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
+        try:
+            address = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            window = browser.new_page(viewport=dict(width=1280, height=1010))
+            window.goto(address)
+            window.wait_for_selector("#sfp-picture img")
+            window.click("button#sfp-segment")
+            window.wait_for_selector("#sfp-overlay img")
+            window.wait_for_timeout(500)
+            shot = window.screenshot()
+            browser.close()
+        finally:
+            server.terminate()
+    return Image.open(io.BytesIO(shot)).convert("RGB")
+
+
 PICTURES: dict[str, Callable[[], Image.Image]] = {
     "scene.jpg": photograph,
     "toyland.png": few_methods,
@@ -128,6 +163,7 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
     "outliers.png": lambda: outlier_figure(inspection(), _LAYERS),
     "patch.png": lambda: patch_figure(inspection(), _PATCH, _LAYERS),
     "features.png": lambda: feature_figure(inspection(), _LAYERS),
+    "page.png": page,
 }
 
 
