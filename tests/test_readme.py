@@ -68,7 +68,7 @@ def steps(page: str) -> list[Step]:
         if file:
             found.append(Step(page, len(found), "file", text, file))
         elif language == "sh":
-            found += [Step(page, len(found) + i, "sh", command) for i, command in enumerate(text.strip().splitlines())]
+            found += [Step(page, len(found) + i, "sh", line) for i, line in enumerate(re.sub(r"\\\n *", "", text).splitlines())]
         elif language == "python":
             found.append(Step(page, len(found), "python", text))
         elif language != "text":
