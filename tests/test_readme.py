@@ -121,12 +121,12 @@ def test_step(step, checkout, tmp_path_factory):
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("command", sorted(NEED_DATA))
+@pytest.mark.parametrize("command", sorted(NEED_DATA), ids=str)
 def test_command_that_needs_data(command, checkout, tmp_path):
     nowhere = ["--mirror", "http://127.0.0.1:9"] if "--download" in command else []  # where there is a network, nothing is fetched
     done = run([*shlex.split(command), *nowhere], checkout("README.md"), SFP_DATA=str(tmp_path))
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr
-    assert re.search(r"^(error|failed): .*(data root|There is no|http://127.0.0.1:9)", done.stderr, re.M), done.stderr
+    assert re.search(r"^(error|failed): .*(data root|There is no|does not exist|http://127.0.0.1:9)", done.stderr, re.M), done.stderr
 
 
 def anchors(text: str) -> set[str]:
