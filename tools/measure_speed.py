@@ -363,19 +363,13 @@ def tables(result: dict[str, Any]) -> str:
         else ""
     )
     floor = result["images"][0]["floor_ms"]
-    stages.append(
-        [
-            f"floor of {result['images'][0]['method']}",
-            *(number(floor[stage], 1) for stage in STAGES),
-            number(sum(floor.values()), 1),
-            "",
-            "",
-        ]
-    )
+    least = [*(number(floor[stage], 1) for stage in STAGES), number(sum(floor.values()), 1)]
+    stages.append([f"floor of {result['images'][0]['method']}", *least, "", ""])
+    speed = f"{result['gflop_per_s']:.0f} GFLOP/s in a linear map, {result['gb_per_s']:.0f} GB/s in a copy"
     return (
-        f"{result['model']}, {result['precision']}, {result['machine']}, {result['threads']} threads ({result['gflop_per_s']:.0f} GFLOP/s in a "
-        f"linear map, {result['gb_per_s']:.0f} GB/s in a copy), torch {result['torch']}; ratio: "
-        f"time over that of open_clip's encode_image in {result['plain_precision']}, medians of {result['rounds']} interleaved rounds\n\n"
+        f"{result['model']}, {result['precision']}, {result['machine']}, {result['threads']} threads ({speed}), "
+        f"torch {result['torch']}; ratio: time over that of open_clip's encode_image in {result['plain_precision']}, "
+        f"medians of {result['rounds']} interleaved rounds\n\n"
         f"{lines_of(head, body)}\nOne JPEG of {height}x{width} with {result['classes']} classes, {result['images'][0]['windows']} windows; "
         f"milliseconds, and the whole over open_clip's forward of these windows\n\n"
         f"{lines_of(['method', *STAGES, 'whole', 'ratio', 'GFLOP'], stages)}{words}"
