@@ -71,8 +71,14 @@ def measure(args: argparse.Namespace) -> None:
         raise SFPError(f"--rounds {args.rounds} and --batch {args.batch} must be at least 1.")
     if args.threads:
         torch.set_num_threads(args.threads)
+    from sfp import Segmenter
+
     plain, clip = load_both(args)
-    methods = {text: build(text, clip) for text in args.methods}
+    segmenters = {}
+    for text in args.methods:
+        name, options = parse(text)
+        segmenters[text] = Segmenter(name, clip, short_side=args.short_side, prompts="photo", text_cache=False, **options)
+    methods = {text: segmenter.pipeline.method for text, segmenter in segmenters.items()}
     side = clip.model.visual.image_size[0]
     windows = torch.randn(max(args.batch), 3, side, side, generator=torch.Generator().manual_seed(0)).to(clip.device)
     contenders: dict[str, Callable[[Tensor], Any]] = {PLAIN: plain.encode_image, **methods}
@@ -90,7 +96,7 @@ def measure(args: argparse.Namespace) -> None:
             row["peak_mib"] = peak_memory(partial(call, own), clip.device)
 
     rates = peak_rates(clip)
-    images = measure_images(args, clip, plain, methods, rates)
+    images = measure_images(args, clip, plain, segmenters, rates)
     result = {
         "machine": machine(clip.device), "torch": torch.__version__, "model": args.model, "weights": args.pretrained or "made up",
         "precision": args.precision, "plain_precision": args.plain_precision or args.precision, "device": clip.device.type,
@@ -128,10 +134,8 @@ def load_both(args: argparse.Namespace):
     return plain.to(dtype), clip
 
 
-def build(text: str, clip):
-    """A method of ``NAME:KEY=VALUE,KEY=VALUE``."""
-    from sfp import build_method
-
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a method from ``NAME:KEY=VALUE,KEY=VALUE``."""
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
     for pair in filter(None, rest.split(",")):
@@ -140,7 +144,7 @@ def build(text: str, clip):
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value
-    return build_method(name, clip, **options)
+    return name, options
 
 
 def in_rounds(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warm: bool = True) -> dict[str, list[float]]:
@@ -207,20 +211,20 @@ def resident(key: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def measure_images(args: argparse.Namespace, clip, plain, methods: dict, rates: tuple[float, float]) -> list[dict[str, Any]]:
-    """Milliseconds of each stage for one JPEG, and of the whole, beside the plain forward of its windows as one batch."""
+def measure_images(args: argparse.Namespace, clip, plain, segmenters: dict, rates: tuple[float, float]) -> list[dict[str, Any]]:
+    """Milliseconds of each stage for one JPEG, beside the plain forward of its windows as one batch.
+
+    The whole is ``Segmenter`` on the file, its text known.
+    """
     from PIL import Image
 
-    from sfp.clip.text_bank import TextBank
     from sfp.images import read_image, resize_short_side
-    from sfp.pipeline import Pipeline, Protocol, Vocabulary
     from sfp.pipeline.decode import decode
     from sfp.pipeline.score_map import ScoreMap
     from sfp.pipeline.windows import cut, window_grid
 
-    vocabulary = Vocabulary.from_names([f"thing {i}" for i in range(args.classes)])
+    names = [f"thing {i}" for i in range(args.classes)]
     text = torch.nn.functional.normalize(torch.randn(args.classes, clip.embed_dim), dim=-1).to(clip.device)
-    groups = torch.tensor(vocabulary.class_of_query)
     noise = np.random.default_rng(0).integers(0, 256, (args.image[0] // 8, args.image[1] // 8, 3), np.uint8)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -238,8 +242,8 @@ def measure_images(args: argparse.Namespace, clip, plain, methods: dict, rates: 
         if windows.shape[-1] != size:  # open_clip takes its native size alone
             for_plain = torch.nn.functional.interpolate(for_plain, size=size)
         parts = windows.split(clip.trunk.windows_at_once(*windows.shape[-2:]))
-        for name, method in methods.items():
-            walk = Pipeline(method, TextBank(clip, cache_dir=False), Protocol())
+        for name, segmenter in segmenters.items():
+            method = segmenter.pipeline.method
             seen = [method.see(part) for part in parts]
             maps = torch.cat([method.compare(part, text) for part in seen])
             stitched = ScoreMap.of_windows(maps, grid, image.shape[1:]).resized(tuple(args.image))
@@ -250,8 +254,8 @@ def measure_images(args: argparse.Namespace, clip, plain, methods: dict, rates: 
                 "see": lambda method=method: [method.see(part) for part in parts],
                 "text similarity": lambda method=method, seen=seen: [method.compare(part, text) for part in seen],
                 "stitch": lambda maps=maps: ScoreMap.of_windows(maps, grid, image.shape[1:]).resized(tuple(args.image)),
-                "decode labels": lambda stitched=stitched: decode(stitched, groups),
-                "image": lambda walk=walk: walk([load()], vocabulary, text, [tuple(args.image)]),
+                "decode labels": lambda stitched=stitched: decode(stitched, torch.arange(args.classes)),
+                "image": lambda segmenter=segmenter: segmenter(path, names),
             }
             seconds = in_rounds(calls, args.rounds, clip.device)
             seconds["method"] = [see - trunk for see, trunk in zip(seconds["see"], seconds["trunk"], strict=True)]

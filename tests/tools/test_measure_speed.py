@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def quick():
-    return ["--model", "ViT-B/32", "--image", 60, 80, "--short-side", 240, "--classes", 5, "--rounds", 1, "--threads", 1]
+    return ["--model", "ViT-B/32", "--image", 60, 80, "--short-side", 224, "--classes", 5, "--rounds", 1, "--threads", 1]
 
 
 def test_operations_ratios_and_stages(tool, quick, tmp_path):
