@@ -25,8 +25,8 @@ setup(
         "sfp.page": ["page.css"],
     },
     install_requires=[
-        "torch>=2.0.1",
-        "torchvision>=0.15.2",
+        "torch>=2.1",
+        "torchvision>=0.16",
         "open_clip_torch>=2.26,<4",
         "ftfy>=6",
         "regex>=2023.0",

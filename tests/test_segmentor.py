@@ -134,3 +134,23 @@ def test_init_model_blanks_pretrained(segmentor):
     from sfp.segmentor import SFPSegmentor
 
     assert SFPSegmentor("Toyland", None, names=["sky", "sea"]).frozen.fingerprint == segmentor.frozen.fingerprint
+
+
+def test_images_of_different_sizes_share_a_batch():
+    require_mmseg()
+    from mmengine.registry import init_default_scope
+    from mmseg.structures import SegDataSample
+
+    from sfp.segmentor import SFPSegmentor
+
+    init_default_scope("mmseg")
+    preprocessor = dict(type="UnevenSegDataPreProcessor", mean=[122.771, 116.746, 104.094], std=[68.501, 66.632, 70.323], bgr_to_rgb=True)
+    segmentor = SFPSegmentor(clip="Toyland", pretrained="toyland", names=list(toyland.CLASSES), data_preprocessor=preprocessor)
+    scene = torch.from_numpy(toyland.make_scene("val", 3).image[..., ::-1].copy()).permute(2, 0, 1)
+    images = [scene, scene[:, :150, :230], scene[:, :, :240]]
+    samples = [SegDataSample(metainfo=dict(ori_shape=(h + 20, w), img_shape=(h, w))) for _, h, w in (image.shape for image in images)]
+    together = segmentor.test_step(dict(inputs=images, data_samples=samples))
+    for image, sample, found in zip(images, samples, together, strict=True):
+        own = segmentor.test_step(dict(inputs=[image], data_samples=[SegDataSample(metainfo=sample.metainfo)]))
+        assert found.pred_sem_seg.data.shape[1:] == sample.ori_shape
+        assert torch.equal(found.pred_sem_seg.data, own[0].pred_sem_seg.data)

@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--image", type=int, nargs=2, default=[375, 500], metavar=("H", "W"), help="size of the picture for the stages")
     parser.add_argument("--short-side", type=int, default=336)
     parser.add_argument("--classes", type=int, default=21)
+    parser.add_argument("--texts", type=int, metavar="N", help="also encode the 80 prompts of N classes, beside open_clip at 77 tokens")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved; the first, uncounted one warms up")
     parser.add_argument("--layout", choices=("ratios", "table9"), default="ratios", help="table9: as SC-CLIP's Table 9")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
@@ -70,8 +71,14 @@ def measure(args: argparse.Namespace) -> None:
         raise SFPError(f"--rounds {args.rounds} and --batch {args.batch} must be at least 1.")
     if args.threads:
         torch.set_num_threads(args.threads)
+    from sfp import Segmenter
+
     plain, clip = load_both(args)
-    methods = {text: build(text, clip) for text in args.methods}
+    segmenters = {}
+    for text in args.methods:
+        name, options = parse(text)
+        segmenters[text] = Segmenter(name, clip, short_side=args.short_side, prompts="photo", text_cache=False, **options)
+    methods = {text: segmenter.pipeline.method for text, segmenter in segmenters.items()}
     side = clip.model.visual.image_size[0]
     windows = torch.randn(max(args.batch), 3, side, side, generator=torch.Generator().manual_seed(0)).to(clip.device)
     contenders: dict[str, Callable[[Tensor], Any]] = {PLAIN: plain.encode_image, **methods}
@@ -88,13 +95,17 @@ def measure(args: argparse.Namespace) -> None:
             row["gflop_per_window"] = gflop(partial(call, own[:1]))
             row["peak_mib"] = peak_memory(partial(call, own), clip.device)
 
-    images = measure_images(args, clip, plain, methods)
+    rates = peak_rates(clip)
+    images = measure_images(args, clip, plain, segmenters, rates)
     result = {
         "machine": machine(clip.device), "torch": torch.__version__, "model": args.model, "weights": args.pretrained or "made up",
         "precision": args.precision, "plain_precision": args.plain_precision or args.precision, "device": clip.device.type,
         "threads": torch.get_num_threads(), "rounds": args.rounds, "window": side, "classes": args.classes,
         "image": args.image, "short_side": args.short_side, "forward": forward, "images": images,
+        "gflop_per_s": rates[0] / 1e9, "gb_per_s": rates[1] / 1e9,
     }  # fmt: skip
+    if args.texts:
+        result["texts"] = measure_texts(args.texts, clip, plain)
     print(table9(forward, images, clip) if args.layout == "table9" else tables(result))
     if args.out:
         with whole_file(args.out) as file:
@@ -123,10 +134,8 @@ def load_both(args: argparse.Namespace):
     return plain.to(dtype), clip
 
 
-def build(text: str, clip):
-    """A method of ``NAME:KEY=VALUE,KEY=VALUE``."""
-    from sfp import build_method
-
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a method from ``NAME:KEY=VALUE,KEY=VALUE``."""
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
     for pair in filter(None, rest.split(",")):
@@ -135,13 +144,13 @@ def build(text: str, clip):
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value
-    return build_method(name, clip, **options)
+    return name, options
 
 
-def in_rounds(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def in_rounds(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warm: bool = True) -> dict[str, list[float]]:
     """Seconds of each call in each round; all calls of a round follow each other, so that a slow minute hits them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
+    for number in range(0 if warm else 1, rounds + 1):
         for name, call in calls.items():
             wait(device)
             started = time.perf_counter()
@@ -202,20 +211,20 @@ def resident(key: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def measure_images(args: argparse.Namespace, clip, plain, methods: dict) -> list[dict[str, Any]]:
-    """Milliseconds of each stage for one JPEG, and of the whole, beside the plain forward of its windows as one batch."""
+def measure_images(args: argparse.Namespace, clip, plain, segmenters: dict, rates: tuple[float, float]) -> list[dict[str, Any]]:
+    """Milliseconds of each stage for one JPEG, beside the plain forward of its windows as one batch.
+
+    The whole is ``Segmenter`` on the file, its text known.
+    """
     from PIL import Image
 
-    from sfp.clip.text_bank import TextBank
     from sfp.images import read_image, resize_short_side
-    from sfp.pipeline import Pipeline, Protocol, Vocabulary
     from sfp.pipeline.decode import decode
     from sfp.pipeline.score_map import ScoreMap
     from sfp.pipeline.windows import cut, window_grid
 
-    vocabulary = Vocabulary.from_names([f"thing {i}" for i in range(args.classes)])
+    names = [f"thing {i}" for i in range(args.classes)]
     text = torch.nn.functional.normalize(torch.randn(args.classes, clip.embed_dim), dim=-1).to(clip.device)
-    groups = torch.tensor(vocabulary.class_of_query)
     noise = np.random.default_rng(0).integers(0, 256, (args.image[0] // 8, args.image[1] // 8, 3), np.uint8)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -233,8 +242,8 @@ def measure_images(args: argparse.Namespace, clip, plain, methods: dict) -> list
         if windows.shape[-1] != size:  # open_clip takes its native size alone
             for_plain = torch.nn.functional.interpolate(for_plain, size=size)
         parts = windows.split(clip.trunk.windows_at_once(*windows.shape[-2:]))
-        for name, method in methods.items():
-            walk = Pipeline(method, TextBank(clip, cache_dir=False), Protocol())
+        for name, segmenter in segmenters.items():
+            method = segmenter.pipeline.method
             seen = [method.see(part) for part in parts]
             maps = torch.cat([method.compare(part, text) for part in seen])
             stitched = ScoreMap.of_windows(maps, grid, image.shape[1:]).resized(tuple(args.image))
@@ -245,8 +254,8 @@ def measure_images(args: argparse.Namespace, clip, plain, methods: dict) -> list
                 "see": lambda method=method: [method.see(part) for part in parts],
                 "text similarity": lambda method=method, seen=seen: [method.compare(part, text) for part in seen],
                 "stitch": lambda maps=maps: ScoreMap.of_windows(maps, grid, image.shape[1:]).resized(tuple(args.image)),
-                "decode labels": lambda stitched=stitched: decode(stitched, groups),
-                "image": lambda walk=walk: walk([load()], vocabulary, text, [tuple(args.image)]),
+                "decode labels": lambda stitched=stitched: decode(stitched, torch.arange(args.classes)),
+                "image": lambda segmenter=segmenter: segmenter(path, names),
             }
             seconds = in_rounds(calls, args.rounds, clip.device)
             seconds["method"] = [see - trunk for see, trunk in zip(seconds["see"], seconds["trunk"], strict=True)]
@@ -254,9 +263,65 @@ def measure_images(args: argparse.Namespace, clip, plain, methods: dict) -> list
             row |= {"stages_ms": {stage: 1e3 * statistics.median(seconds[stage]) for stage in STAGES}}
             row |= {"plain_seconds": statistics.median(seconds["plain"]), **spread(seconds["image"], seconds["plain"])}
             row["gflop"] = gflop(calls["image"])
+            row["floor_ms"] = floors(calls, least_bytes(clip, parts, text, stitched), rates)
             row["decode_peak_mib"] = peak_memory(calls["decode labels"], clip.device)
             rows.append(row)
     return rows
+
+
+def peak_rates(clip) -> tuple[float, float]:
+    """What this machine reached: operations per second of the MLP's first linear map, bytes per second of a copy."""
+    from sfp.clip.kernels import linear
+
+    weight = clip.trunk.blocks[0].fc.weight
+    x, large = torch.randn(1200, weight.shape[1]).to(weight), torch.empty(1 << 28, dtype=torch.uint8, device=clip.device)
+    other = torch.empty_like(large)
+    seconds = in_rounds({"linear": partial(linear, x, weight), "copy": partial(other.copy_, large)}, 20, clip.device)
+    return 2 * len(x) * weight.numel() / min(seconds["linear"]), 2 * large.numel() / min(seconds["copy"])
+
+
+def least_bytes(clip, parts: tuple[Tensor, ...], text: Tensor, stitched: Any) -> dict[str, float]:
+    """Bytes that a stage must read and write at least: weights once for each group of windows, inputs and outputs once."""
+    blocks = [sum(p.numel() * p.element_size() for p in block.module.parameters()) for block in clip.trunk.blocks]
+    pixels, height, width = sum(4 * part.numel() for part in parts), *stitched.size
+    tokens = sum(len(part) for part in parts) * (1 + int(np.prod(clip.trunk.grid_of(*parts[0].shape[-2:]))))
+    stream, features, cells = 4 * tokens * clip.trunk.width, 4 * tokens * clip.embed_dim, 4 * stitched.cells.numel()
+    return {
+        "decode": 3 * height * width + pixels / len(parts), "trunk": len(parts) * sum(blocks[:-1]) + pixels + stream,
+        "method": len(parts) * blocks[-1] + stream + features, "text similarity": features + 4 * text.numel() + cells,
+        "stitch": 2 * cells, "decode labels": cells + 8 * height * width,
+    }  # fmt: skip
+
+
+def floors(calls: dict[str, Callable[[], Any]], least: dict[str, float], rates: tuple[float, float]) -> dict[str, float]:
+    """Milliseconds that each stage takes at least at these rates: by its operations or its bytes, whichever is more."""
+    done = {stage: gflop(calls[stage]) * 1e9 for stage in ("trunk", "see", "text similarity", "stitch", "decode labels")}
+    done |= {"decode": 0.0, "method": done["see"] - done["trunk"]}
+    return {stage: 1e3 * max(done[stage] / rates[0], least[stage] / rates[1]) for stage in STAGES}
+
+
+def measure_texts(classes: int, clip, plain) -> dict[str, float]:
+    """Seconds of the first and of the second start of a text bank, and of open_clip on the same texts at full length.
+
+    open_clip's are those of every 20th text, times 20.
+    """
+    from sfp.clip.text_bank import TextBank
+
+    words = [
+        f"{kind} {thing}" for kind in ("old", "wooden", "bright red", "large") for thing in ("cat", "sofa", "traffic light", "tree", "sea")
+    ]
+    words = [f"{words[i % len(words)]} {i // len(words) or ''}".strip() for i in range(classes)]
+    with tempfile.TemporaryDirectory() as folder:
+        bank = TextBank(clip, cache_dir=folder)
+        first, second = (in_rounds({"": partial(bank.encode, words)}, 1, clip.device, warm=False)[""][0] for _ in range(2))
+    texts = [prompt.format(word) for word in words for prompt in bank.prompts]
+    ids = clip.tokenizer(texts[::20]).to(clip.device)
+    full = (
+        in_rounds({"": lambda: [plain.encode_text(part) for part in ids.split(64)]}, 1, clip.device, warm=False)[""][0]
+        * len(texts)
+        / len(ids)
+    )
+    return {"classes": classes, "texts": len(texts), "first": first, "second": second, "open_clip": full, "ratio": full / first}
 
 
 def machine(device: torch.device) -> str:
@@ -294,12 +359,24 @@ def tables(result: dict[str, Any]) -> str:
         for row in result["images"]
     ]  # fmt: skip
     height, width = result["image"]
+    texts = result.get("texts")
+    words = (
+        f"\n{texts['classes']} classes x 80 prompts: {texts['first']:.1f} s the first time, {1e3 * texts['second']:.1f} ms from the cache; "
+        f"open_clip at 77 tokens {texts['open_clip']:.0f} s, {texts['ratio']:.1f} times as long\n"
+        if texts
+        else ""
+    )
+    floor = result["images"][0]["floor_ms"]
+    least = [*(number(floor[stage], 1) for stage in STAGES), number(sum(floor.values()), 1)]
+    stages.append([f"floor of {result['images'][0]['method']}", *least, "", ""])
+    speed = f"{result['gflop_per_s']:.0f} GFLOP/s in a linear map, {result['gb_per_s']:.0f} GB/s in a copy"
     return (
-        f"{result['model']}, {result['precision']}, {result['machine']}, {result['threads']} threads, torch {result['torch']}; ratio: "
-        f"time over that of open_clip's encode_image in {result['plain_precision']}, medians of {result['rounds']} interleaved rounds\n\n"
+        f"{result['model']}, {result['precision']}, {result['machine']}, {result['threads']} threads ({speed}), "
+        f"torch {result['torch']}; ratio: time over that of open_clip's encode_image in {result['plain_precision']}, "
+        f"medians of {result['rounds']} interleaved rounds\n\n"
         f"{lines_of(head, body)}\nOne JPEG of {height}x{width} with {result['classes']} classes, {result['images'][0]['windows']} windows; "
         f"milliseconds, and the whole over open_clip's forward of these windows\n\n"
-        f"{lines_of(['method', *STAGES, 'whole', 'ratio', 'GFLOP'], stages)}"
+        f"{lines_of(['method', *STAGES, 'whole', 'ratio', 'GFLOP'], stages)}{words}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections.abc import Sequence
 
 import open_clip
@@ -49,6 +50,8 @@ class FrozenCLIP:
         if precision not in PRECISIONS:
             raise unknown_choice("precision", precision, PRECISIONS)
         self.name, self.pretrained, self.quick_gelu = name, pretrained, quick_gelu
+        if precision == "fp16" and device.type == "cpu":
+            warnings.warn("precision='fp16' is far slower than fp32 on most CPUs (docs/speed.md); bf16 is the fast one.", stacklevel=3)
         self.precision = precision
         self.model = model.float().eval().requires_grad_(False)
         self.fingerprint = _fingerprint(model)  # of the weights as loaded, before any rounding

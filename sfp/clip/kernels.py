@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _CACHE_BYTES, _GPU_BYTES = 4 << 20, 512 << 20  # of attention weights at a time: a CPU's cache, a share of a GPU's memory
+_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch 2.1 has none
 _ONEDNN = {None: ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none")}
 
 
@@ -29,7 +30,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
 
 
 def _can_onednn() -> bool:
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler takes it for constant weights alone
+    if torch.is_grad_enabled() or _is_compiling():  # the compiler takes it for constant weights alone
         return False
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -70,7 +71,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale
 
 def attend_with_rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, AttentionRows]:
     """``attend``, and the weights' class row, class column and diagonal from each row's log-sum-exp, so that no map is made."""
-    if q.device.type == "cpu" and q.dtype == torch.float32:
+    if q.device.type == "cpu" and q.dtype == torch.float32 and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
         mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
     elif q.device.type == "cuda":
         mixed, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)

@@ -132,8 +132,9 @@ class ImageTrunk:
             return max(1, _CACHE_BYTES // (tokens * 4 * self.width * bytes_of))
         stream = tokens * self.width * (12 * bytes_of + 3 * 4)  # tokens, q, k, v, hidden layer; float32 copies of tokens
         maps = tokens * tokens * 4 * 6  # those that methods make of a whole batch
-        free, _ = torch.cuda.mem_get_info(self.visual.proj.device)
-        return max(1, min(256, free // 2 // (stream + maps)))
+        device = self.visual.proj.device
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, not in use
+        return max(1, min(256, (torch.cuda.mem_get_info(device)[0] + idle) // 2 // (stream + maps)))
 
     def embed(self, windows: Tensor, resize: str = "scale") -> Tensor:
         """X^0 = ln_pre([cls; patches] + positions): (B, 3, H, W) to (B, 1 + N, C). ``resize``: see ``resize_positions``."""

@@ -138,7 +138,7 @@ class Pipeline:
             RuntimeError: the error itself, where it is another one.
             SFPError: a single window was too much.
         """
-        memory = isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+        memory = isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
         perhaps = memory or "could not create a primitive" in str(error)  # oneDNN's only words for it
         if not perhaps or (tried == 1 and not memory):
             raise error

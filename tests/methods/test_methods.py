@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import warnings
 
@@ -128,6 +129,24 @@ def test_half_precision_is_close(name, precision):
     cosine = torch.cosine_similarity(rough.float(), exact, dim=-1)
     assert cosine.mean() > 0.995
     assert torch.isfinite(build(name, half, purify=True)(windows("win0"))).all()  # decisions flip, so no closeness is asked
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["SC-CLIP", "SFP"])
+def test_compiled_it_is_the_same(name, toyland_clip):
+    """One graph for trunk, detector, repair and last block; the last group of windows is smaller than the others."""
+    torch._dynamo.reset()
+    views = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    method = build(name, toyland_clip, compiled="default")
+    torch.testing.assert_close(method(views), build(name, toyland_clip)(views), atol=2e-4, rtol=1e-3)
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
+def test_compiling_without_a_compiler(monkeypatch, toyland_clip):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SFPError, match="needs a C\\+\\+ compiler"):
+        build("SFP", toyland_clip, compiled="default")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import parity
 import pytest
@@ -67,6 +71,31 @@ def test_the_area_rule_is_a_share_of_the_foreground_and_strict():
     scores, groups = ScoreMap.of_pixels(scores), torch.arange(3)
     assert set(decode(scores, groups, area_thd=0.2)[0].unique().tolist()) == {0, 1}
     assert set(decode(scores, groups, area_thd=0.199)[0].unique().tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("queries", "classes", "size", "resized", "mebibytes"),
+    [(847, 847, (1024, 2048), (560, 1120), 200), (150, 81, (480, 640), (336, 448), 60)],
+)
+def test_memory_does_not_grow_with_queries_times_pixels(queries, classes, size, resized, mebibytes):
+    """Beyond the label map and the scores on the patch grids; 847 canvases of 1024x2048 would take 6776 MiB."""
+    code = f"""
+        import resource
+        import torch
+        from sfp.pipeline.decode import decode
+        from sfp.pipeline.score_map import ScoreMap
+        from sfp.pipeline.windows import window_grid
+        torch.set_num_threads(1)
+        windows = window_grid(*{resized}, 224, 112)
+        groups = torch.arange({queries}).clamp(max={classes - 1})
+        decode(ScoreMap.of_pixels(torch.randn(3, 20, 20)), torch.arange(3), prob_thd=0.1, area_thd=0.1)  # what torch loads on first use
+        scores = ScoreMap.of_windows(torch.randn(len(windows), 14, 14, {queries}), windows, {resized}).resized({size})
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        decode(scores, groups, prob_thd=0.001)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=200)
+    assert float(done.stdout) < mebibytes, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("iterations", [1, 10])
