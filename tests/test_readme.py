@@ -22,6 +22,8 @@ PAGES = {page.name: page.read_text() for page in [ROOT / "README.md", *sorted((R
 NOT_RUN = {
     "sh scripts/run_tests.sh": "these tests themselves",
     "python tools/draw_pictures.py pictures --only page.png": "drives a browser, as test_page.py does",
+    "python tools/measure_speed.py --methods CLIP ClearCLIP SC-CLIP SFP --batch 24 --out speed.json": "minutes",
+    "python tools/compare_precision.py --scenes 40": "minutes",
     "python -m sfp.page": "serves until it is stopped; test_page.py starts it",
     "python -m sfp.page --model ViT-B/16 --pretrained weights/ViT-B-16.pt --port 8000": "needs OpenAI's weights",
     'python tools/segment.py photo.jpg --names "cat, sofa, window" --background "background, wall, floor"': "needs OpenAI's weights",
