@@ -10,6 +10,7 @@ python tools/plant_outliers.py configs/cfg_voc21.py --images 100 --methods SFP S
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -248,8 +249,6 @@ def detect(trunk: PlantedTrunk, windows: list[Tensor], detectors: list[Detector]
 
 def measure(args: argparse.Namespace, name: str, spec: str, clip, pictures: list[Picture], classes: int) -> float:
     """mIoU in percent of a method on a planted CLIP under a purifier, all else as the config has it."""
-    import inspect
-
     from mmseg.registry import MODELS
 
     from sfp.clip.text_bank import TextBank
