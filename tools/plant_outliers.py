@@ -10,6 +10,7 @@ python tools/plant_outliers.py configs/cfg_voc21.py --images 100 --methods SFP S
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import json
 import sys
@@ -54,7 +55,7 @@ def main() -> int:
         "--purifiers",
         nargs="+",
         default=["off", "undone", "L2@next", "SOM@next", "SOM@all", "own"],
-        metavar="NAME[@next|@all]",
+        metavar="NAME[:KEY=VALUE][@next|@all]",
         help="off, undone (the planted tokens alone are repaired, at once), own (as the method was published), or a detector after the "
         "next layer, or after all but the last",
     )
@@ -91,7 +92,7 @@ def experiment(args: argparse.Namespace) -> None:
     for name in args.methods:
         METHODS.get(name)
     for spec in args.purifiers:
-        check_purifier(spec)
+        read_purifier(spec)
     if args.images < 1 or any(strength <= 0 for strength in args.strengths):
         raise SFPError(f"--images is {args.images}, --strengths {args.strengths}; give at least 1 image and strengths above 0.")
     cfg = read_config(args.config, args.cfg_options)
@@ -151,11 +152,23 @@ def read_pictures(cfg, clip, images: int) -> tuple[list[Picture], int]:
     return pictures, len(dataset.metainfo["classes"])
 
 
-def check_purifier(spec: str) -> None:
-    """Raises SFPError for a purifier that is none."""
-    name, _, where = spec.partition("@")
+def read_purifier(spec: str) -> tuple[str, dict[str, Any], str]:
+    """The detector of a purifier, its options, and where it acts: ``L2:topk=49@next`` to ("L2", {"topk": 49}, "next").
+
+    Raises:
+        SFPError: it is none.
+    """
+    detector, _, where = spec.partition("@")
+    name, _, given = detector.partition(":")
     if spec not in PURIFIERS and (name not in list_detectors() or where not in ("next", "all")):
         raise unknown_choice("purifier", spec, [*PURIFIERS, *(f"{name}@{place}" for name in list_detectors() for place in ("next", "all"))])
+    try:
+        options = {key: ast.literal_eval(value) for key, _, value in (option.partition("=") for option in given.split(",") if option)}
+    except (ValueError, SyntaxError) as error:
+        raise SFPError(f"The options of the purifier {spec!r} can't be read; write NAME:KEY=VALUE@next with numbers as values.") from error
+    if where:
+        build_detector(name, **options)
+    return name, options, where
 
 
 def detection_key(own: float, strength: float) -> str:
@@ -261,13 +274,13 @@ def measure(args: argparse.Namespace, name: str, spec: str, clip, pictures: list
     of_segmentor = {"type", *inspect.signature(MODELS.get("SFPSegmentor").__init__).parameters}
     options = {key: value for key, value in cfg.model.items() if key not in of_segmentor}
     options.update(purify=None, pm=None, purify_layers=None)
-    detector, _, where = spec.partition("@")
+    detector, of_detector, where = read_purifier(spec)
     if spec in ("off", "undone"):
         options["purify"] = False
     elif where:
         last = clip.trunk.layers
         layers = [clip.trunk.planting.layer + 1] if where == "next" else list(range(1, last))
-        options.update(purify=True, pm=detector, purify_layers=layers)
+        options.update(purify=True, pm=detector, purify_layers=layers, **of_detector)
     pipeline = Pipeline(
         build_method(name, clip, **options),
         TextBank(clip),
@@ -415,13 +428,15 @@ def miou_figure(args: argparse.Namespace, store: Store, own: float):
                     color=f"C{number}",
                     label=label,
                 )
-        axis.set(title=method, xlabel="strength", ylim=(0, None))
+        tops = [value for line in axis.get_lines() for value in line.get_ydata()]
+        axis.set(title=method, xlabel="strength", ylim=(0, 1.1 * max(tops, default=1)))
         axis.grid(alpha=0.3)
     for axis in axes[len(args.methods) :]:
         axis.set_visible(False)
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=9)
-    figure.suptitle(f"mIoU with outliers planted after layer {store.card['layer']}, lambda {own:g}")
+    card = store.card
+    figure.suptitle(f"mIoU with {card['count']} of {card['patches']} tokens planted after layer {card['layer']}, lambda {own:g}")
     return figure
 
 

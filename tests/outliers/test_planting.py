@@ -119,7 +119,7 @@ def test_the_tool(tool, tmp_path):
     import json
 
     arguments = [ROOT / "configs/cfg_toyland.py", "--images", 2, "--detectors", "SOM", "L2", "--strengths", 4, "--out", tmp_path / "out"]
-    arguments += ["--methods", "ClearCLIP", "SC-CLIP", "--purifiers", "off", "undone", "own", "L2@next", "--selfless", 0]
+    arguments += ["--methods", "ClearCLIP", "SC-CLIP", "--purifiers", "off", "undone", "own", "L2:topk=5@next", "--selfless", 0]
     data = ["--cfg-options", f"test_dataloader.dataset.data_root={tmp_path}/toyland", "test_dataloader.dataset.scenes=2"]
     code, output, error = tool("plant_outliers", *arguments, *data)
     assert code == 0, error
@@ -134,3 +134,5 @@ def test_the_tool(tool, tmp_path):
     assert code == 2 and "holds figures of other count" in error
     code, _, error = tool("plant_outliers", ROOT / "configs/cfg_toyland.py", "--purifiers", "SOM@nxt")
     assert code == 2 and "did you mean 'SOM@next'" in error
+    code, _, error = tool("plant_outliers", ROOT / "configs/cfg_toyland.py", "--purifiers", "SOM:topk=2@next")
+    assert code == 2 and "topk" in error
