@@ -14,7 +14,7 @@ in the layers j = l+1..L-1 after it, from their weights and the class token's me
 k_j(u) and q_j(u) are the key and the query that layer j makes of a token that is nothing but u: W LN1_j(u) + b. As s grows LN1
 leaves nothing else of the token, so that what it showed is lost and the logits saturate there. With lambda = 0 the argmax has a
 closed form, the sum over j of gamma_j * W_k,j^T q_j, centred and normalised, gamma_j the scale of LN1_j: such a token draws every
-query that is like the class token's, its own as well. With lambda above 0, found by gradient ascent from there, it draws the class
+query that is like the class token's, its own too. With lambda above 0 (a local maximum, by gradient ascent from there) it draws the class
 token and looks away from itself, which is SFP's picture of an outlier (Eq. 4, a_ii < a_cls,i). Nothing else is touched: what the
 tokens do to the others is the model's own doing.
 """
