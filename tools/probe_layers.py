@@ -1,16 +1,19 @@
-"""Which layer's patches are the most coherent: AUROC of patch-pair similarity, for CLIPSeg's attention_layer (methods.md 1.10).
+"""Probe each layer of a CLIP on labelled images: coherence, alignment with the text, attention's entropy, outliers and their overlap.
 
-The last column is the mean number of components that CLIPSeg's epsilon makes of a window's patches: with one, its G changes nothing.
+What each probe is stands in sfp/probes.py. The layer whose keys are the most coherent is CLIPSeg's attention_layer (methods.md 1.10);
+"components" is the mean number of components that CLIPSeg's epsilon makes of a window's patches: with one, its G changes nothing.
 
 python tools/probe_layers.py configs/cfg_toyland.py --cfg-options test_dataloader.dataset.split=tune test_dataloader.dataset.scenes=40
-python tools/probe_layers.py configs/cfg_ade20k.py --images 200 --out probe.json
+python tools/probe_layers.py configs/cfg_ade20k.py --images 200 --pairs 5000 --plot probe.png --cfg-options model.clip=ViT-L/14
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +21,22 @@ import torch
 from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
+from sfp.files import whole_file
 from sfp.plugin import require_mmseg
+
+READ = ("components", "alignment", "accuracy", "entropy", "cls entropy")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("config", help="a config file, such as configs/cfg_toyland.py")
     parser.add_argument("--images", type=int, default=200, help="how many images, spread over the dataset")
+    parser.add_argument("--pairs", type=int, help="patch pairs of each window that the coherence is measured on; all if not given")
     parser.add_argument("--epsilon", type=float, default=0.75, help="CLIPSeg's epsilon, for the number of components")
+    parser.add_argument("--detectors", nargs="*", default=["SOM", "L2", "LOF"], help="those whose outliers are counted and compared")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--csv", type=Path, help="write the figures as CSV, one line for each layer and probe")
+    parser.add_argument("--plot", type=Path, help="draw the figures as PNG, or in another format that matplotlib writes")
     parser.add_argument(
         "--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys, such as model.clip=ViT-L/14"
     )
@@ -35,39 +45,40 @@ def main() -> int:
 
 
 def probe(args: argparse.Namespace) -> None:
-    """Print the table of layers and features, and the layer whose keys are the most coherent.
+    """Print the tables of layers, and the layer whose keys are the most coherent; write what is asked for.
 
     Raises:
-        SFPError: wrong config or data, or no image with patches of two classes.
+        SFPError: wrong arguments, config or data, or no image with patches of two classes.
     """
     require_mmseg()
     from mmengine.registry import init_default_scope
     from mmseg.registry import DATASETS
 
     from sfp.clip import load_clip
-    from sfp.clip.coherence import FEATURES, joined_heads, layer_coherence, nearest_labels
-    from sfp.clip.trunk import Hook, LayerState
+    from sfp.clip.coherence import FEATURES, nearest_labels
+    from sfp.clip.text_bank import TextBank
     from sfp.config import check_dataset, read_config
-    from sfp.methods.connected import components
-    from sfp.methods.parts import cosine_similarity
+    from sfp.evaluation import check_names
+    from sfp.outliers import build_detector
+    from sfp.pipeline import Vocabulary
     from sfp.pipeline.windows import cut, window_grid
+    from sfp.probes import probe_layers
 
-    if args.images < 1:
-        raise SFPError(f"--images is {args.images}; give at least 1.")
+    if args.images < 1 or (args.pairs is not None and args.pairs < 2):
+        raise SFPError(f"--images is {args.images}, --pairs {args.pairs}; give at least 1 image and 2 pairs.")
+    if len(set(args.detectors)) < len(args.detectors):
+        raise SFPError(f"--detectors {' '.join(args.detectors)} names one twice; name each once.")
+    detectors = [build_detector(name) for name in args.detectors]
     cfg = read_config(args.config, args.cfg_options)
     check_dataset(cfg)
     init_default_scope("mmseg")
     clip = load_clip(cfg.model.clip, cfg.model.pretrained, precision=cfg.model.get("precision"))
+    vocabulary = Vocabulary.from_file(cfg.model.name_path, cfg.model.get("name_separator", ", "))
+    text = TextBank(clip).encode(vocabulary.queries)
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    check_names(vocabulary, dataset)
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(args.images, len(dataset))).round().astype(int))
     found: dict[tuple[str, int], list[float]] = {}
-
-    def count(state: LayerState) -> None:
-        near = cosine_similarity(joined_heads(state.k)) >= args.epsilon
-        labels = components(near | torch.eye(near.shape[-1], dtype=torch.bool, device=near.device))
-        found.setdefault(("components", state.layer), []).extend(float(len(own.unique())) for own in labels)
-
-    layers = range(1, clip.trunk.layers + 1)
     for index in tqdm(chosen, desc="probing", unit="image"):
         item = dataset[int(index)]
         image = clip.normalise(item["inputs"].flip(0))  # mmseg loads BGR
@@ -75,24 +86,82 @@ def probe(args: argparse.Namespace) -> None:
         labels = nearest_labels(item["data_samples"].gt_sem_seg.data[0], size)
         grid = window_grid(*size, cfg.model.window, cfg.model.stride)
         windows, truth = (torch.stack([cut(whole, window) for window in grid]) for whole in (image, labels[None]))
-        for key, values in layer_coherence(clip, windows, truth[:, 0]).items():
+        figures = probe_layers(
+            clip, windows, truth[:, 0], text, vocabulary.class_of_query, detectors=detectors, pairs=args.pairs, epsilon=args.epsilon
+        )
+        for key, values in figures.items():
             found.setdefault(key, []).extend(values)
-        with torch.inference_mode():
-            clip.trunk.run(windows.to(clip.device), [Hook(count, layers)])
     means = {key: float(np.mean(values)) for key, values in found.items() if values}
     if ("k", 1) not in means:
         raise SFPError("No window has patches of two classes; probe more images with --images.")
+    layers = range(1, clip.trunk.layers + 1)
+    pairs = [f"{one} & {other}" for one, other in combinations(args.detectors, 2)]
     print(f"{clip.name}, {len(chosen)} images: mean AUROC of patch-pair similarity as a classifier of 'same class'")
-    print("layer " + "".join(f"{name:>9}" for name in FEATURES) + "  components")
-    for layer in layers:
-        print(f"{layer:5d} " + "".join(f"{means[name, layer]:9.4f}" for name in FEATURES) + f"{means['components', layer]:12.1f}")
+    print_table(means, layers, FEATURES, "{:.4f}")
+    print("components of CLIPSeg's graph; alignment of attention-free values with the text; entropy of attention (1: uniform)")
+    print_table(means, layers, READ, "{:.3f}")
+    if args.detectors:
+        print("share of the patches that a detector flags, and overlap of two detectors")
+        print_table(means, layers, (*args.detectors, *pairs), "{:.3f}")
     best = max(range(1, clip.trunk.layers), key=lambda layer: means["k", layer])
     print(f"model.attention_layer={best}  (keys, AUROC {means['k', best]:.4f})")
+
+    def of(names) -> dict[str, dict[str, float | None]]:
+        return {name: {str(layer): means.get((name, layer)) for layer in layers} for name in names}
+
+    card = dict(model=clip.name, weights_sha256=clip.fingerprint, images=len(chosen), pairs=args.pairs, auroc=of(FEATURES))
+    card.update({name.replace(" ", "_"): values for name, values in of(READ).items()}, outliers=of(args.detectors), overlap=of(pairs))
     if args.out:
-        figures = {name: {str(layer): means[name, layer] for layer in layers} for name in (*FEATURES, "components")}
-        counts = figures.pop("components")
-        card = dict(model=clip.name, weights_sha256=clip.fingerprint, images=len(chosen), auroc=figures, components=counts)
-        args.out.write_text(json.dumps(card, indent=2) + "\n")
+        with whole_file(args.out) as partial:
+            partial.write_text(json.dumps(card, indent=2) + "\n")
+    if args.csv:
+        with whole_file(args.csv) as partial, partial.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["layer", "probe", "mean", "windows"])
+            writer.writerows([layer, name, f"{mean:.6f}", len(found[name, layer])] for (name, layer), mean in sorted(means.items()))
+    if args.plot:
+        draw(args.plot, card, layers)
+
+
+def print_table(means: dict[tuple[str, int], float], layers: range, names: tuple[str, ...], form: str) -> None:
+    """Layers down, probes across; a dash where no window has a figure."""
+    width = max(9, *(len(name) + 2 for name in names))
+    print("layer " + "".join(f"{name:>{width}}" for name in names))
+    for layer in layers:
+        cells = (form.format(means[name, layer]) if (name, layer) in means else "-" for name in names)
+        print(f"{layer:5d} " + "".join(f"{cell:>{width}}" for cell in cells))
+
+
+def draw(path: Path, card: dict, layers: range) -> None:
+    """The figures against the layers, a panel for each kind.
+
+    Raises:
+        SFPError: a suffix that matplotlib doesn't write.
+    """
+    from matplotlib.figure import Figure
+
+    panels = {
+        "coherence: AUROC of patch pairs": card["auroc"],
+        "alignment with the text": {"own class less the others": card["alignment"]},
+        "patches whose own class is the nearest": {"accuracy": card["accuracy"]},
+        "entropy of attention": {"patches": card["entropy"], "class token": card["cls_entropy"]},
+        "share of patches flagged": card["outliers"],
+        "overlap of detectors": card["overlap"],
+    }
+    figure = Figure(figsize=(14, 7.2), layout="constrained")
+    for axis, (title, lines) in zip(figure.subplots(2, 3).flatten(), panels.items(), strict=True):
+        for name, values in lines.items():
+            axis.plot(list(layers), [np.nan if v is None else v for v in values.values()], marker=".", label=name)
+        axis.set(title=title, xlabel="layer", xticks=list(layers)[:: max(1, len(layers) // 12)])
+        axis.grid(alpha=0.3)
+        if lines:
+            axis.legend(fontsize=9)
+    figure.suptitle(f"{card['model']}, {card['images']} images")
+    try:
+        with whole_file(path) as partial:
+            figure.savefig(partial, dpi=100)
+    except ValueError as error:
+        raise SFPError(f"{path} can't be drawn ({error}); give --plot a file such as probe.png.") from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,338 @@
+"""The papers' ablation tables as rows of the benchmark grid, their published numbers beside what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfp.errors import SFPError, unknown_choice
+from sfp.result_table import published_rows
+
+_SC_FUSION = "SC-CLIP here has no option that leaves its second stream out"
+_SC_ATTENTION = "SC-CLIP here has no option for the last attention's own part"
+_SC_LAYERS = "SC-CLIP here has no option that sums layers that do not follow each other, or none"
+_SC_FILLING = "repair here fills with the mean of clean neighbours alone"
+_CITY = {"city_scapes": "cityscapes"}  # a config's name to the papers' key
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        name: as ``paper_results.csv`` has it, or what it changes where no paper measured it.
+        method: the grid's method string; None where no option does what the row says.
+        missing: what is missing then.
+    """
+
+    name: str
+    method: str | None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A table.
+
+    Attributes:
+        title: what it varies.
+        paper, table: where its numbers stand in ``paper_results.csv``; None for a sweep of ours.
+        rows: the first one is what the others are compared with.
+        backbones: the grid's backbones and their names in the table; Toyland stands beside the first.
+        settings: of the grid: "common" where rows of several methods must differ in nothing else.
+    """
+
+    title: str
+    paper: str | None
+    table: str | None
+    rows: tuple[Row, ...]
+    backbones: Mapping[str, str]
+    settings: str = "own"
+
+    @property
+    def methods(self) -> list[str]:
+        """The method strings to measure, each once."""
+        return list(dict.fromkeys(row.method for row in self.rows if row.method))
+
+    def published(self, row: Row, backbone: str, dataset: str) -> float | None:
+        """What the paper prints, mIoU in percent; on Toyland its average over the table's datasets, of the first backbone."""
+        toy = dataset == "toyland"
+        key = "avg" if toy else _CITY.get(dataset, dataset)
+        name = next(iter(self.backbones.values())) if toy else self.backbones.get(backbone)
+        for line in published_rows():
+            place = line["paper"], line["table"], line["method"], line["backbone"], line["dataset"], line["metric"]
+            if place == (self.paper, self.table, row.name, name, key, "mIoU"):
+                return float(line["value"])
+        return None
+
+
+_B16 = {"ViT-B/16": "ViT-B/16"}
+_CLIP_B_L = {"ViT-B/16": "ViT-B (CLIP-B, OpenAI)", "ViT-L/14": "ViT-L (CLIP-L, OpenAI)"}
+
+ABLATIONS: dict[str, Ablation] = {
+    "sfp-table2": Ablation(
+        "SFP's modules, each added to those before",
+        "SFP",
+        "Tab2",
+        (
+            Row("baseline (ClearCLIP)", "ClearCLIP"),
+            Row("baseline+SOM", "ClearCLIP:purify=True,pm=SOM"),
+            Row("baseline+SOM+SAE", "SFP:hai=False"),
+            Row("baseline+SOM+SAE+HAI", "SFP"),
+        ),
+        _B16,
+        settings="common",
+    ),
+    "sfp-table3": Ablation(
+        "first layer of HAI",
+        "SFP",
+        "Tab3",
+        tuple(Row(f"SFP HAI start layer l0={layer}", f"SFP:hai_first_layer={layer}") for layer in (1, 5, 8, 10, 11)),
+        _B16,
+    ),
+    "sfp-table4": Ablation(
+        "backbones",
+        "SFP",
+        "Tab4",
+        (
+            Row("SCLIP", "SCLIP"),
+            Row("LaVG", None, "LaVG is not among the methods here"),
+            Row("ProxyCLIP", "ProxyCLIP"),
+            Row("NACLIP", "NACLIP"),
+            Row("SFP", "SFP"),
+        ),
+        {"ViT-B/32": "ViT-B/32", "ViT-L/14": "ViT-L/14"},
+    ),
+    "sfp-questions": Ablation(
+        "what SFP's text leaves open (methods.md 1.11), one answer changed at a time",
+        "SFP",
+        None,
+        (
+            Row("as read here", "SFP"),
+            Row("1: heads compared by their maximum", "SFP:heads=max"),
+            Row("2: attention of the patch to the class token", "SFP:direction=column"),
+            Row("3: class attention times 1.5", "SFP:cls_factor=1.5"),
+            Row("4: at most 10 outliers", "SFP:max_outliers=10"),
+            Row("3 and 4, as released", "SFP:cls_factor=1.5,max_outliers=10"),
+            Row("5: repair before the FFN", "SFP:repair_point=attention"),
+            Row("6: neighbours' sum divided by 8", "SFP:repair_divisor=eight"),
+            Row("7: no clean neighbour: zero", "SFP:repair_empty=zero"),
+            Row("7: no clean neighbour: from the rim inwards", "SFP:repair_empty=iterate"),
+            Row("7: no clean neighbour: nearest clean token", "SFP:repair_empty=nearest"),
+            Row("8: SAE mixes F_SOM itself", "SFP:sae_values=literal"),
+            Row("9: SAE with the residual of the FFN alone", "SFP:sae_residual=ffn"),
+            Row("9: SAE without residuals and FFN", "SFP:sae_residual=none"),
+            Row("9: SAE with the class token added", "SFP:sae_residual=cls"),
+            Row("9: without residuals, FFN and HAI", "SFP:sae_residual=none,hai=False"),
+            Row("10: no LN before SAE's FFN", None, "SFP here has no option that leaves out LN2"),
+            Row("11: class token out of SAE's attention", "SFP:sae_cls_key=False"),
+            Row("12: class token in HAI", "SFP:hai_cls=True"),
+            Row("13: outliers' rows of HAI zeroed", "SFP:hai_rows=zeroed"),
+            Row("14: HAI normalised 3 times", "SFP:hai_iterations=3"),
+            Row("14: HAI normalised 20 times", "SFP:hai_iterations=20"),
+            Row("17: HAI after the projection", "SFP:hai_place=after"),
+            Row("none: without purification", "SFP:purify=False"),
+        ),
+        _B16,
+    ),
+    "sc-clip-table2": Ablation(
+        "SC-CLIP's strategies, each added to those before",
+        "SC-CLIP",
+        "Tab2",
+        (
+            Row("baseline", None, _SC_FUSION),
+            Row("+AnomRes", None, _SC_FUSION),
+            Row("+AttnEnh", None, _SC_FUSION),
+            Row("+FeatAgg", None, _SC_FUSION),
+            Row("+MultiFuse", "SC-CLIP"),
+        ),
+        _B16,
+    ),
+    "sc-clip-table3": Ablation(
+        "number of repaired tokens",
+        "SC-CLIP",
+        "Tab3",
+        (
+            Row("baseline", None, _SC_FUSION),
+            *(Row(f"resolve {n} anomaly token{'s' if n > 1 else ''}", None, _SC_FUSION) for n in (1, 3, 5, 10, 15)),
+        ),
+        _B16,
+    ),
+    "sc-clip-table4": Ablation(
+        "where tokens are aggregated, by which layer's similarity",
+        "SC-CLIP",
+        "Tab4",
+        (
+            Row("without self-adjusting", None, _SC_FUSION),
+            *(Row(f"adjust X_penul, source {s}", None, _SC_FUSION) for s in ("DINO", "layer 4", "layer 8", "layer 9")),
+            *(Row(f"adjust X_last, source {s}", None, _SC_FUSION) for s in ("DINO", "layer 4", "layer 5", "layer 9")),
+            *(Row(f"adjust both, {s}", None, _SC_FUSION) for s in ("source DINO", "layers (8,5)", "layers (4,9)", "layers (9,4)")),
+        ),
+        _B16,
+    ),
+    "sc-clip-table5": Ablation(
+        "layers of the second stream, and other ways to fuse",
+        "SC-CLIP",
+        "Tab5",
+        (
+            Row("(a) ours 4-10", "SC-CLIP"),
+            Row("(a) ours {5}", "SC-CLIP:fuse_layers=[5,5]"),
+            Row("(a) ours {9}", "SC-CLIP:fuse_layers=[9,9]"),
+            Row("(a) ours 5-10", "SC-CLIP:fuse_layers=[5,10]"),
+            Row("(a) ours 4-11", "SC-CLIP:fuse_layers=[4,11]"),
+            Row("(a) ours {5,9}", None, _SC_LAYERS),
+            Row("w/o multi-level fusion", None, _SC_LAYERS),
+            Row("(b) direct summing up {5,9}", None, "SC-CLIP here has no other way to fuse"),
+            Row("(b) direct summing up 4-10", None, "SC-CLIP here has no other way to fuse"),
+            Row("(c) CLIPSurgery dual path {5,9}", None, "SC-CLIP here has no other way to fuse"),
+            Row("(c) CLIPSurgery dual path 4-10", None, "SC-CLIP here has no other way to fuse"),
+        ),
+        _B16,
+    ),
+    "sc-clip-table6": Ablation(
+        "how a repaired token is filled",
+        "SC-CLIP",
+        "Tab6",
+        (
+            Row("baseline", None, _SC_FUSION),
+            *(Row(f"{way} interpolation", None, _SC_FILLING) for way in ("bilinear", "nearest", "median", "weighted")),
+            Row("mean interpolation", None, _SC_FUSION),
+        ),
+        _B16,
+    ),
+    "sc-clip-table7": Ablation(
+        "layers of the two similarities",
+        "SC-CLIP",
+        "Tab7",
+        (
+            Row("without self-adjusting", None, _SC_FUSION),
+            *(Row(f"adjust both, layers ({a},{b})", None, _SC_FUSION) for a, b in ((5, 8), (4, 9), (10, 4), (8, 5), (9, 5), (9, 4))),
+        ),
+        _B16,
+    ),
+    "sc-clip-table8": Ablation(
+        "the last attention's own part",
+        "SC-CLIP",
+        "Tab8",
+        (
+            Row("K-K", "SC-CLIP"),
+            Row("V-V", None, _SC_ATTENTION),
+            Row("Q-Q", None, _SC_ATTENTION),
+            Row("Q-Q + K-K", None, _SC_ATTENTION),
+        ),
+        _B16,
+    ),
+    "sc-clip-layers": Ablation(
+        "SC-CLIP's Tables 3 and 7 on the whole method, which no paper measured: repaired tokens, layers of the similarities",
+        "SC-CLIP",
+        None,
+        (
+            Row("as published", "SC-CLIP"),
+            Row("no repair", "SC-CLIP:purify=False"),
+            *(
+                Row(f"{round(196 * share)} of 196 tokens repaired", f"SC-CLIP:contamination={share}")
+                for share in (0.005, 0.015, 0.025, 0.0765)
+            ),
+            *(Row(f"layers ({a},{b})", f"SC-CLIP:pre_layer={a},post_layer={b}") for a, b in ((5, 8), (4, 9), (10, 4), (8, 5), (9, 5))),
+            Row("no aggregation (beta=0.9999)", "SC-CLIP:beta=0.9999"),
+        ),
+        _B16,
+    ),
+    "clipseg-table4": Ablation(
+        "the attention of CRA",
+        "CLIPSeg",
+        "Tab4",
+        (
+            Row("attention: k_M-k_M + G(k_M)", "CLIPSeg"),
+            Row("attention: k_M-k_M", "CLIPSeg:epsilon=0.0"),
+            Row("attention: k_L-k_L", None, "attention_layer of CLIPSeg here ends at L-1"),
+            Row("attention: q-k", None, "CLIPSeg here has no option for the trained attention"),
+        ),
+        _CLIP_B_L,
+    ),
+    "clipseg-table5": Ablation(
+        "first deep layer of DSI",
+        "CLIPSeg",
+        "Tab5",
+        tuple(Row(f"DSI start layer l={first}", f"CLIPSeg:deep_layers={first}") for first in (-1, -2, -3, -4)),
+        {"ViT-B/16": "ViT-B (CLIP-B, OpenAI)", "ViT-L/14:metaclip_400m": "ViT-L (Meta-L-400M, MetaCLIP 400M)"},
+    ),
+    "clipseg-table6": Ablation(
+        "temperature of CRA",
+        "CLIPSeg",
+        "Tab6",
+        tuple(Row(f"temperature tau={tau}", f"CLIPSeg:tau={tau}.0") for tau in (5, 6, 7, 8)),
+        _CLIP_B_L,
+    ),
+}
+
+
+def find_ablation(name: str) -> Ablation:
+    """The ablation of that name.
+
+    Raises:
+        SFPError: there is none; the message offers the closest.
+    """
+    if name not in ABLATIONS:
+        raise unknown_choice("ablation", name, ABLATIONS)
+    return ABLATIONS[name]
+
+
+def read_miou(folder: Path) -> float | None:
+    """mIoU of a finished evaluation, None where there is none.
+
+    Raises:
+        SFPError: a broken ``results.json``.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        return None
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["mIoU"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SFPError(f"{path} is no results.json of this version ({type(error).__name__}: {error}); measure it again.") from error
+
+
+def ablation_table(
+    ablation: Ablation, backbone: str, datasets: Sequence[str], measured: Mapping[tuple[str, str, str], float | None]
+) -> str:
+    """A table in Markdown: each row's mIoU and its change against the first row that has one, as measured and as published.
+
+    Args:
+        ablation: the table.
+        backbone: of the grid.
+        datasets: names of configs.
+        measured: mIoU in percent by (method string, backbone, dataset); None where an evaluation failed.
+    """
+    head, columns = ["row", "method"], []
+    for dataset in datasets:
+        head += [dataset, "change"]
+        columns.append([measured.get((row.method or "", backbone, dataset)) for row in ablation.rows])
+        if ablation.table:
+            head += ["paper's average" if dataset == "toyland" else "paper", "change"]
+            columns.append([ablation.published(row, backbone, dataset) for row in ablation.rows])
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    for i, row in enumerate(ablation.rows):
+        cells = [text for values in columns for text in _beside(values, i)]
+        lines.append([row.name, f"`{row.method}`" if row.method else "no option", *cells])
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def missing_rows(ablation: Ablation) -> str:
+    """Which rows can't be measured and why, as a Markdown list."""
+    names: dict[str, list[str]] = {}
+    for row in ablation.rows:
+        if row.method is None:
+            names.setdefault(row.missing, []).append(row.name)
+    return "".join(f"- Not measured: {', '.join(own)}: {reason}.\n" for reason, own in names.items())
+
+
+def _beside(values: Sequence[float | None], place: int) -> tuple[str, str]:
+    """A value, and how far it lies above the first row's that has one."""
+    first = next((i for i, value in enumerate(values) if value is not None), None)
+    value = values[place]
+    if value is None:
+        return "", ""
+    return f"{value:.1f}", "" if place == first else f"{value - values[first]:+.1f}"

@@ -1,0 +1,40 @@
+"""Accuracy against cost: points from results.json, those of shared passes left out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+
+def result(folder: Path, **changes) -> None:
+    """A results.json as if measured."""
+    made = dict(
+        method="SFP", changed_options={}, pm=None, backbone="Toyland", dataset="ToylandDataset", precision="fp32", device="cpu",
+        mIoU=50.0, seconds=6.0, images=120, shared_with=[],
+    )  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({**made, **changes}))
+
+
+def test_the_points(tool, tmp_path):
+    result(tmp_path / "grid/a", pm="SOM", changed_options=dict(hai=False, pm="SOM"))
+    result(tmp_path / "grid/b", method="CLIP", seconds=3.0, mIoU=5.0)
+    result(tmp_path / "grid/c", method="SCLIP", shared_with=["voc20"])
+    code, output, error = tool("plot_cost", tmp_path / "grid", "--out", tmp_path / "cost.png", "--csv", tmp_path / "cost.csv")
+    assert code == 0, error
+    lines = output.splitlines()
+    assert len(lines) == 2 and lines[0].endswith("25.0 ms    5.0 mIoU  CLIP (no purification), Toyland, ToylandDataset, fp32 on cpu")
+    assert "50.0 ms   50.0 mIoU  SFP, hai=False (SOM)" in lines[1]
+    points = list(csv.DictReader((tmp_path / "cost.csv").open()))
+    assert [(p["method"], p["milliseconds"]) for p in points] == [("CLIP", "25.00"), ("SFP, hai=False", "50.00")]
+    assert (tmp_path / "cost.png").stat().st_size > 5000
+
+
+def test_mistakes(tool, tmp_path):
+    result(tmp_path / "c", shared_with=["voc20"])
+    assert "no results.json with a pass of its own" in tool("plot_cost", tmp_path)[2]
+    result(tmp_path / "a")
+    assert "give --out a file such as cost.png" in tool("plot_cost", tmp_path, "--out", tmp_path / "cost.xyz")[2]
+    (tmp_path / "a/results.json").write_text("{}")
+    assert "measure it again" in tool("plot_cost", tmp_path)[2]

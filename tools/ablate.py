@@ -1,0 +1,91 @@
+"""Measure a paper's ablation table through the benchmark grid and print it beside the published one.
+
+The same command again skips finished rows and goes on with interrupted ones, as the grid does.
+
+python tools/ablate.py sfp-table2 --datasets voc21 ade20k
+python tools/ablate.py sfp-questions --datasets toyland --cfg-options test_dataloader.dataset.scenes=40
+python tools/ablate.py --list
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from sfp.errors import SFPError, run_command
+from sfp.files import whole_file
+from sfp.plugin import require_mmseg
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="TABLE", help="the tables, see --list")
+    parser.add_argument("--list", action="store_true", help="list the tables and measure nothing")
+    parser.add_argument("--datasets", nargs="+", default=["toyland"], metavar="NAME", help="names of configs/cfg_<name>.py")
+    parser.add_argument(
+        "--backbones", nargs="+", metavar="NAME[:TAG]", help="CLIP models; the table's own, on Toyland Toyland, if not given"
+    )
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/ablations"), help="folder for the results, which tables share")
+    parser.add_argument("--save", type=Path, help="write the tables to this file, too")
+    parser.add_argument("--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu; all GPUs if not given")
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys of every row")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+    args.failed = False
+    return run_command(ablate, args) or int(args.failed)
+
+
+def ablate(args: argparse.Namespace) -> None:
+    """Measure what is missing of each table and print it.
+
+    Raises:
+        SFPError: no such table, or a wrong argument of the grid.
+    """
+    from sfp.ablations import ABLATIONS, ablation_table, find_ablation, missing_rows
+
+    if args.list:
+        for name, ablation in ABLATIONS.items():
+            can = sum(row.method is not None for row in ablation.rows)
+            print(f"{name:16} {can:2d} of {len(ablation.rows):2d} rows  {ablation.title}")
+        return
+    if not args.names:
+        raise SFPError(f"No table is named; name one of: {', '.join(ABLATIONS)}.")
+    tables = [find_ablation(name) for name in args.names]
+    require_mmseg()
+    texts = []
+    for name, ablation in zip(args.names, tables, strict=True):
+        where = f"{ablation.paper} {ablation.table}: " if ablation.table else ""
+        parts = [f"## {name}\n", f"{where}{ablation.title}\n"]
+        toy, real = ([d for d in args.datasets if (d == "toyland") is kind] for kind in (True, False))
+        for datasets, own in ((toy, ["Toyland"]), (real, list(ablation.backbones))):
+            backbones = args.backbones or own
+            measured = measure(args, name, ablation, backbones, datasets) if datasets and ablation.methods else {}
+            parts += [f"{b}\n\n{ablation_table(ablation, b, datasets, measured)}" for b in backbones if datasets]
+        parts.append(missing_rows(ablation))
+        texts.append("\n".join(part for part in parts if part))
+        print(texts[-1])
+    if args.save:
+        with whole_file(args.save) as partial:
+            partial.write_text("\n".join(texts))
+
+
+def measure(args: argparse.Namespace, name: str, ablation, backbones: list[str], datasets: list[str]) -> dict:
+    """mIoU by (method, backbone, dataset) of a table's rows, through the grid; None where an evaluation failed."""
+    from sfp.ablations import read_miou
+    from sfp.grid import Cell
+
+    out = args.out / ablation.settings
+    command = [sys.executable, str(Path(__file__).with_name("benchmark.py")), "--methods", *ablation.methods]
+    command += ["--backbones", *backbones, "--datasets", *datasets, "--out", str(out), "--settings", ablation.settings]
+    command += ["--devices", *args.devices] if args.devices else []
+    command += ["--cfg-options", *args.cfg_options] if args.cfg_options else []
+    print(f"{name}: {len(ablation.methods)} rows on {', '.join(datasets)}", file=sys.stderr)
+    args.failed |= subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0
+    places = [(method, backbone, dataset) for method in ablation.methods for backbone in backbones for dataset in datasets]
+    return {place: read_miou(Cell(*place, (), str(out)).folder) for place in places}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The same images under other class names: how far the names alone move a number.
+
+Each vocabulary is scored in the same pass of the images. Two figures stand side by side: mIoU over all classes of the dataset, and over
+those that the measured images have. Distractors are words that are no class of the dataset: a pixel that goes to one is wrong.
+
+python tools/compare_names.py configs/cfg_toyland.py --images 20 --names synonyms=configs/cls_toyland_synonyms.txt
+python tools/compare_names.py configs/cfg_voc20.py --names plain=configs/cls_voc20_plain.txt sclip=configs/cls_voc20_sclip.txt \\
+    --distractors configs/cls_ade20k.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from sfp.counts import Figures, count_image, sum_counts
+from sfp.errors import SFPError, run_command
+from sfp.plugin import require_mmseg
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("config", help="a config file, such as configs/cfg_toyland.py; its own names are the row 'official'")
+    parser.add_argument("--names", nargs="*", default=[], metavar="LABEL=FILE", help="further names files with one line for each class")
+    parser.add_argument("--distractors", type=Path, help="a names file whose words are added to the official names as distractors")
+    parser.add_argument("--methods", nargs="+", help="methods; the config's own if not given")
+    parser.add_argument("--images", type=int, help="how many images, spread over the dataset; all if not given")
+    parser.add_argument(
+        "--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys, such as model.clip=ViT-L/14"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return run_command(compare, parser.parse_args())
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Print a table for each method.
+
+    Raises:
+        SFPError: wrong arguments, config, names or data.
+    """
+    require_mmseg()
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import DATASETS, MODELS
+
+    import sfp.segmentor  # noqa: F401 - registers the segmentor
+    from sfp.config import check_dataset, read_config
+    from sfp.evaluation import check_names
+    from sfp.pipeline import Task
+
+    if args.images is not None and args.images < 1:
+        raise SFPError(f"--images is {args.images}; give at least 1.")
+    for method in args.methods or [None]:
+        cfg = read_config(args.config, [*([f"model.method={method}"] if method else []), *args.cfg_options])
+        check_dataset(cfg)
+        init_default_scope("mmseg")
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        vocabularies = read_vocabularies(cfg, args.names, args.distractors)
+        for vocabulary, added in vocabularies.values():
+            if not added:
+                check_names(vocabulary, dataset)
+        model = MODELS.build(cfg.model)
+        tasks = [Task(v, model.pipeline.embed_text(v), model.pipeline.protocol) for v, _ in vocabularies.values()]
+        chosen = np.unique(np.linspace(0, len(dataset) - 1, min(args.images or len(dataset), len(dataset))).round().astype(int))
+        counts: list[list[np.ndarray]] = [[] for _ in tasks]
+        for index in tqdm(chosen, desc=model.pipeline.method.name, unit="image"):
+            item = dataset[int(index)]
+            sample = item["data_samples"]
+            batch = model.data_preprocessor(dict(inputs=[item["inputs"]], data_samples=[sample]))
+            sizes = [[tuple(sample.ori_shape[:2])] for _ in tasks]
+            found = model.pipeline.segment(list(batch["inputs"]), tasks, sizes)
+            for own, task, ((labels, _),) in zip(counts, tasks, found, strict=True):
+                own.append(count_image(labels.cpu(), sample.gt_sem_seg.data[0], len(task.vocabulary.names), name=sample.seg_map_path))
+        print(f"{model.pipeline.method.name}, {model.frozen.name}, {len(chosen)} images of {type(dataset).__name__}\n")
+        print(table(vocabularies, counts, len(dataset.metainfo["classes"])))
+
+
+def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> dict:
+    """By label a vocabulary and how many of its last classes are distractors: official, its first words, those of files, with distractors.
+
+    Raises:
+        SFPError: a file that isn't LABEL=FILE, a label that stands twice, or bad names.
+    """
+    from sfp.pipeline import Vocabulary
+
+    separator = cfg.model.get("name_separator", ", ")
+    official = Vocabulary.from_file(cfg.model.name_path, separator)
+    found = {"official": (official, 0)}
+    if len(official.queries) > len(official.names):
+        found["first words"] = Vocabulary.from_names(official.names), 0
+    for text in files:
+        label, _, path = text.partition("=")
+        if not path or label in found:
+            raise SFPError(f"--names got {text!r}; give LABEL=FILE, with another label for each file than {', '.join(found)}.")
+        found[label] = Vocabulary.from_file(path, separator), 0
+    if distractors:
+        words = [word for word in Vocabulary.from_file(distractors, separator).names if word not in official.queries]
+        if not words:
+            raise SFPError(f"All names of {distractors} are the dataset's own; give --distractors a file with other words.")
+        groups = [[q for q, c in zip(official.queries, official.class_of_query, strict=True) if c == i] for i in range(len(official.names))]
+        found[f"official + {len(words)} distractors"] = Vocabulary.from_names([*groups, *words]), len(words)
+    return found
+
+
+def table(vocabularies: dict, counts: Sequence[Sequence[np.ndarray]], classes: int) -> str:
+    """Markdown: each vocabulary's mIoU over all classes and over those present, the change, and what goes to distractors."""
+    lines = [["names", "queries", "mIoU, all classes", "change", "mIoU, classes present", "change", "pixels lost to distractors"]]
+    lines.append(["---", *["---:"] * 6])
+    first: tuple[float, float] | None = None
+    for (label, (vocabulary, added)), own in zip(vocabularies.items(), counts, strict=True):
+        total = sum_counts(own, len(vocabulary.names))
+        figures = Figures.of(total[:, :classes])  # a distractor's own IoU, 0, is no class's
+        pair = figures.mIoU, figures.mIoU_present
+        first = first or pair
+        changes = ["" if pair is first else f"{value - start:+.1f}" for value, start in zip(pair, first, strict=True)]
+        lost = f"{100 * total[1, classes:].sum() / total[1].sum():.1f} %" if added else ""
+        figures_of = [text for value, change in zip(pair, changes, strict=True) for text in (f"{value:.1f}", change)]
+        lines.append([label, str(len(vocabulary.queries)), *figures_of, lost])
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
