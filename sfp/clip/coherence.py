@@ -6,15 +6,12 @@ middle layer of ViT-B/16 on ADE20K, 0.77 for DINO).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from sfp.clip.clip import FrozenCLIP, unit
-from sfp.clip.trunk import Hook, LayerState
+from sfp.clip.clip import unit
 
 FEATURES = ("q", "k", "v", "tokens")
 
@@ -50,33 +47,6 @@ def coherence(features: Tensor, labels: Tensor, ignore: int = 255) -> float | No
     if bool(same.all()) or not bool(same.any()):
         return None
     return float(roc_auc_score(same.numpy(), (rows @ rows.T).cpu()[upper].numpy()))
-
-
-@torch.inference_mode()
-def layer_coherence(clip: FrozenCLIP, windows: Tensor, labels: Tensor, features: Sequence[str] = FEATURES, ignore: int = 255) -> dict:
-    """Coherence of each layer of each window.
-
-    Args:
-        clip: the frozen CLIP.
-        windows: (B, 3, H, W) normalised.
-        labels: (B, H, W) int.
-        features: "q", "k", "v" of the layer, heads joined, and "tokens", its output.
-
-    Returns:
-        (feature, layer) to a list of AUROCs, one for each window that has pairs of both kinds.
-    """
-    trunk = clip.trunk
-    truth = patch_labels(labels, trunk.grid_of(*windows.shape[-2:]), trunk.patch, ignore).cpu()
-    found: dict[tuple[str, int], list[float]] = {}
-
-    def measure(state: LayerState) -> None:
-        for name in features:
-            rows = state.patches if name == "tokens" else joined_heads(getattr(state, name))
-            aurocs = (coherence(own.float().cpu(), label, ignore) for own, label in zip(rows, truth, strict=True))
-            found.setdefault((name, state.layer), []).extend(a for a in aurocs if a is not None)
-
-    trunk.run(windows.to(clip.device), [Hook(measure, range(1, trunk.layers + 1))])
-    return found
 
 
 def joined_heads(u: Tensor) -> Tensor:

@@ -6,12 +6,11 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
-from sfp.clip.coherence import coherence, layer_coherence, nearest_labels, patch_labels
+from sfp.clip.coherence import coherence, nearest_labels, patch_labels
 
 
 def test_patch_labels_are_the_commonest_and_skip_the_ignored():
@@ -32,16 +31,6 @@ def test_coherence_by_hand():
 def test_nearest_labels_keep_their_values():
     labels = torch.randint(0, 151, (37, 53))
     assert torch.equal(nearest_labels(nearest_labels(labels, (74, 106)), (37, 53)), labels)
-
-
-def test_layers_of_toyland(toyland_clip):
-    from sfp.datasets import toyland
-
-    scene = toyland.make_scene("tune", 0)
-    window = toyland_clip.normalise(torch.from_numpy(scene.image.copy()).permute(2, 0, 1))[None, :, :224, :224]
-    found = layer_coherence(toyland_clip, window, torch.from_numpy(scene.labels.astype(np.int64))[None, :224, :224], ("k", "tokens"))
-    assert set(found) == {(name, layer) for name in ("k", "tokens") for layer in range(1, 13)}
-    assert all(len(values) == 1 and 0.5 < values[0] <= 1 for values in found.values())
 
 
 def test_the_tool(tmp_path):
