@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfp.errors import SFPError, unknown_choice
+from sfp.markdown import markdown_table
 from sfp.result_table import published_rows
 
 _SC_FUSION = "SC-CLIP here has no option that leaves its second stream out"
@@ -308,16 +309,16 @@ def ablation_table(
     """
     head, columns = ["row", "method"], []
     for dataset in datasets:
-        head += [dataset, "change"]
+        head += [f"#{dataset}", "#change"]
         columns.append([measured.get((row.method or "", backbone, dataset)) for row in ablation.rows])
         if ablation.table:
-            head += ["paper's average" if dataset == "toyland" else "paper", "change"]
+            head += ["#paper's average" if dataset == "toyland" else "#paper", "#change"]
             columns.append([ablation.published(row, backbone, dataset) for row in ablation.rows])
-    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    body = []
     for i, row in enumerate(ablation.rows):
         cells = [text for values in columns for text in _beside(values, i)]
-        lines.append([row.name, f"`{row.method}`" if row.method else "no option", *cells])
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+        body.append([row.name, f"`{row.method}`" if row.method else "no option", *cells])
+    return markdown_table(head, body)
 
 
 def missing_rows(ablation: Ablation) -> str:

@@ -307,6 +307,11 @@ def write_results(
     return result
 
 
+def spread_over(dataset: Sized, images: int) -> list[int]:
+    """Indices of at most so many images, evenly over a dataset from its first to its last."""
+    return np.unique(np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)).tolist()
+
+
 def short_side_of(dataset: BaseSegDataset) -> int | None:
     """To what a dataset's pipeline resizes the short side of its images."""
     transforms = getattr(dataset.pipeline, "pipeline", dataset.pipeline).transforms

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfp.errors import SFPError
+from sfp.markdown import markdown_table
 
 PUBLISHED_FILE = Path(__file__).parent / "paper_results.csv"
 # columns of the table in the papers' order: our dataset class, the papers' key, head
@@ -176,9 +177,8 @@ def markdown(entries: Sequence[Entry]) -> str:
     short = {key: head for key, head in COLUMNS.values()}
     beside = {column: any(e.published is not None for e in entries if e.dataset == column) for column in columns}
     heads = [text for column in columns for text in (short.get(column, column), *(("paper", "diff") if beside[column] else ()))]
-    lines = [["method", "backbone", *heads], ["---", "---", *["---:"] * len(heads)]]
-    lines += [[*row, *(text for column in columns for text in _cells(cells.get((*row, column)), beside[column]))] for row in rows]
-    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    body = [[*row, *(text for column in columns for text in _cells(cells.get((*row, column)), beside[column]))] for row in rows]
+    table = markdown_table(["method", "backbone", *(f"#{head}" for head in heads)], body)
     notes = "".join(f"- {note}\n" for note in _notes(entries))
     return f"{table}\n{notes}" if notes else table
 

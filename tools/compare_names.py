@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sfp.counts import Figures, count_image, sum_counts
 from sfp.errors import SFPError, run_command
+from sfp.markdown import markdown_table
 from sfp.plugin import require_mmseg
 
 
@@ -49,7 +50,7 @@ def compare(args: argparse.Namespace) -> None:
 
     import sfp.segmentor  # noqa: F401 - registers the segmentor
     from sfp.config import check_dataset, read_config
-    from sfp.evaluation import check_names
+    from sfp.evaluation import check_names, spread_over
     from sfp.pipeline import Task
 
     if args.images is not None and args.images < 1:
@@ -65,10 +66,10 @@ def compare(args: argparse.Namespace) -> None:
                 check_names(vocabulary, dataset)
         model = MODELS.build(cfg.model)
         tasks = [Task(v, model.pipeline.embed_text(v), model.pipeline.protocol) for v, _ in vocabularies.values()]
-        chosen = np.unique(np.linspace(0, len(dataset) - 1, min(args.images or len(dataset), len(dataset))).round().astype(int))
+        chosen = spread_over(dataset, args.images or len(dataset))
         counts: list[list[np.ndarray]] = [[] for _ in tasks]
         for index in tqdm(chosen, desc=model.pipeline.method.name, unit="image"):
-            item = dataset[int(index)]
+            item = dataset[index]
             sample = item["data_samples"]
             batch = model.data_preprocessor(dict(inputs=[item["inputs"]], data_samples=[sample]))
             sizes = [[tuple(sample.ori_shape[:2])] for _ in tasks]
@@ -108,8 +109,8 @@ def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> di
 
 def table(vocabularies: dict, counts: Sequence[Sequence[np.ndarray]], classes: int) -> str:
     """Markdown: each vocabulary's mIoU over all classes and over those present, the change, and what goes to distractors."""
-    lines = [["names", "queries", "mIoU, all classes", "change", "mIoU, classes present", "change", "pixels lost to distractors"]]
-    lines.append(["---", *["---:"] * 6])
+    head = ["names", "#queries", "#mIoU, all classes", "#change", "#mIoU, classes present", "#change", "#pixels lost to distractors"]
+    body = []
     first: tuple[float, float] | None = None
     for (label, (vocabulary, added)), own in zip(vocabularies.items(), counts, strict=True):
         total = sum_counts(own, len(vocabulary.names))
@@ -119,8 +120,8 @@ def table(vocabularies: dict, counts: Sequence[Sequence[np.ndarray]], classes: i
         changes = ["" if pair is first else f"{value - start:+.1f}" for value, start in zip(pair, first, strict=True)]
         lost = f"{100 * total[1, classes:].sum() / total[1].sum():.1f} %" if added else ""
         figures_of = [text for value, change in zip(pair, changes, strict=True) for text in (f"{value:.1f}", change)]
-        lines.append([label, str(len(vocabulary.queries)), *figures_of, lost])
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+        body.append([label, str(len(vocabulary.queries)), *figures_of, lost])
+    return markdown_table(head, body)
 
 
 if __name__ == "__main__":

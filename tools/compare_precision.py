@@ -43,6 +43,7 @@ def compare(args: argparse.Namespace) -> None:
     if args.scenes < 1:
         raise SFPError(f"--scenes is {args.scenes}; give at least 1.")
     scenes = [toyland.make_scene("val", index) for index in tqdm(range(args.scenes), desc="drawing scenes", leave=False)]
+    truth = [torch.from_numpy(scene.labels).long() for scene in scenes]
     names = list(toyland.CLASSES)
     warnings.filterwarnings("ignore", message=".*far slower than fp32.*")
     clips = {precision: load_clip("Toyland", device=args.device, precision=precision) for precision in ("fp32", *args.precisions)}
@@ -56,7 +57,6 @@ def compare(args: argparse.Namespace) -> None:
         for precision, clip in clips.items():
             found = Segmenter(method, clip, **options).many((scene.image for scene in scenes), names, keep_scores=False)
             labels[precision] = [torch.from_numpy(result.labels) for result in found]
-            truth = [torch.from_numpy(scene.labels).long() for scene in scenes]
             counts = [count_image(own, true, len(names)) for own, true in zip(labels[precision], truth, strict=True)]
             equal = [float((own == exact).float().mean()) for own, exact in zip(labels[precision], labels["fp32"], strict=True)]
             row = {"equal": 100 * sum(equal) / len(equal), "mIoU": Figures.of(sum_counts(counts, len(names))).mIoU}

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
+from sfp.markdown import markdown_table
 from sfp.methods import METHODS, list_methods
 from sfp.outliers import DETECTORS, list_detectors
 
@@ -113,13 +114,6 @@ def file_of(cls: type) -> Path:
     return Path(inspect.getsourcefile(cls)).relative_to(ROOT)
 
 
-def table(head: list[str], body: list[list[str]]) -> str:
-    """A Markdown table, figures to the right."""
-    rule = ["---:" if cell.startswith("#") else "---" for cell in head]
-    lines = [[cell.removeprefix("#") for cell in head], rule, *body]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
 def figure(figures: dict, *options: str) -> str:
     return f"{figures[' '.join(options)]['mIoU']:.1f}"
 
@@ -131,7 +125,7 @@ def short_table(figures: dict) -> str:
         cls = METHODS.get(name)
         own = f"model.method={name}"
         body.append([f"[{name}]({file_of(cls)})", cls.card.paper, figure(figures, own), figure(figures, own, *SOM)])
-    return table(["method", "paper", "#mIoU as published", "#with SOM after layers 1..11"], body)
+    return markdown_table(["method", "paper", "#mIoU as published", "#with SOM after layers 1..11"], body)
 
 
 def page(figures: dict) -> str:
@@ -170,18 +164,18 @@ Toyland ranks methods on a toy; it says nothing about real weights.
 What each changes in CLIP: the last attention's weights, its values, the layers that it touches, and whether the last block keeps its
 residual and its FFN (for CLIP-Surgery and GEM: the second path). Options are `model.method=NAME`.
 
-{table(["method", "paper", "file", "#lines", "attention", "values", "layers", "residual", "FFN", "#mIoU"], methods)}
+{markdown_table(["method", "paper", "file", "#lines", "attention", "values", "layers", "residual", "FFN", "#mIoU"], methods)}
 ProxyCLIP's outside eye is `proxy=colour` here, the mean colours of 8x8 pixels: DINO can't be downloaded where this was measured.
 CLIPSeg's layer on Toyland was chosen by `tools/probe_layers.py` on other scenes.
 
 ## Variants
 
-{table(["method", "options", "#mIoU"], variants)}
+{markdown_table(["method", "options", "#mIoU"], variants)}
 ## Detectors
 
 `model.purify=True model.pm=NAME` with each detector's defaults, at the method's own layers: 1..11 for SFP and ClearCLIP, 11 for SC-CLIP.
 
-{table(["detector", "file", *(f"#{name}" for name in PURIFIED)], detectors)}"""
+{markdown_table(["detector", "file", *(f"#{name}" for name in PURIFIED)], detectors)}"""
 
 
 if __name__ == "__main__":

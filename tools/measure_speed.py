@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
+from sfp.markdown import markdown_table
 
 STAGES = ("decode", "trunk", "method", "text similarity", "stitch", "decode labels")
 PLAIN = "open_clip"
@@ -335,18 +336,13 @@ def machine(device: torch.device) -> str:
         return platform.machine()
 
 
-def lines_of(head: list[str], body: list[list[str]]) -> str:
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
-
-
 def number(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def tables(result: dict[str, Any]) -> str:
     """The forward pass of windows, and the stages of one picture."""
-    head = ["method", "batch", "windows/s", "ratio", "least", "largest", "GFLOP/window", "peak MiB"]
+    head = ["method", "#batch", "#windows/s", "#ratio", "#least", "#largest", "#GFLOP/window", "#peak MiB"]
     body = [
         [row["method"], str(row["batch"]), number(row["windows_per_s"], 1),
          *(number(row[key], 3) for key in ("ratio", "ratio_min", "ratio_max")),
@@ -358,6 +354,7 @@ def tables(result: dict[str, Any]) -> str:
          number(row["gflop"], 1)]
         for row in result["images"]
     ]  # fmt: skip
+    of_stages = ["method", *(f"#{column}" for column in (*STAGES, "whole", "ratio", "GFLOP"))]
     height, width = result["image"]
     texts = result.get("texts")
     words = (
@@ -370,13 +367,14 @@ def tables(result: dict[str, Any]) -> str:
     least = [*(number(floor[stage], 1) for stage in STAGES), number(sum(floor.values()), 1)]
     stages.append([f"floor of {result['images'][0]['method']}", *least, "", ""])
     speed = f"{result['gflop_per_s']:.0f} GFLOP/s in a linear map, {result['gb_per_s']:.0f} GB/s in a copy"
+    windows = result["images"][0]["windows"]
     return (
         f"{result['model']}, {result['precision']}, {result['machine']}, {result['threads']} threads ({speed}), "
         f"torch {result['torch']}; ratio: time over that of open_clip's encode_image in {result['plain_precision']}, "
         f"medians of {result['rounds']} interleaved rounds\n\n"
-        f"{lines_of(head, body)}\nOne JPEG of {height}x{width} with {result['classes']} classes, {result['images'][0]['windows']} windows; "
+        f"{markdown_table(head, body)}\nOne JPEG of {height}x{width} with {result['classes']} classes, {windows} windows; "
         f"milliseconds, and the whole over open_clip's forward of these windows\n\n"
-        f"{lines_of(['method', *STAGES, 'whole', 'ratio', 'GFLOP'], stages)}{words}"
+        f"{markdown_table(of_stages, stages)}{words}"
     )
 
 
@@ -385,7 +383,7 @@ def table9(forward: list[dict], images: list[dict], clip) -> str:
     millions = sum(parameter.numel() for parameter in clip.model.parameters()) / 1e6
     flops = {row["method"]: row["gflop_per_window"] / 2 for row in forward if "gflop_per_window" in row}
     body = [[row["method"], number(flops[row["method"]], 1), number(millions, 1), number(row["images_per_s"], 2)] for row in images]
-    return lines_of(["method", "FLOPs(G)", "Params(M)", "FPS"], body)
+    return markdown_table(["method", "#FLOPs(G)", "#Params(M)", "#FPS"], body)
 
 
 if __name__ == "__main__":

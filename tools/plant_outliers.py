@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.errors import SFPError, run_command, unknown_choice
-from sfp.files import whole_file
+from sfp.files import save_figure, whole_file
+from sfp.markdown import markdown_table
 from sfp.outliers import Detector, build_detector, list_detectors
 from sfp.outliers.planting import PlantedTrunk, Planting, drawing_direction, plant
 from sfp.plugin import require_mmseg
@@ -141,12 +142,13 @@ def read_pictures(cfg, clip, images: int) -> tuple[list[Picture], int]:
     from mmengine.registry import init_default_scope
     from mmseg.registry import DATASETS
 
+    from sfp.evaluation import spread_over
+
     init_default_scope("mmseg")
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int))
     pictures = []
-    for index in chosen:
-        item = dataset[int(index)]
+    for index in spread_over(dataset, images):
+        item = dataset[index]
         image = clip.normalise(item["inputs"].flip(0))  # mmseg loads BGR
         pictures.append(Picture(image, item["data_samples"].gt_sem_seg.data[0], item["data_samples"].seg_map_path))
     return pictures, len(dataset.metainfo["classes"])
@@ -301,21 +303,10 @@ def write(args: argparse.Namespace, store: Store) -> None:
     with whole_file(args.out / "tables.md") as partial:
         partial.write_text(text)
     print(text)
-    save(detection_figure(args, store), args.out / "detection.png")
+    save_figure(detection_figure(args, store), args.out / "detection.png", "--out")
     for own in args.selfless if args.methods else []:
-        save(miou_figure(args, store, own), args.out / f"miou_lambda{own:g}.png")
+        save_figure(miou_figure(args, store, own), args.out / f"miou_lambda{own:g}.png", "--out")
     print(f"figures, tables and curves -> {args.out}")
-
-
-def save(figure, path: Path) -> None:
-    with whole_file(path) as partial:
-        figure.savefig(partial, dpi=110)
-
-
-def table(head: list[str], body: list[list[str]]) -> str:
-    """A Markdown table, all columns but the first to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def tables(args: argparse.Namespace, store: Store) -> str:
@@ -332,31 +323,31 @@ def tables(args: argparse.Namespace, store: Store) -> str:
     rows += [(f"lambda {own:g}, strength {s:g}", store.detection[detection_key(own, s)]) for own, s in places]
     head = [
         "planted",
-        "norm against others'",
-        "share of the class token's attention",
-        "share of other patches' attention",
-        "attention to itself",
+        "#norm against others'",
+        "#share of the class token's attention",
+        "#share of other patches' attention",
+        "#attention to itself",
     ]
     body = []
     for name, figures in rows:
         tokens = figures["tokens"]
         values = [tokens[key][1] for key in ("norm", "cls_attention", "patch_attention", "self_attention")]
         body.append([name, f"{values[0]:.1f}", *(f"{value:.3f}" for value in values[1:])])
-    parts.append(table(head, body))
+    parts.append(markdown_table(head, body))
     for layer in dict.fromkeys((first + 1, card["layers"] - 1)):
         parts.append(f"Precision / recall in percent after layer {layer} (AUROC of the scores):\n")
-        head = ["detector", "clean", *(f"lambda {own:g}, strength {s:g}" for own, s in places)]
+        head = ["detector", "#clean", *(f"#lambda {own:g}, strength {s:g}" for own, s in places)]
         body = [
             [name, *(cell(store.detection[key][name], layer - first) for key in ["clean", *(detection_key(*place) for place in places)])]
             for name in args.detectors
         ]
-        parts.append(table(head, body))
+        parts.append(markdown_table(head, body))
     for own in args.selfless if args.methods else []:
         parts.append(f"mIoU, lambda {own:g}. Loss: clean less planted, both without purification.\n")
         strongest = max(args.strengths)
         specs = [spec for spec in args.purifiers if spec not in ("off", "undone")]
-        head = ["method", "clean", "undone", f"planted, strength {strongest:g}", "loss"]
-        head += [text for spec in specs for text in (f"{spec}: clean", f"{spec}: planted")]
+        head = ["method", "#clean", "#undone", f"#planted, strength {strongest:g}", "#loss"]
+        head += [text for spec in specs for text in (f"#{spec}: clean", f"#{spec}: planted")]
         body = []
         for method in args.methods:
             clean, planted = (store.miou.get(miou_key(method, "off", own, s)) for s in (0.0, strongest))
@@ -364,7 +355,7 @@ def tables(args: argparse.Namespace, store: Store) -> str:
             loss = None if None in (clean, planted) else clean - planted
             more = [store.miou.get(miou_key(method, spec, own, s)) for spec in specs for s in (0.0, strongest)]
             body.append([method, *("" if value is None else f"{value:.1f}" for value in (clean, undone, planted, loss, *more))])
-        parts.append(table(head, body))
+        parts.append(markdown_table(head, body))
     return "\n".join(parts)
 
 

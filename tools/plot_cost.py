@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfp.errors import SFPError, run_command
-from sfp.files import whole_file
+from sfp.files import save_figure, whole_file
 
 
 def main() -> int:
@@ -101,11 +101,7 @@ def draw(points: list[Point], path: Path) -> None:
         axis.set(title=place, xlabel="milliseconds per image", ylabel="mIoU", xscale="log")
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=9)
-    try:
-        with whole_file(path) as partial:
-            figure.savefig(partial, dpi=110)
-    except ValueError as error:
-        raise SFPError(f"{path} can't be drawn ({error}); give --out a file such as cost.png.") from error
+    save_figure(figure, path, "--out")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
-from sfp.files import whole_file
+from sfp.files import save_figure, whole_file
 from sfp.plugin import require_mmseg
 
 READ = ("components", "alignment", "accuracy", "entropy", "cls entropy")
@@ -58,7 +58,7 @@ def probe(args: argparse.Namespace) -> None:
     from sfp.clip.coherence import FEATURES, nearest_labels
     from sfp.clip.text_bank import TextBank
     from sfp.config import check_dataset, read_config
-    from sfp.evaluation import check_names
+    from sfp.evaluation import check_names, spread_over
     from sfp.outliers import build_detector
     from sfp.pipeline import Vocabulary
     from sfp.pipeline.windows import cut, window_grid
@@ -77,10 +77,10 @@ def probe(args: argparse.Namespace) -> None:
     text = TextBank(clip).encode(vocabulary.queries)
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     check_names(vocabulary, dataset)
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(args.images, len(dataset))).round().astype(int))
+    chosen = spread_over(dataset, args.images)
     found: dict[tuple[str, int], list[float]] = {}
     for index in tqdm(chosen, desc="probing", unit="image"):
-        item = dataset[int(index)]
+        item = dataset[index]
         image = clip.normalise(item["inputs"].flip(0))  # mmseg loads BGR
         size = tuple(image.shape[1:])
         labels = nearest_labels(item["data_samples"].gt_sem_seg.data[0], size)
@@ -157,11 +157,7 @@ def draw(path: Path, card: dict, layers: range) -> None:
         if lines:
             axis.legend(fontsize=9)
     figure.suptitle(f"{card['model']}, {card['images']} images")
-    try:
-        with whole_file(path) as partial:
-            figure.savefig(partial, dpi=100)
-    except ValueError as error:
-        raise SFPError(f"{path} can't be drawn ({error}); give --plot a file such as probe.png.") from error
+    save_figure(figure, path, "--plot", dpi=100)
 
 
 if __name__ == "__main__":
