@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import time
@@ -32,7 +31,9 @@ from sfp.evaluation import (
     write_results,
 )  # fmt: skip
 from sfp.methods import METHODS, check_method
+from sfp.options import split_spec
 from sfp.pipeline import Protocol, Task, Vocabulary
+from sfp.segmentor import method_options
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,14 @@ class Cell:
         Raises:
             SFPError: no such dataset, or a wrong option.
         """
-        name, _, options = self.method.partition(":")
+        name, options = split_spec(self.method)
         METHODS.get(name)
         clip, _, pretrained = self.backbone.partition(":")
         pretrained = pretrained or ("toyland" if clip.lower() == "toyland" else "openai")
         given = [f"model.method={name}", f"model.clip={clip}", f"model.pretrained={pretrained}"]
-        given += [f"model.{option}" for option in re.split(r",(?=\w+=)", options) if option]
+        given += [f"model.{option}" for option in options]
         cfg = read_config(CONFIGS / f"cfg_{self.dataset}.py", [*given, *self.overrides])
-        of_segmentor = {"type", *inspect.signature(MODELS.get("SFPSegmentor").__init__).parameters}
-        check_method(name, {key: value for key, value in cfg.model.items() if key not in of_segmentor})
+        check_method(name, method_options(cfg.model))
         check_dataset(cfg)
         return cfg
 

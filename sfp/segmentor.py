@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -137,3 +138,9 @@ class SFPSegmentor(BaseSegmentor):
             RuntimeError: always.
         """
         raise RuntimeError("SFPSegmentor is frozen: it has no loss and can't be trained; use tools/test.py.")
+
+
+def method_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config's ``model`` says to the method: the keys that ``SFPSegmentor`` itself doesn't take."""
+    own = {"type", *inspect.signature(SFPSegmentor.__init__).parameters}
+    return {key: value for key, value in model.items() if key not in own} | dict(model.get("method_options") or {})

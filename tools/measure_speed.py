@@ -10,7 +10,6 @@ Weights are made up unless --pretrained names some: they change no timing but th
 from __future__ import annotations
 
 import argparse
-import ast
 import ctypes
 import json
 import logging
@@ -33,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
 from sfp.markdown import markdown_table
+from sfp.options import parse_spec
 
 STAGES = ("decode", "trunk", "method", "text similarity", "stitch", "decode labels")
 PLAIN = "open_clip"
@@ -77,7 +77,7 @@ def measure(args: argparse.Namespace) -> None:
     plain, clip = load_both(args)
     segmenters = {}
     for text in args.methods:
-        name, options = parse(text)
+        name, options = parse_spec(text)
         segmenters[text] = Segmenter(name, clip, short_side=args.short_side, prompts="photo", text_cache=False, **options)
     methods = {text: segmenter.pipeline.method for text, segmenter in segmenters.items()}
     side = clip.model.visual.image_size[0]
@@ -133,19 +133,6 @@ def load_both(args: argparse.Namespace):
         clip = load_clip(name, plain.state_dict(), device=args.device, precision=args.precision)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.plain_precision or args.precision]
     return plain.to(dtype), clip
-
-
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of a method from ``NAME:KEY=VALUE,KEY=VALUE``."""
-    name, _, rest = text.partition(":")
-    options: dict[str, Any] = {}
-    for pair in filter(None, rest.split(",")):
-        key, _, value = pair.partition("=")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    return name, options
 
 
 def in_rounds(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warm: bool = True) -> dict[str, list[float]]:

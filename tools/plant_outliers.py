@@ -10,8 +10,6 @@ python tools/plant_outliers.py configs/cfg_voc21.py --images 100 --methods SFP S
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -28,6 +26,7 @@ from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.files import save_figure, whole_file
 from sfp.markdown import markdown_table
+from sfp.options import parse_spec
 from sfp.outliers import Detector, build_detector, list_detectors
 from sfp.outliers.planting import PlantedTrunk, Planting, drawing_direction, plant
 from sfp.plugin import require_mmseg
@@ -161,13 +160,9 @@ def read_purifier(spec: str) -> tuple[str, dict[str, Any], str]:
         SFPError: it is none.
     """
     detector, _, where = spec.partition("@")
-    name, _, given = detector.partition(":")
+    name, options = parse_spec(detector)
     if spec not in PURIFIERS and (name not in list_detectors() or where not in ("next", "all")):
         raise unknown_choice("purifier", spec, [*PURIFIERS, *(f"{name}@{place}" for name in list_detectors() for place in ("next", "all"))])
-    try:
-        options = {key: ast.literal_eval(value) for key, _, value in (option.partition("=") for option in given.split(",") if option)}
-    except (ValueError, SyntaxError) as error:
-        raise SFPError(f"The options of the purifier {spec!r} can't be read; write NAME:KEY=VALUE@next with numbers as values.") from error
     if where:
         build_detector(name, **options)
     return name, options, where
@@ -264,17 +259,15 @@ def detect(trunk: PlantedTrunk, windows: list[Tensor], detectors: list[Detector]
 
 def measure(args: argparse.Namespace, name: str, spec: str, clip, pictures: list[Picture], classes: int) -> float:
     """mIoU in percent of a method on a planted CLIP under a purifier, all else as the config has it."""
-    from mmseg.registry import MODELS
-
     from sfp.clip.text_bank import TextBank
     from sfp.config import read_config
     from sfp.counts import Figures, count_image, sum_counts
     from sfp.methods import build_method
     from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
+    from sfp.segmentor import method_options
 
     cfg = read_config(args.config, [f"model.method={name}", *args.cfg_options])
-    of_segmentor = {"type", *inspect.signature(MODELS.get("SFPSegmentor").__init__).parameters}
-    options = {key: value for key, value in cfg.model.items() if key not in of_segmentor}
+    options = method_options(cfg.model)
     options.update(purify=None, pm=None, purify_layers=None)
     detector, of_detector, where = read_purifier(spec)
     if spec in ("off", "undone"):

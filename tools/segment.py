@@ -13,7 +13,6 @@ is done again. Two pictures of one name get results of two names.
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
 from sfp.names import parse_names
+from sfp.options import parse_options
 from sfp.result import compare, png_card, read_card
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -57,24 +57,6 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="also do again what is done")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(segment, parser.parse_args())
-
-
-def parse_options(pairs: list[str]) -> dict[str, object]:
-    """KEY=VALUE as options; a value that is no Python literal is a text.
-
-    Raises:
-        SFPError: a pair without "=".
-    """
-    options: dict[str, object] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise SFPError(f"--options got {pair!r}; write KEY=VALUE, such as sigma=3.")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    return options
 
 
 @dataclass(frozen=True)
@@ -134,7 +116,7 @@ def segment(args: argparse.Namespace) -> None:
     images = find_images(args.images)
     names, background = parse_names(args.names), parse_background(args.background)
     options = dict(pm=args.pm, purify=False if args.no_purify else None, window=args.window, stride=args.stride, short_side=args.short_side)
-    options.update(parse_options(args.options))
+    options.update(parse_options(args.options, "--options"))
     titles = [title.strip() for title in args.methods.split(",")] if args.methods else [args.method]
     segmenters: list[Segmenter] = []
     for title in dict.fromkeys(titles):  # all on one frozen CLIP
