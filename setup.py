@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 MMSEG = ["mmengine>=0.10.0,<0.11", "mmcv-lite>=2.0.0,<2.2.0", "onedl-mmsegmentation>=1.4.0,<2", "opencv-python>=4.8", "setuptools<82"]
 PAGE = ["gradio>=6.31,<7", "fastapi>=0.115", "uvicorn>=0.30"]
 NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.8", "nbformat>=5.7", "matplotlib>=3.7"]
-DEV = ["pytest>=8", "pytest-xdist>=3.5", "playwright>=1.45", "ruff>=0.9"]
+DEV = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "playwright>=1.45", "ruff>=0.9"]
 
 setup(
     name="sfp",

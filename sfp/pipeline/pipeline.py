@@ -138,13 +138,13 @@ class Pipeline:
             RuntimeError: the error itself, where it is another one.
             SFPError: a single window was too much.
         """
-        memory = isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-        perhaps = memory or "could not create a primitive" in str(error)  # oneDNN's only words for it
-        if not perhaps or (tried == 1 and not memory):
+        words = ("DefaultCPUAllocator", "could not create a primitive")  # torch's, and oneDNN's for want of memory
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(own in str(error) for own in words):
             raise error
         if tried == 1:
+            what = f"One window of {self.protocol.window} pixels" if self.protocol.window else "A whole image as one window"
             raise SFPError(
-                f"One window of {self.protocol.window or 'the whole image'} pixels does not fit into the memory of {self.device}; "
+                f"{what} does not fit into the memory of {self.device} ({str(error).splitlines()[0]}); "
                 "use smaller windows, a smaller model or another device."
             ) from error
         self.windows_at_once = tried // 2
