@@ -66,7 +66,8 @@ def class_probabilities(scores: np.ndarray, groups: list[int], scale: float) -> 
 
 
 def allowed(probabilities: np.ndarray, prob_thd: float, area_thd: float | None) -> np.ndarray | None:
-    """Which labels are right where (H, W, K): one, or several where float32 may decide otherwise; None where the area rule may (3.3, 3 and 4)."""
+    """Which labels are right where (H, W, K): one, or several where float32 may decide otherwise (3.3, 3 and 4); None where the area
+    rule may."""
     classes = probabilities.shape[-1]
     probabilities = probabilities.copy()
     if area_thd is not None:
