@@ -1,4 +1,7 @@
-"""Every Python block and every command of README.md and docs/*.md runs, in the order of its page; every link leads somewhere."""
+"""Every Python block and every command of README.md and docs/*.md runs, in the order of its page; every link leads somewhere.
+
+README.md's and the gallery's run each time, the other pages' with ``--slow``.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,7 @@ NEED_DATA = {
     "sh scripts/test.sh configs/cfg_ade20k.py --cfg-options settings=tcl",
     "sh scripts/multi_test.sh --methods SCLIP ClearCLIP SC-CLIP SFP --datasets voc21 context60 coco_object voc20 context59",
 }
+EACH_TIME = ("README.md", "gallery.md")
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,13 @@ def test_the_lists_are_of_printed_commands():
     assert COMMANDS - NEED_DATA - NOT_RUN.keys()
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS if step.text not in {*NOT_RUN, *NEED_DATA}], ids=str)
+def to_run() -> list:
+    """The steps that are run, slow ones marked."""
+    steps = [step for step in STEPS if step.text not in {*NOT_RUN, *NEED_DATA}]
+    return [pytest.param(step, id=str(step), marks=() if step.page in EACH_TIME else pytest.mark.slow) for step in steps]
+
+
+@pytest.mark.parametrize("step", to_run())
 def test_step(step, checkout, tmp_path_factory):
     folder = checkout(step.page)
     if step.kind == "file":

@@ -23,6 +23,7 @@ def run(tool: str, cwd, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_resumed_equals_undisturbed_and_the_choice_loads(tmp_path):
     few = ("--scenes", "40", "--batch", "8", "--save-every", "2")
     run("train_toyland.py", tmp_path, "--work-dir", "whole", "--steps", "4", *few)
