@@ -7,7 +7,7 @@ on where it stopped and a wider one measures only what is missing. sfp/planting_
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ class Plan:
         strengths: above 0; the clean model is measured as well.
         selfless: values of lambda.
         seeds: of the places.
-        detectors: whose precision and recall are measured.
+        detectors: whose precision and recall are measured, ``NAME`` or ``NAME:KEY=VALUE``.
         methods: whose mIoU is measured.
         purifiers: under which; see ``read_purifier``.
     """
@@ -108,8 +108,8 @@ class Plan:
                 raise SFPError(f"--{option} {' '.join(map(str, values))} names one twice; name each once.")
         if any(seed < 0 for seed in self.seeds):
             raise SFPError(f"--seeds {' '.join(map(str, self.seeds))} has a negative one; give seeds of at least 0.")
-        for name in self.detectors:
-            build_detector(name)
+        for spec in self.detectors:
+            read_detector(spec)
         for name in self.methods:
             METHODS.get(name)
         for spec in self.purifiers:
@@ -132,6 +132,16 @@ class Plan:
                     for case in self.cases(seed) if spec != "undone" else [Case(seed, 0.0, 1.0)]:
                         runs.setdefault(miou_key(method, spec, case), (method, spec, case))
         return list(runs.values())
+
+
+def read_detector(spec: str) -> Detector:
+    """The detector of ``NAME:KEY=VALUE``.
+
+    Raises:
+        SFPError: unknown name or option.
+    """
+    name, options = parse_spec(spec)
+    return build_detector(name, **options)
 
 
 def read_purifier(spec: str) -> tuple[str, dict[str, Any], str]:
@@ -234,7 +244,7 @@ def run_plan(plan: Plan, path: Path) -> Store:
         return Planting(layer, plan.count, case.strength, case.seed, undone)
 
     for case in tqdm([case for seed in plan.seeds for case in plan.cases(seed)], desc="detectors", unit="planting"):
-        missing = [build_detector(name) for name in plan.detectors if name not in store.detection.get(case.key, {})]
+        missing = {spec: read_detector(spec) for spec in plan.detectors if spec not in store.detection.get(case.key, {})}
         if missing:
             trunk = PlantedTrunk(clip.trunk, planting(case), directions[case.selfless])
             store.add_detection(case.key, detect(trunk, windows, missing))
@@ -260,11 +270,11 @@ def read_pictures(cfg: Config, clip: FrozenCLIP, images: int) -> tuple[list[Pict
 
 
 @torch.inference_mode()
-def detect(trunk: PlantedTrunk, windows: Sequence[Tensor], detectors: Collection[Detector]) -> dict[str, dict[str, list[float]]]:
+def detect(trunk: PlantedTrunk, windows: Sequence[Tensor], detectors: Mapping[str, Detector]) -> dict[str, dict[str, list[float]]]:
     """What each detector makes of the planted places in layers l..L-1, and what they do there.
 
     Returns:
-        For each detector's name "precision" and "recall" over all windows' tokens, and "auroc", the mean over windows of the
+        For each detector, by its key, "precision" and "recall" over all windows' tokens, and "auroc", the mean over windows of the
         area under the ROC curve of its scores; for "tokens" the planted tokens' norm in lengths of the others', their share of
         the class token's and of the patches' attention, and their attention to themselves. Each a list by layer.
     """
@@ -274,10 +284,10 @@ def detect(trunk: PlantedTrunk, windows: Sequence[Tensor], detectors: Collection
 
     def look(state: LayerState) -> None:
         planted = trunk.planted
-        for detector in detectors:
+        for name, detector in detectors.items():
             mask, scores = detector(state)
             found = np.array([int((mask & planted).sum()), int(mask.sum()), int(planted.sum())])
-            place = detector.name, state.layer
+            place = name, state.layer
             counts[place] = counts.get(place, 0) + found
             truth, score = planted[0].cpu().numpy(), scores[0].float().cpu().numpy()
             aurocs.setdefault(place, []).append(float(roc_auc_score(truth, score)))
@@ -298,12 +308,12 @@ def detect(trunk: PlantedTrunk, windows: Sequence[Tensor], detectors: Collection
     figures: dict[str, dict[str, list[float]]] = {
         "tokens": {name: [float(np.mean(tokens[name, layer])) for layer in layers] for name, _ in dict.fromkeys(tokens)}
     }
-    for detector in detectors:
-        right, flagged, planted = np.array([counts[detector.name, layer] for layer in layers]).T
-        figures[detector.name] = dict(
+    for name in detectors:
+        right, flagged, planted = np.array([counts[name, layer] for layer in layers]).T
+        figures[name] = dict(
             precision=(right / np.maximum(flagged, 1)).tolist(),
             recall=(right / np.maximum(planted, 1)).tolist(),
-            auroc=[float(np.mean(aurocs[detector.name, layer])) for layer in layers],
+            auroc=[float(np.mean(aurocs[name, layer])) for layer in layers],
         )
     return figures
 

@@ -33,6 +33,7 @@ def test_a_plan_measures_the_clean_model_once_and_own_where_it_exists():
         (dict(seeds=[-1]), "--seeds -1 has a negative one"),
         (dict(purifiers=["SOM@nxt"]), "did you mean 'SOM@next'"),
         (dict(purifiers=["SOM:topk=2@next"]), "topk"),
+        (dict(detectors=["L2:top=5"]), "did you mean 'topk'"),
         (dict(methods=["SFPP"]), "did you mean 'SFP'"),
     ],
 )
@@ -76,13 +77,14 @@ def test_a_broken_file_of_figures_is_refused(tmp_path):
 def test_the_tool(tool, tmp_path):
     """Figures, tables and curves; the same command measures nothing again, a wider one what is missing; another experiment is refused."""
     out = tmp_path / "out"
-    arguments = [ROOT / "configs/cfg_toyland.py", "--images", 2, "--detectors", "SOM", "L2", "--strengths", 4, "--out", out]
+    arguments = [ROOT / "configs/cfg_toyland.py", "--images", 2, "--detectors", "SOM", "L2", "L2:topk=5", "--strengths", 4, "--out", out]
     arguments += ["--methods", "ClearCLIP", "SC-CLIP", "--purifiers", "off", "undone", "own", "L2:topk=5@next", "--selfless", 0]
     data = ["--cfg-options", f"test_dataloader.dataset.data_root={tmp_path}/toyland", "test_dataloader.dataset.scenes=2"]
     code, output, error = tool("plant_outliers", *arguments, "--seeds", 0, *data)
     assert code == 0, error
     first = json.loads((out / "results.json").read_text())
     assert first["detection"]["seed=0 lambda=0 strength=4"]["L2"]["recall"][0] == 1.0
+    assert first["detection"]["seed=0 lambda=0 strength=4"]["L2:topk=5"]["recall"][0] == 0.5
     assert len(first["miou"]) == 2 * (1 + 2 + 2) + 2 and all(0 < value < 100 for value in first["miou"].values())
     assert output.count("| ClearCLIP |") == 2 and (out / "tables.md").read_text() in output
     assert all((out / name).stat().st_size > 10000 for name in ("detection.png", "miou_lambda0.png"))

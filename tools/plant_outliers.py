@@ -35,7 +35,13 @@ def main() -> int:
         "--selfless", nargs="+", type=float, default=[0.0, 0.25], metavar="LAMBDA", help="how much the outliers look away from themselves"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the places; tables and curves show mean and spread")
-    parser.add_argument("--detectors", nargs="+", default=list_detectors(), help="those whose precision and recall are measured")
+    parser.add_argument(
+        "--detectors",
+        nargs="+",
+        default=list_detectors(),
+        metavar="NAME[:KEY=VALUE]",
+        help="those whose precision and recall are measured",
+    )
     parser.add_argument("--methods", nargs="*", default=list_methods(), help="those whose mIoU is measured")
     parser.add_argument(
         "--purifiers",
