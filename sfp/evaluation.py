@@ -53,6 +53,7 @@ class ClassIoUMetric(BaseMetric):
     Attributes:
         figures: after ``evaluate``, the ``Figures``.
         images: how many images they are of.
+        resumed: how many of them an interrupted run had done.
     """
 
     default_prefix = None
@@ -68,12 +69,14 @@ class ClassIoUMetric(BaseMetric):
         self.store: CountStore | None = None
         self.figures: Figures | None = None
         self.images = 0
+        self.resumed = 0
 
     def resume(self, store: CountStore, classes: int) -> set[str]:
         """Keep counts in a store from now on; returns the names of images that it has, on any rank."""
         self.store = store
         self.counts = store.read(classes)
         self.counts = {name: counts for part in all_gather_object(self.counts) for name, counts in part.items()}
+        self.resumed = len(self.counts)
         return set(self.counts)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -290,6 +293,7 @@ def write_results(
         **as_json(metric.figures, dataset.metainfo["classes"]),
         "images": metric.images,
         "seconds": round(seconds, 2),
+        "images_resumed": metric.resumed,
         "shared_with": list(shared_with),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "protocol": {**task.protocol.as_dict(), "short_side": short_side_of(dataset)},

@@ -61,7 +61,7 @@ def ablate(args: argparse.Namespace) -> None:
         toy, real = ([d for d in args.datasets if (d == "toyland") is kind] for kind in (True, False))
         for datasets, own in ((toy, ["Toyland"]), (real, list(ablation.backbones))):
             backbones = args.backbones or own
-            measured = measure(args, name, ablation, backbones, datasets) if datasets and ablation.methods else {}
+            measured = measure(args, name, ablation, backbones, datasets) if datasets else {}
             parts += [f"{b}\n\n{ablation_table(ablation, b, datasets, measured)}" for b in backbones if datasets]
         parts.append(missing_rows(ablation))
         texts.append("\n".join(part for part in parts if part))
@@ -76,14 +76,16 @@ def measure(args: argparse.Namespace, name: str, ablation, backbones: list[str],
     from sfp.ablations import read_miou
     from sfp.grid import Cell
 
-    out = args.out / ablation.settings
-    command = [sys.executable, str(Path(__file__).with_name("benchmark.py")), "--methods", *ablation.methods]
+    out, methods = args.out / ablation.settings, ablation.methods(datasets[0])
+    if not methods:
+        return {}
+    command = [sys.executable, str(Path(__file__).with_name("benchmark.py")), "--methods", *methods]
     command += ["--backbones", *backbones, "--datasets", *datasets, "--out", str(out), "--settings", ablation.settings]
     command += ["--devices", *args.devices] if args.devices else []
     command += ["--cfg-options", *args.cfg_options] if args.cfg_options else []
-    print(f"{name}: {len(ablation.methods)} rows on {', '.join(datasets)}", file=sys.stderr)
+    print(f"{name}: {len(methods)} rows on {', '.join(datasets)}", file=sys.stderr)
     args.failed |= subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0
-    places = [(method, backbone, dataset) for method in ablation.methods for backbone in backbones for dataset in datasets]
+    places = [(method, backbone, dataset) for method in methods for backbone in backbones for dataset in datasets]
     return {place: read_miou(Cell(*place, (), str(out)).folder) for place in places}
 
 

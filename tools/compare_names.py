@@ -1,7 +1,9 @@
 """The same images under other class names: how far the names alone move a number.
 
-Each vocabulary is scored in the same pass of the images. Two figures stand side by side: mIoU over all classes of the dataset, and over
-those that the measured images have. Distractors are words that are no class of the dataset: a pixel that goes to one is wrong.
+Each vocabulary is scored in the same pass of the images: the config's own names, "official"; the first word of each class, "plain", where
+these have synonyms; those of further files; and the official ones with distractors, which are words that are no class of the dataset: a
+pixel that goes to one is wrong. Two figures stand side by side: mIoU over all classes of the dataset that occur in labels or predictions,
+and over those that the labels of the measured images have.
 
 python tools/compare_names.py configs/cfg_toyland.py --images 20 --names synonyms=configs/cls_toyland_synonyms.txt
 python tools/compare_names.py configs/cfg_voc20.py --names plain=configs/cls_voc20_plain.txt sclip=configs/cls_voc20_sclip.txt \\
@@ -26,7 +28,7 @@ from sfp.plugin import require_mmseg
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("config", help="a config file, such as configs/cfg_toyland.py; its own names are the row 'official'")
+    parser.add_argument("config", help="a config file, such as configs/cfg_toyland.py; its own names are the row official")
     parser.add_argument("--names", nargs="*", default=[], metavar="LABEL=FILE", help="further names files with one line for each class")
     parser.add_argument("--distractors", type=Path, help="a names file whose words are added to the official names as distractors")
     parser.add_argument("--methods", nargs="+", help="methods; the config's own if not given")
@@ -81,7 +83,8 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> dict:
-    """By label a vocabulary and how many of its last classes are distractors: official, its first words, those of files, with distractors.
+    """By label a vocabulary and how many of its last classes are distractors: "official"; "plain", the first word of each class, where
+    official classes have several; those of files; and official with distractors.
 
     Raises:
         SFPError: a file that isn't LABEL=FILE, a label that stands twice, or bad names.
@@ -92,7 +95,7 @@ def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> di
     official = Vocabulary.from_file(cfg.model.name_path, separator)
     found = {"official": (official, 0)}
     if len(official.queries) > len(official.names):
-        found["first words"] = Vocabulary.from_names(official.names), 0
+        found["plain"] = Vocabulary.from_names(official.names), 0
     for text in files:
         label, _, path = text.partition("=")
         if not path or label in found:

@@ -1,7 +1,8 @@
 """Plot accuracy against cost from finished evaluations: mIoU over milliseconds per image, a point for each.
 
 Milliseconds are an evaluation's seconds over its images: reading, windows, method, decoding and counting, as the machine was then. Points
-of one plot should come from one machine that did nothing else. An evaluation whose pass several datasets shared is left out.
+of one plot should come from one machine that did nothing else. An evaluation whose pass several datasets shared, or which went on where
+another had stopped, is left out: its seconds are not its own.
 
 python tools/plot_cost.py work_dirs/benchmark --out cost.png
 """
@@ -48,7 +49,7 @@ def plot(args: argparse.Namespace) -> None:
     points = [point for folder in args.folders for path in sorted(folder.rglob("results.json")) if (point := read_point(path))]
     if not points:
         raise SFPError(
-            f"There is no results.json with a pass of its own in {', '.join(map(str, args.folders))}; give an evaluation's folder."
+            f"There is no results.json of a whole pass of its own in {', '.join(map(str, args.folders))}; give an evaluation's folder."
         )
     points.sort(key=lambda point: (point.place, point.milliseconds))
     for point in points:
@@ -71,7 +72,7 @@ def read_point(path: Path) -> Point | None:
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["shared_with"]:
+        if result["shared_with"] or result["images_resumed"]:
             return None
         changed = {key: value for key, value in result["changed_options"].items() if key not in ("purify", "pm")}
         name = ", ".join([result["method"], *(f"{key}={value}" for key, value in sorted(changed.items()))])
@@ -82,25 +83,35 @@ def read_point(path: Path) -> Point | None:
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """A panel for each place, a colour for each detector.
+    """A panel for each place; a point's colour is its detector, the number in it its method.
 
     Raises:
         SFPError: a suffix that matplotlib doesn't write.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    places, detectors = list(dict.fromkeys(p.place for p in points)), sorted({p.detector for p in points})
-    figure = Figure(figsize=(9, 5.5 * len(places)), layout="constrained")
+    places, methods = list(dict.fromkeys(p.place for p in points)), sorted({p.method for p in points})
+    found = sorted({p.detector for p in points})
+    colours = dict(zip(found, [colormaps["tab10"](i % 10) for i in range(len(found))], strict=True))
+    figure = Figure(figsize=(11, max(5.5 * len(places), 0.24 * (len(methods) + len(found)) + 1)), layout="constrained")
     for axis, place in zip(figure.subplots(len(places), 1, squeeze=False).flatten(), places, strict=True):
-        for number, detector in enumerate(detectors):
-            own = [p for p in points if (p.place, p.detector) == (place, detector)]
-            if own:
-                axis.scatter([p.milliseconds for p in own], [p.miou for p in own], color=f"C{number}", label=detector or "no purification")
-            for p in own:
-                axis.annotate(p.method, (p.milliseconds, p.miou), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        for p in (p for p in points if p.place == place):
+            axis.plot(p.milliseconds, p.miou, "o", markersize=13, color=colours[p.detector], alpha=0.55, markeredgewidth=0)
+            axis.annotate(str(1 + methods.index(p.method)), (p.milliseconds, p.miou), ha="center", va="center", fontsize=8)
         axis.set(title=place, xlabel="milliseconds per image", ylabel="mIoU", xscale="log")
-        axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=9)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(alpha=0.3)
+    numbers = [
+        Line2D([], [], linestyle="", marker=f"${i}$", color="black", markersize=4 + 3 * len(str(i))) for i in range(1, len(methods) + 1)
+    ]
+    circles = [Line2D([], [], linestyle="", marker="o", markersize=11, color=colours[name], alpha=0.55) for name in found]
+    labels = [*methods, *(name or "no purification" for name in found)]
+    figure.legend([*numbers, *circles], labels, loc="outside right upper", fontsize=9)
     save_figure(figure, path, "--out")
 
 

@@ -13,7 +13,7 @@ import argparse
 import csv
 import json
 import sys
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
 
 import numpy as np
@@ -142,16 +142,20 @@ def draw(path: Path, card: dict, layers: range) -> None:
 
     panels = {
         "coherence: AUROC of patch pairs": card["auroc"],
-        "alignment with the text": {"own class less the others": card["alignment"]},
-        "patches whose own class is the nearest": {"accuracy": card["accuracy"]},
-        "entropy of attention": {"patches": card["entropy"], "class token": card["cls_entropy"]},
-        "share of patches flagged": card["outliers"],
+        "text, of attention-free values": {
+            "own class's cosine less the others'": card["alignment"],
+            "own class the nearest": card["accuracy"],
+        },
+        "components of CLIPSeg's graph": {"components": card["components"]},
+        "entropy of attention (1: uniform)": {"patches": card["entropy"], "class token": card["cls_entropy"]},
+        "share of the patches flagged": card["outliers"],
         "overlap of detectors": card["overlap"],
     }
     figure = Figure(figsize=(14, 7.2), layout="constrained")
     for axis, (title, lines) in zip(figure.subplots(2, 3).flatten(), panels.items(), strict=True):
-        for name, values in lines.items():
-            axis.plot(list(layers), [np.nan if v is None else v for v in values.values()], marker=".", label=name)
+        for (name, values), style in zip(lines.items(), cycle(("-", "--", ":", "-."))):  # equal lines still show
+            points = [np.nan if value is None else value for value in values.values()]
+            axis.plot(list(layers), points, marker=".", linestyle=style, linewidth=1.8, label=name)
         axis.set(title=title, xlabel="layer", xticks=list(layers)[:: max(1, len(layers) // 12)])
         axis.grid(alpha=0.3)
         if lines:

@@ -26,7 +26,9 @@ from sfp.methods.method import METHODS, Card, Method
 class CLIPSeg(Method):
     """Y = W_o (A V) + b_o, one A for all heads; neither residual nor FFN."""
 
-    attention_layer: int | None = None  # M; 9 for ViT-L/14 (Fig. 3), else 7 of 12 scaled by depth; ``tools/probe_layers.py`` finds it
+    # M; 9 for ViT-L/14 (Fig. 3), else 7 of 12 scaled by depth; ``tools/probe_layers.py`` finds it; -1 is L, -2 is L-1 ...
+    attention_layer: int | None = None
+    attention: str = "k-k"  # or "q-k", A of the last block as it was trained, for each head (Table 4)
     epsilon: float = 0.75
     tau: float = 6.0
     # the paper's start index: -1 for v_L alone, -3 (if None) for it and v~ of blocks L-1 and L-2; or a list of these blocks
@@ -48,18 +50,16 @@ class CLIPSeg(Method):
         "L; reads M, L-2, L-1", residual=False, ffn=False,
     )  # fmt: skip
     choices = {
-        "key_heads": ("joint", "separate"),
-        "epsilon_kind": ("similarity", "distance"),
-        "relation": ("connected", "two_hop"),
-        "relation_weight": ("epsilon", "similarity"),
-        "deep_merge": ("mean", "sum"),
+        "attention": ("k-k", "q-k"), "key_heads": ("joint", "separate"), "epsilon_kind": ("similarity", "distance"),
+        "relation": ("connected", "two_hop"), "relation_weight": ("epsilon", "similarity"), "deep_merge": ("mean", "sum"),
         "deep_stream": ("ordinary", "attention_free"),
-    }
+    }  # fmt: skip
 
     def prepare(self) -> None:
         published = dict(attention_layer=9) if (self.trunk.layers, self.trunk.patch) == (24, 14) else None
         found = self.constants(published, dict(attention_layer=7), attention_layer=self.attention_layer)
-        (self.attention_layer,) = self.check_layers("attention_layer", found["attention_layer"])
+        layer, last = found["attention_layer"], self.trunk.layers
+        (self.attention_layer,) = self.check_layers("attention_layer", layer + last + 1 if layer < 0 else layer, last)
         self.deep_layers = self._deep(-3 if self.deep_layers is None else self.deep_layers)
 
     def _deep(self, layers: Collection[int] | int) -> tuple[int, ...]:
@@ -78,7 +78,11 @@ class CLIPSeg(Method):
         deep = Hook(lambda state: inputs.update({state.layer: state.inputs}), self.deep_layers)
         stream, block = self.stream(windows, middle, deep), self.last_block
         first = 0 if self.cls_token else 1
-        weights = self.coherent_attention(keys[0][:, :, first:])
+        if self.attention == "q-k":
+            q, k = (part[:, :, first:].float() for part in block.qkv(block.normed(stream), "qk"))
+            weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        else:
+            weights = self.coherent_attention((keys or block.qkv(block.normed(stream), "k"))[0][:, :, first:])
         values = self.integrated_values(stream, inputs)[:, :, first:]
         return block.project(weights.to(values.dtype) @ values)[:, 1 - first :]
 
@@ -102,8 +106,8 @@ class CLIPSeg(Method):
 
     def integrated_values(self, stream: Tensor, inputs: dict[int, Tensor]) -> Tensor:
         """V of DSI, (B, heads, 1 + N, d_h), of X^{L-1} and the inputs of the deep layers."""
-        last, merged, free = self.last_block, [], None
-        merged.append(last.values(last.normed(stream)))  # v_L
+        last, free = self.last_block, None
+        merged = [last.values(last.normed(stream))]  # v_L
         for layer in self.deep_layers:
             block = self.trunk.blocks[layer - 1]
             free = inputs[layer] if free is None or self.deep_stream == "ordinary" else free

@@ -18,7 +18,7 @@ from sfp.clip.positions import RESIZES
 from sfp.clip.trunk import Block, Hook
 from sfp.errors import SFPError
 from sfp.outliers import DETECTORS, Purifier, build_detector
-from sfp.outliers.repair import DIVISORS, EMPTY
+from sfp.outliers.repair import DIVISORS, EMPTY, FILLINGS
 from sfp.registry import Registry
 
 METHODS = Registry("method", "sfp.methods")
@@ -58,8 +58,9 @@ class Method(ABC):
     purify: bool | None = None  # whether outliers are repaired; as published, if None
     pm: str | None = None  # the detector; the method's own, if None
     purify_layers: Collection[int] | int | None = None  # 1-based blocks after which purification acts; the method's own, if None
-    repair_empty: str = "keep"  # ``empty`` and
-    repair_divisor: str = "valid"  # ``divisor`` of ``repair``
+    repair_empty: str = "keep"  # ``empty``,
+    repair_divisor: str = "valid"  # ``divisor`` and
+    repair_filling: str = "mean"  # ``filling`` of ``repair``
     repair_point: str = "block"  # or "attention", the stream before the MLP
     positional_resize: str | None = None  # see ``resize_positions``; the method's own, if None
     compiled: str | None = None  # a mode of torch.compile for ``features``; "reduce-overhead" means CUDA graphs
@@ -74,6 +75,7 @@ class Method(ABC):
     choices: ClassVar[dict[str, tuple]] = {
         "repair_empty": EMPTY,
         "repair_divisor": DIVISORS,
+        "repair_filling": FILLINGS,
         "repair_point": ("block", "attention"),
         "positional_resize": (None, *RESIZES),
         "compiled": (None, "default", "reduce-overhead", "max-autotune"),
@@ -93,7 +95,7 @@ class Method(ABC):
         self.purify_layers = self.check_layers("purify_layers", layers)
         self.prepare()
         detector = build_detector(self.pm, **{**self.own_detector_options.get(self.pm, {}), **(self.detector_options or {})})
-        repair = dict(empty=self.repair_empty, divisor=self.repair_divisor, point=self.repair_point)
+        repair = dict(empty=self.repair_empty, divisor=self.repair_divisor, filling=self.repair_filling, point=self.repair_point)
         self.purifier = Purifier(detector, self.purify_layers, **repair) if self.purify else None
         self._features = torch.compile(self.features, mode=self.compiled) if self._compiles() else self.features
 
@@ -110,16 +112,17 @@ class Method(ABC):
         """Layers at which purification acts unless it is told: 1..L-1."""
         return range(1, self.trunk.layers)
 
-    def check_layers(self, option: str, layers: Collection[int] | int) -> tuple[int, ...]:
+    def check_layers(self, option: str, layers: Collection[int] | int, last: int | None = None) -> tuple[int, ...]:
         """Layers of an option as a tuple.
 
         Raises:
-            SFPError: a layer is not in 1..L-1.
+            SFPError: a layer is not in 1..last, which is L-1 if not given.
         """
+        last = last or self.trunk.layers - 1
         layers = [layers] if isinstance(layers, int) else list(layers)
         for layer in layers:
-            if not isinstance(layer, int) or not 1 <= layer < self.trunk.layers:
-                raise SFPError(f"{option} of {self.name} names layer {layer!r}; give layers from 1 to {self.trunk.layers - 1}.")
+            if not isinstance(layer, int) or not 1 <= layer <= last:
+                raise SFPError(f"{option} of {self.name} names layer {layer!r}; give layers from 1 to {last}.")
         return tuple(layers)
 
     def check_blocks(self, option: str, blocks: int) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sfp.clip.block import Block
 from sfp.clip.clip import unit
 from sfp.clip.kernels import attend
 from sfp.clip.trunk import Hook, LayerState
@@ -28,6 +29,21 @@ def mix(weights: Tensor, v: Tensor) -> Tensor:
     """A V with one map (B, N, N) for all heads of V (B, heads, N, d_h)."""
     joined = weights.to(v.dtype) @ v.transpose(1, 2).flatten(2)
     return joined.unflatten(2, (v.shape[1], -1)).transpose(1, 2)
+
+
+def correlate(block: Block, tokens: Tensor, terms: str, similarity: Tensor | None = None) -> Tensor:
+    """W_o concat(A V) + b_o of tokens (B, N, C), A the mean of softmax(U U^T / sqrt(d_h)) for each U among Q, K and V.
+
+    Args:
+        block: whose projections are taken.
+        terms: the letters of U, such as "k" or "qk".
+        similarity: a further map for all heads, (B, N, N).
+    """
+    which = "qkv"[min("qkv".index(letter) for letter in terms + "v") :]
+    parts = dict(zip(which, block.qkv(block.normed(tokens), which), strict=True))
+    mixed = [self_attend(parts[letter], parts["v"]) for letter in terms]
+    mixed += [] if similarity is None else [mix(similarity, parts["v"])]
+    return block.project(sum(mixed) / len(mixed))
 
 
 def cosine_similarity(tokens: Tensor) -> Tensor:

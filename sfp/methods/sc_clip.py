@@ -5,16 +5,20 @@ and after the last attention, and a second stream M sums the middle layers. The 
 
     Y1 = rn(thr(G_post)) Dec(rn(thr(G_pre)) Xr, c), Y2 = rn(thr(G_post)) Dec(M_pat, M_cls), Y = Y1 + Y2
     Dec(Z, c) = W_o concat(1/2 [softmax(B) + softmax(K K^T / sqrt(d_h))] V) + b_o + rho c, B = 3 (G_pre - mean) above 0
+
+Options leave parts out or replace them, as the paper's Tables 2 to 8 do; what these print no equation for is our reading.
 """
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.clip.trunk import Hook, LayerState
 from sfp.errors import SFPError
 from sfp.methods.method import METHODS, Card, Method
-from sfp.methods.parts import aggregate, cosine_similarity, cut_below, masked_similarity_attention, mix, self_attend
+from sfp.methods.parts import aggregate, correlate, cosine_similarity, cut_below, masked_similarity_attention, self_attend
+from sfp.methods.proxies import load_proxy
 
 # (blocks, patch): those of L/14 are the authors' answer in SuleBai/SC-CLIP#5, the paper's sum ends at layer 20
 PUBLISHED = {
@@ -32,23 +36,36 @@ class SCCLIP(Method):
 
     pre_layer: int | None = None  # layer of G_pre, whose tokens are repaired with the outliers of block L-1
     post_layer: int | None = None  # layer of G_post, not repaired
-    fuse_layers: tuple[int, int] | None = None  # first and last layer of the summed stream M, both inclusive
+    fuse_layers: tuple | None = None  # first and last layer of M, both inclusive; several such pairs; or none, [], without M
+    fusion: str = "pass"  # M through Dec; "sum": M itself is Y2; "dual_path": Y2 sums W_o concat(softmax(V V^T / s) V) + b_o of its blocks
     res_cls: float | None = None  # weight rho of the class token in the output
     beta: float = 0.4  # similarities below it are cut
+    correlation: str = "k"  # Dec's U U^T: one softmax for each letter of q, k, v; all have equal weights
+    enhance: bool = True  # Dec has softmax(B), too
+    aggregation: str = "both"  # "before" Dec by G_pre, "after" it by G_post, or "none"
+    similarity: str = "layers"  # G_pre and G_post of these, or both of another model's features, a name for ``load_proxy``
 
     card = Card("Bai et al., 2024", "k-k + similarity of a middle layer", "last block's, of two streams", "L; reads 4..10", False, False)
     own_purify = True
     own_pm = "LOF"
+    choices = {"fusion": ("pass", "sum", "dual_path"), "aggregation": ("both", "before", "after", "none")}
 
     def prepare(self) -> None:
         given = {name: getattr(self, name) for name in PUBLISHED[12, 16]}
         found = self.constants(self.published_constants(), PUBLISHED[12, 16], **given)
         (self.pre_layer,) = self.check_layers("pre_layer", found["pre_layer"])
         (self.post_layer,) = self.check_layers("post_layer", found["post_layer"])
-        ends = self.check_layers("fuse_layers", found["fuse_layers"])
-        if len(ends) != 2 or ends[0] > ends[1]:
-            raise SFPError(f"fuse_layers of {self.name} is {found['fuse_layers']}; give (first, last), both inclusive, first <= last.")
-        self.fuse_layers, self.res_cls = ends, found["res_cls"]
+        self.fuse_layers, self.res_cls = found["fuse_layers"], found["res_cls"]
+        pairs = self.fuse_layers if isinstance(self.fuse_layers, (tuple, list)) else [self.fuse_layers]
+        pairs = [pairs] if any(isinstance(layer, int) for layer in pairs) else pairs
+        ends = [self.check_layers("fuse_layers", pair) for pair in pairs]
+        if any(len(pair) != 2 or pair[0] > pair[1] for pair in ends):
+            raise SFPError(f"fuse_layers of {self.name} is {self.fuse_layers}; give (first, last), both inclusive, first <= last.")
+        self.fused = {layer for first, last in ends for layer in range(first, last + 1)}
+        if not set(self.correlation) <= set("qkv") or not (self.correlation or self.enhance):
+            raise SFPError(f"correlation of {self.name} is {self.correlation!r}; give letters of q, k and v, one at least without enhance.")
+        own = self.similarity == "layers"
+        self.eye = None if own else load_proxy(self.similarity, None, self.clip.device, self.trunk.dtype)
 
     def published_constants(self) -> dict | None:
         """What the source gives for this backbone."""
@@ -58,39 +75,42 @@ class SCCLIP(Method):
         return (self.trunk.layers - 1,)
 
     def tokens(self, windows: Tensor) -> Tensor:
-        kept: dict[int, Tensor] = {}
+        kept: dict[int | str, Tensor] = {}
         fused: list[Tensor] = []
-        outliers: list[Tensor | None] = []
         last = self.trunk.layers - 1
 
         def keep(state: LayerState) -> None:
             if state.layer in (self.pre_layer, self.post_layer):
                 kept[state.layer] = state.patches
-            if self.fuse_layers[0] <= state.layer <= self.fuse_layers[1]:
-                fused.append(state.tokens if not fused else fused.pop() + state.tokens)
-            if state.layer == last:
-                outliers.append(state.outliers)
+            if state.layer in self.fused:
+                block = self.trunk.blocks[state.layer - 1]
+                term = block.project(self_attend(state.v, state.v)) if self.fusion == "dual_path" else state.tokens
+                fused.append(term if not fused else fused.pop() + term)
+            if state.layer == last and state.outliers is not None and self.pre_layer not in self.purifier.layers:
+                kept["repaired"] = self.purifier.repair(kept[self.pre_layer], state.outliers, state.grid)
 
         stream = self.stream(windows, Hook(keep, range(1, last + 1)))
-        pre, mid = kept[self.pre_layer], fused[0]  # mid is M
-        if self.purifier and outliers[0] is not None and self.pre_layer not in self.purifier.layers:
-            pre = self.purifier.repair(pre, outliers[0], self.trunk.grid_of(*windows.shape[-2:]))
-        g_pre, g_post = cosine_similarity(pre), cut_below(cosine_similarity(kept[self.post_layer]), self.beta)
-        similarity = self.similarity_attention(g_pre)
-
-        repaired = aggregate(cut_below(g_pre, self.beta), stream[:, 1:])  # Xr
-        first = self.decode(repaired, similarity) + self.res_cls * stream[:, :1]  # Dec(Xr, c)
-        second = self.decode_mid(mid[:, 1:], similarity) + self.res_cls * mid[:, :1]
-        return aggregate(g_post, first + second)  # Y1 + Y2
+        pre, post = kept.get("repaired", kept[self.pre_layer]), kept[self.post_layer]
+        if self.eye:
+            seen = F.adaptive_avg_pool2d(self.eye(windows.float()), self.trunk.grid_of(*windows.shape[-2:]))
+            pre = post = seen.flatten(2).transpose(1, 2)
+        g_pre, found = cosine_similarity(pre), stream[:, 1:]
+        similarity = self.similarity_attention(g_pre) if self.enhance else None
+        if self.aggregation in ("both", "before"):
+            found = aggregate(cut_below(g_pre, self.beta), found)  # Xr
+        found = self.decode(found, similarity) + self.res_cls * stream[:, :1]  # Dec(Xr, c)
+        if fused and self.fusion == "pass":
+            found = found + (self.decode_mid(fused[0][:, 1:], similarity) + self.res_cls * fused[0][:, :1])
+        if self.aggregation in ("both", "after"):
+            found = aggregate(cut_below(cosine_similarity(post), self.beta), found)
+        return found + fused[0][:, 1:] if fused and self.fusion != "pass" else found
 
     def similarity_attention(self, g_pre: Tensor) -> Tensor:
         """softmax(B) of the similarity before the cut, one map for all heads, (B, N, N)."""
         return masked_similarity_attention(g_pre)
 
-    def decode(self, tokens: Tensor, similarity: Tensor) -> Tensor:
+    def decode(self, tokens: Tensor, similarity: Tensor | None) -> Tensor:
         """Dec without the class term: patches (B, N, C) through block L's attention."""
-        block = self.last_block
-        k, v = block.qkv(block.normed(tokens), "kv")
-        return block.project((self_attend(k, v) + mix(similarity, v)) / 2)
+        return correlate(self.last_block, tokens, self.correlation, similarity)
 
     decode_mid = decode

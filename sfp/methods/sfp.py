@@ -32,6 +32,7 @@ class SFP(Method):
     sae_residual: str = "full"
     sae_cls_weight: float = 0.3
     sae_values: str = "projected"  # W_o A W_v LN1(F_SOM), or "literal": A F_SOM, as Eq. 6-7 abbreviate
+    sae_norm: bool = True  # LN2 before SAE's FFN
     sae_cls_key: bool = True  # the class token is a key and value of SAE's attention
     hai: bool = True
     hai_iterations: int = 1  # rounds of row and column normalisation
@@ -70,10 +71,8 @@ class SFP(Method):
         total: list[Tensor] = []
         integrate = Hook(lambda state: self._integrate(state, total), range(self.hai_first_layer, last + 1), Attention.MAP)
         purified = self.stream(windows, *([integrate] if self.hai else []))  # F_SOM
-        if self.sae:
-            sharpened = self._sae(purified)
-        else:
-            sharpened = self.trunk.step(self.trunk.layers, purified, self.trunk.grid_of(*windows.shape[-2:]))
+        grid = self.trunk.grid_of(*windows.shape[-2:])
+        sharpened = self._sae(purified) if self.sae else self.trunk.step(self.trunk.layers, purified, grid)
         return sharpened, total[0] if total else None
 
     def _sae(self, purified: Tensor) -> Tensor:
@@ -89,11 +88,11 @@ class SFP(Method):
             mixed = attend_explicitly(u, u, v, scale=scale, bias=bias)[2] @ purified  # A_SAE averaged over heads
         if self.sae_residual == "full":
             stream = purified + mixed
-            return stream + block.mlp(stream)
+            return stream + block.mlp(stream, norm=self.sae_norm)
         if self.sae_residual == "attention":
             return purified + mixed
         if self.sae_residual == "ffn":
-            return purified + block.mlp(mixed)
+            return purified + block.mlp(mixed, norm=self.sae_norm)
         if self.sae_residual == "cls":
             return mixed + self.sae_cls_weight * purified[:, :1]
         return mixed

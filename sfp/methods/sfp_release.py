@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sfp.errors import SFPError
 from sfp.methods.method import METHODS, Card
-from sfp.methods.parts import cut_below, masked_similarity_attention, mix, self_attend
+from sfp.methods.parts import correlate, cut_below, masked_similarity_attention
 from sfp.methods.sc_clip import PUBLISHED, SCCLIP
 
 
@@ -22,6 +23,7 @@ class SFPRelease(SCCLIP):
     """
 
     res_cls: float = 0.3
+    correlation: str = "kq"
 
     card = Card(
         "Kimsure/SFP, code of 2026",
@@ -35,6 +37,8 @@ class SFPRelease(SCCLIP):
 
     def prepare(self) -> None:
         super().prepare()
+        if self.fused and self.fusion == "pass" and not self.enhance:
+            raise SFPError("SFP-release mixes its second stream by softmax(B) alone; with enhance=False give fuse_layers=[], too.")
         som = dict(cls_factor=5 * self.res_cls, max_outliers=10)
         self.own_detector_options = {"SOM": som, "L2": dict(topk=10), "LOF": dict(k=30, contamination=0.05)}
 
@@ -44,12 +48,5 @@ class SFPRelease(SCCLIP):
     def similarity_attention(self, g_pre: Tensor) -> Tensor:
         return masked_similarity_attention(cut_below(g_pre, self.beta))
 
-    def decode(self, tokens: Tensor, similarity: Tensor) -> Tensor:
-        block = self.last_block
-        q, k, v = block.qkv(block.normed(tokens))
-        return block.project((self_attend(k, v) + self_attend(q, v) + mix(similarity, v)) / 3)
-
     def decode_mid(self, tokens: Tensor, similarity: Tensor) -> Tensor:
-        block = self.last_block
-        values = block.values(block.normed(tokens))
-        return block.project(mix(similarity, values))
+        return correlate(self.last_block, tokens, "", similarity)

@@ -18,13 +18,22 @@ class Purifier:
     Args:
         detector: finds the outliers of a layer.
         layers: 1-based block numbers at which it acts.
-        empty, divisor: see ``repair``.
+        empty, divisor, filling: see ``repair``.
         point: "block" repairs the block's output, "attention" the stream before the MLP.
     """
 
-    def __init__(self, detector: Detector, layers: Collection[int], *, empty: str = "keep", divisor: str = "valid", point: str = "block"):
+    def __init__(
+        self,
+        detector: Detector,
+        layers: Collection[int],
+        *,
+        empty: str = "keep",
+        divisor: str = "valid",
+        filling: str = "mean",
+        point: str = "block",
+    ):
         self.detector, self.layers = detector, frozenset(layers)
-        self.empty, self.divisor = empty, divisor
+        self.empty, self.divisor, self.filling = empty, divisor, filling
         self.hook = Hook(self._purify, self.layers, detector.attention, point)
 
     def _purify(self, state: LayerState) -> Tensor:
@@ -33,4 +42,4 @@ class Purifier:
 
     def repair(self, patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
         """Repair other tokens (B, N, C) at the places of known outliers (B, N)."""
-        return repair(patches, outliers, grid, empty=self.empty, divisor=self.divisor)
+        return repair(patches, outliers, grid, empty=self.empty, divisor=self.divisor, filling=self.filling)

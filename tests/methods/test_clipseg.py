@@ -164,12 +164,32 @@ def test_the_layer_follows_the_backbone():
         assert build_method("CLIPSeg", parity_clip("vit12")).attention_layer == 7
 
 
+@torch.inference_mode()
+def test_the_last_blocks_own_keys_and_its_trained_attention():
+    """Table 4's last rows: k_L-k_L is Eq. 3 without G on the last block's keys, q-k the attention that it was trained with."""
+    clip, window = parity_clip("vit12"), parity.case_image("vit12/win1")
+    method = build(attention="q-k", deep_layers=-1)
+    stream, block = method.stream(window), clip.trunk.blocks[-1]
+    q, k, v = (part[0, :, 1:] for part in block.qkv(block.normed(stream)))
+    trained = torch.stack([(q[h] @ k[h].T / q.shape[-1] ** 0.5).softmax(1) @ v[h] for h in range(len(q))])
+    torch.testing.assert_close(method.tokens(window), block.project(trained[None]), atol=1e-5, rtol=1e-4)
+    keys = torch.cat(list(k), 1)
+    keys = keys / keys.norm(dim=1, keepdim=True)
+    coherent = (6 * keys @ keys.T).softmax(1) @ v
+    for layer in (12, -1):
+        found = build(attention_layer=layer, epsilon=0.0, deep_layers=-1)
+        assert found.attention_layer == 12
+        torch.testing.assert_close(found.tokens(window), block.project(coherent[None]), atol=1e-5, rtol=1e-4)
+    assert torch.equal(build(attention_layer=-7)(window), build()(window))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (dict(deep_layers=3), "start index from -1 to -11"),
         (dict(deep_layers=[12]), "1 to 11"),
-        (dict(attention_layer=12), "1 to 11"),
+        (dict(attention_layer=13), "1 to 12"),
+        (dict(attention_layer=-13), "names layer 0"),
         (dict(relation="near"), "two_hop"),
     ],
 )

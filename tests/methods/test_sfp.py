@@ -12,7 +12,7 @@ from sfp.methods import build_method
 from sfp.methods.parts import masked_similarity_attention, mix, sinkhorn
 
 
-def slow_sfp(clip, window, *, residual="full", iterations=1, first_layer=1, purify=True, hai=True, sae_lambda=0.5):
+def slow_sfp(clip, window, *, residual="full", iterations=1, first_layer=1, purify=True, hai=True, sae_lambda=0.5, norm=True):
     """methods.md 1.11 step by step, one window, loops over tokens and heads."""
     trunk = clip.trunk
     grid = trunk.grid_of(*window.shape[-2:])
@@ -59,7 +59,7 @@ def slow_sfp(clip, window, *, residual="full", iterations=1, first_layer=1, puri
     e = last.attn.out_proj(torch.cat(mixed, -1))
 
     def mlp(x):
-        return last.mlp(layer_norm(x, last.ln_2))
+        return last.mlp(layer_norm(x, last.ln_2) if norm else x)
 
     features = {
         "full": lambda: tokens + e + mlp(tokens + e),
@@ -89,12 +89,14 @@ def slow_sfp(clip, window, *, residual="full", iterations=1, first_layer=1, puri
         dict(purify=False),
         dict(hai=False),
         dict(sae_lambda=1.0),
+        dict(norm=False),
+        dict(norm=False, residual="ffn"),
     ],
     ids=str,
 )
 @torch.no_grad()
 def test_equals_the_slow_reading_of_the_paper(options, clip):
-    spelled = dict(residual="sae_residual", iterations="hai_iterations", first_layer="hai_first_layer")
+    spelled = dict(residual="sae_residual", iterations="hai_iterations", first_layer="hai_first_layer", norm="sae_norm")
     method = build_method("SFP", clip, **{spelled.get(key, key): value for key, value in options.items()})
     window = parity.image("win1.1", 224, 320)[None]
     torch.testing.assert_close(method(window)[0], slow_sfp(clip, window, **options), atol=2e-4, rtol=1e-4)

@@ -19,14 +19,16 @@ def data(tmp_path):
 def test_the_rows(tool, tmp_path, data):
     words = tmp_path / "words.txt"
     words.write_text("sky\nhorse\nchair\n")
-    names = f"synonyms={ROOT}/configs/cls_toyland_synonyms.txt"
-    code, output, error = tool("compare_names", CONFIG, "--methods", "ClearCLIP", "--names", names, "--distractors", words, *data)
+    synonyms = ROOT / "configs/cls_toyland_synonyms.txt"  # as the official names: each class's first word is Toyland's own
+    own, data = f"own={ROOT}/configs/cls_toyland.txt", [*data, f"model.name_path={synonyms}"]
+    code, output, error = tool("compare_names", CONFIG, "--methods", "ClearCLIP", "--names", own, "--distractors", words, *data)
     assert code == 0, error
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("| ")][2:]
-    assert [row[0] for row in rows] == ["official", "synonyms", "official + 2 distractors"]
-    words_of = (ROOT / "configs/cls_toyland_synonyms.txt").read_text()
-    assert [int(row[1]) for row in rows] == [16, words_of.count(",") + 16, 18]
-    assert "ClearCLIP, Toyland, 2 images of ToylandDataset" in output and rows[2][6].endswith(" %") and not rows[0][6]
+    assert [row[0] for row in rows] == ["official", "plain", "own", "official + 2 distractors"]
+    queries = synonyms.read_text().count(",") + 16
+    assert [int(row[1]) for row in rows] == [queries, 16, 16, queries + 2]
+    assert rows[1][1:] == rows[2][1:] and rows[1][2] != rows[0][2] and rows[1][3] == f"{float(rows[1][2]) - float(rows[0][2]):+.1f}"
+    assert "ClearCLIP, Toyland, 2 images of ToylandDataset" in output and rows[3][6].endswith(" %") and not rows[0][6]
     code, evaluated, _ = tool("test", CONFIG, "--work-dir", tmp_path / "work", *data, "model.method=ClearCLIP")
     assert code == 0 and f"mIoU {float(rows[0][2]):.1f}" == re.search(r"mIoU \d+\.\d", _rounded(evaluated))[0]
 

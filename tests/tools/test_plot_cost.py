@@ -1,4 +1,4 @@
-"""Accuracy against cost: points from results.json, those of shared passes left out."""
+"""Accuracy against cost: points from results.json, those of shared and of continued passes left out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def result(folder: Path, **changes) -> None:
     """A results.json as if measured."""
     made = dict(
         method="SFP", changed_options={}, pm=None, backbone="Toyland", dataset="ToylandDataset", precision="fp32", device="cpu",
-        mIoU=50.0, seconds=6.0, images=120, shared_with=[],
+        mIoU=50.0, seconds=6.0, images=120, images_resumed=0, shared_with=[],
     )  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({**made, **changes}))
@@ -21,6 +21,7 @@ def test_the_points(tool, tmp_path):
     result(tmp_path / "grid/a", pm="SOM", changed_options=dict(hai=False, pm="SOM"))
     result(tmp_path / "grid/b", method="CLIP", seconds=3.0, mIoU=5.0)
     result(tmp_path / "grid/c", method="SCLIP", shared_with=["voc20"])
+    result(tmp_path / "grid/d", method="GEM", images_resumed=100, seconds=1.0)
     code, output, error = tool("plot_cost", tmp_path / "grid", "--out", tmp_path / "cost.png", "--csv", tmp_path / "cost.csv")
     assert code == 0, error
     lines = output.splitlines()
@@ -33,7 +34,7 @@ def test_the_points(tool, tmp_path):
 
 def test_mistakes(tool, tmp_path):
     result(tmp_path / "c", shared_with=["voc20"])
-    assert "no results.json with a pass of its own" in tool("plot_cost", tmp_path)[2]
+    assert "no results.json of a whole pass of its own" in tool("plot_cost", tmp_path)[2]
     result(tmp_path / "a")
     assert "give --out a file such as cost.png" in tool("plot_cost", tmp_path, "--out", tmp_path / "cost.xyz")[2]
     (tmp_path / "a/results.json").write_text("{}")
