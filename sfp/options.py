@@ -6,6 +6,7 @@ import ast
 import collections.abc
 import math
 import numbers
+import os
 import re
 import types
 import typing
@@ -67,7 +68,15 @@ def check_type(what: str, value: Any, hint: Any, default: Any = None) -> None:
         raise SFPError(f"{what} is {value!r}; give {_said(hint)}{example}.")
 
 
-_SAID = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text", dict: "a dict", type(None): "None"}
+_SAID = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+    dict: "a dict",
+    type(None): "None",
+    os.PathLike: "a path",
+}
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -79,7 +88,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is collections.abc.Callable:
         return callable(value)
     if origin in (tuple, collections.abc.Collection, collections.abc.Sequence):
-        return isinstance(value, collections.abc.Collection) and not isinstance(value, (str, bytes)) and all(_fits(v, inner[0]) for v in value)
+        return (
+            isinstance(value, collections.abc.Collection) and not isinstance(value, (str, bytes)) and all(_fits(v, inner[0]) for v in value)
+        )
     if hint in (int, float):
         number = isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
         return number and math.isfinite(value)

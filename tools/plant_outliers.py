@@ -84,23 +84,28 @@ def experiment(args: argparse.Namespace) -> None:
     """
     require_mmseg()
     from sfp.clip import load_clip
-    from sfp.config import check_dataset, read_config
+    from sfp.config import read_config
     from sfp.methods import METHODS
     from sfp.pipeline.windows import cut, window_grid
+    from sfp.segmentor import read_protocol
 
     detectors = [build_detector(name) for name in args.detectors]
     for name in args.methods:
         METHODS.get(name)
     for spec in args.purifiers:
         read_purifier(spec)
-    if args.images < 1 or any(strength <= 0 for strength in args.strengths):
+    if args.images < 1 or not all(0 < strength < float("inf") for strength in args.strengths):
         raise SFPError(f"--images is {args.images}, --strengths {args.strengths}; give at least 1 image and strengths above 0.")
+    if args.count < 1 or args.seed < 0 or not all(0 <= own < float("inf") for own in args.selfless):
+        raise SFPError(
+            f"--count is {args.count}, --seed {args.seed}, --selfless {args.selfless}; give at least 1 outlier and no negative number."
+        )
     cfg = read_config(args.config, args.cfg_options)
-    check_dataset(cfg)
-    clip = load_clip(cfg.model.clip, cfg.model.pretrained, precision=cfg.model.get("precision"))
-    layer = args.layer or clip.trunk.layers // 2
+    protocol = read_protocol(cfg.model)
+    clip = load_clip(cfg.model.clip, cfg.model.pretrained, device=cfg.model.get("device"), precision=cfg.model.get("precision"))
+    layer = clip.trunk.layers // 2 if args.layer is None else args.layer
     pictures, classes = read_pictures(cfg, clip, args.images)
-    middle = [window_grid(*p.image.shape[1:], cfg.model.window, cfg.model.stride) for p in pictures]
+    middle = [window_grid(*p.image.shape[1:], protocol.window, protocol.stride) for p in pictures]
     windows = [cut(p.image, grid[len(grid) // 2])[None].to(clip.device) for p, grid in zip(pictures, middle, strict=True)]
     directions = {own: drawing_direction(clip.trunk, torch.cat(windows), layer, own) for own in args.selfless}
     planting = Planting(layer, args.count, 0.0, args.seed)
@@ -138,13 +143,11 @@ def type_of(cfg) -> str:
 
 def read_pictures(cfg, clip, images: int) -> tuple[list[Picture], int]:
     """Images spread over the config's dataset, and how many classes it has."""
-    from mmengine.registry import init_default_scope
-    from mmseg.registry import DATASETS
+    from sfp.evaluation import build_dataset, check_task, spread_over
+    from sfp.segmentor import read_protocol, read_vocabulary
 
-    from sfp.evaluation import spread_over
-
-    init_default_scope("mmseg")
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    dataset = build_dataset(cfg)
+    check_task(read_vocabulary(cfg.model), read_protocol(cfg.model), dataset)
     pictures = []
     for index in spread_over(dataset, images):
         item = dataset[index]
@@ -263,8 +266,8 @@ def measure(args: argparse.Namespace, name: str, spec: str, clip, pictures: list
     from sfp.config import read_config
     from sfp.counts import Figures, count_image, sum_counts
     from sfp.methods import build_method
-    from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
-    from sfp.segmentor import method_options
+    from sfp.pipeline import Pipeline, Task
+    from sfp.segmentor import method_options, read_protocol, read_vocabulary
 
     cfg = read_config(args.config, [f"model.method={name}", *args.cfg_options])
     options = method_options(cfg.model)
@@ -279,9 +282,9 @@ def measure(args: argparse.Namespace, name: str, spec: str, clip, pictures: list
     pipeline = Pipeline(
         build_method(name, clip, **options),
         TextBank(clip),
-        Protocol(**{key: cfg.model[key] for key in Protocol.__dataclass_fields__ if key in cfg.model}),
+        read_protocol(cfg.model),
     )
-    vocabulary = Vocabulary.from_file(cfg.model.name_path, cfg.model.get("name_separator", ", "))
+    vocabulary = read_vocabulary(cfg.model)
     task = Task(vocabulary, pipeline.embed_text(vocabulary), pipeline.protocol)
     counts = []
     for picture in pictures:

@@ -24,7 +24,7 @@ class RandomSplits(Detector):
     def __init__(self, *, trees: int = 100, contamination: float = 0.05, seed: int = 0):
         if trees < 1 or not 0 <= contamination <= 1 or not 0 <= seed < 2**32:
             raise SFPError(
-                f"IsolationForest needs trees >= 1, contamination in [0, 1] and a seed from 0 to 2^32 - 1, got {trees}, {contamination}, {seed}."
+                f"IsolationForest needs trees >= 1, contamination in [0, 1] and 0 <= seed < 2^32, got {trees}, {contamination} and {seed}."
             )
         self.trees, self.contamination, self.seed = trees, contamination, seed
 

@@ -95,7 +95,9 @@ class Pipeline:
         self.protocol = protocol or Protocol()
         patch = method.trunk.patch
         if 0 < self.protocol.window < patch:
-            raise SFPError(f"window={self.protocol.window} is smaller than one patch ({patch}); give at least {patch}, or 0 for whole images.")
+            raise SFPError(
+                f"window={self.protocol.window} is smaller than one patch ({patch}); give at least {patch}, or 0 for whole images."
+            )
         check_type("windows_at_once", windows_at_once, int | None)
         if windows_at_once is not None and windows_at_once < 1:
             raise SFPError(f"windows_at_once={windows_at_once} must be at least 1; leave it out for as many as go best.")
