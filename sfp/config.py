@@ -67,7 +67,7 @@ def _from_file(path: Path) -> Config:
     try:
         return Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
-        raise SFPError(f"The config {path} can't be read: {type(error).__name__}: {error}") from error
+        raise SFPError(f"The config {path} can't be read ({type(error).__name__}: {error}); put it right, or name another.") from error
     finally:
         logging.disable(logging.NOTSET)
 

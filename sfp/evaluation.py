@@ -147,7 +147,7 @@ def short_name(path: str | os.PathLike) -> str:
 
 
 def build_dataset(cfg: Config) -> BaseSegDataset:
-    """The dataset that a config evaluates.
+    """The dataset that a config evaluates; its failures name the file.
 
     Raises:
         SFPError: its folders or lists are missing, it has no images, or it can't be built, such as from a key that it doesn't take.
@@ -157,6 +157,7 @@ def build_dataset(cfg: Config) -> BaseSegDataset:
     with building(f"The dataset of {Path(cfg.filename).name}"):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         dataset.full_init()
+    dataset.pipeline = NamedFailures(dataset.pipeline)
     return dataset
 
 
@@ -266,7 +267,7 @@ class NamedFailures:
             SFPError: something in it failed; names the image or label that can't be decoded, if one can't.
         """
         try:
-            return self.pipeline(data)
+            prepared = self.pipeline(data)
         except Exception as error:  # mmcv asserts, OpenCV and PIL raise their own
             for path in (data.get("img_path"), data.get("seg_map_path")):
                 try:
@@ -276,9 +277,22 @@ class NamedFailures:
                     raise SFPError(f"{path} can't be read as an image ({reason}); put a sound copy in its place.") from error
             if isinstance(error, SFPError):
                 raise
-            raise SFPError(
-                f"{data.get('img_path')} can't be prepared ({type(error).__name__}: {error}); check it and its label."
-            ) from error
+            self._check_label(data)
+            reason = f"{type(error).__name__}: {error}"
+            raise SFPError(f"{data.get('img_path')} can't be prepared ({reason}); check it and its label.") from error
+        self._check_label(data)
+        return prepared
+
+    def _check_label(self, data: dict) -> None:
+        """Raises SFPError for a label map that mmcv would fold into eight bits, or that was never exact."""
+        if not any(type(step).__name__ == "LoadAnnotations" for step in getattr(self.pipeline, "transforms", ())):
+            return
+        with Image.open(data["seg_map_path"]) as label:
+            if label.mode not in ("L", "P", "1") or label.format == "JPEG":
+                raise SFPError(
+                    f"The label {data['seg_map_path']} is a {label.format} of mode {label.mode}, which is not read exactly; save it as PNG "
+                    "with one byte a pixel, or load it by LoadWideLabels."
+                )
 
 
 def run_card(config_sha256: str, model: SFPSegmentor, dataset: BaseSegDataset) -> dict[str, str]:

@@ -20,7 +20,6 @@ from sfp.counts import CountStore
 from sfp.errors import SFPError
 from sfp.evaluation import (
     ClassIoUMetric,
-    NamedFailures,
     build_dataset,
     check_task,
     code_fingerprint,
@@ -78,6 +77,7 @@ class Cell:
         given += [f"model.{option}" for option in options]
         cfg = read_config(CONFIGS / f"cfg_{self.dataset}.py", [*given, *self.overrides])
         check_method(name, method_options(cfg.model))
+        read_protocol(cfg.model)
         return cfg
 
     def is_finished(self, cfg, dataset) -> bool:
@@ -202,7 +202,6 @@ def _part(cell: Cell, cfg, dataset: BaseSegDataset, model, fresh: bool) -> _Part
     if fresh:
         store.clear()
     left = set(image_names(dataset)) - metric.resume(store, len(dataset.metainfo["classes"]))
-    dataset.pipeline = NamedFailures(dataset.pipeline)
     return _Part(cell, dataset, task, metric, store, card, left)
 
 

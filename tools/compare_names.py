@@ -56,8 +56,8 @@ def compare(args: argparse.Namespace) -> None:
         raise SFPError(f"--images is {args.images}; give at least 1.")
     for method in args.methods or [None]:
         cfg = read_config(args.config, [*([f"model.method={method}"] if method else []), *args.cfg_options])
-        dataset = build_dataset(cfg)
         vocabularies = read_vocabularies(cfg, args.names, args.distractors)
+        dataset = build_dataset(cfg)
         for label, (vocabulary, added) in vocabularies.items():
             if not added:
                 check_task(vocabulary, read_protocol(cfg.model), dataset, f"The vocabulary {label!r}")

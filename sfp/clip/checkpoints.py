@@ -128,7 +128,7 @@ def read_sizes(weights: dict[str, Tensor], source: str) -> Sizes:
     patches = weights["visual.positional_embedding"].shape[0] - 1
     grid = round(patches**0.5)
     if grid * grid != patches:
-        raise SFPError(f"{source} was trained on a grid of {patches} patches that is not square; only square ones are supported.")
+        raise SFPError(f"{source} was trained on a grid of {patches} patches that is not square; give weights with a square one.")
     return Sizes(
         embed_dim=weights["visual.proj"].shape[1],
         width=conv.shape[0],

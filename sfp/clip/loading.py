@@ -102,7 +102,9 @@ def load_clip(
         network.load_state_dict(checkpoint.weights, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n")[1:2]).strip()
-        raise SFPError(f"The weights of {checkpoint.source} don't fit a CLIP ViT of their own sizes: {reason[:200]}") from error
+        raise SFPError(
+            f"The weights of {checkpoint.source} don't fit a CLIP ViT of their own sizes ({reason[:200]}); get a sound copy."
+        ) from error
     frozen = FrozenCLIP(
         network,
         name=architecture if config or architecture == "Toyland" else f"ViT {sizes.layers}x{sizes.width}/{sizes.patch}",
