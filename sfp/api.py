@@ -21,11 +21,13 @@ from torch import Tensor
 import sfp
 from sfp.clip import load_clip
 from sfp.clip.clip import FrozenCLIP
+from sfp.clip.loading import check_weights
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
 from sfp.images import ImageLike, read_image, resize_short_side, resized_size
 from sfp.inspection import Inspection, inspect_image
 from sfp.methods import build_method
+from sfp.options import check_type
 from sfp.outliers import Detector
 from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
 from sfp.pipeline.windows import window_grid
@@ -71,7 +73,7 @@ class Segmenter:
 
     Args:
         method: one of ``sfp.list_methods()``.
-        model, pretrained, device, precision: see ``load_clip``; ``model="Toyland"`` needs no download. ``model`` may be a
+        model, pretrained, device, precision, weights_sha256: see ``load_clip``; ``model="Toyland"`` needs no download. ``model`` may be a
             frozen CLIP from ``load_clip``, which several segmenters then share.
         short_side: the picture's short side is resized to it before windows are cut.
         prompts, text_cache: see ``TextBank``.
@@ -93,13 +95,14 @@ class Segmenter:
         short_side: int = 336,
         prompts: str | Sequence[str] = "imagenet80",
         text_cache: str | os.PathLike | bool | None = None,
+        weights_sha256: str | None = None,
         **options: Any,
     ):
-        if short_side < 1:
-            raise SFPError(f"short_side={short_side} must be at least 1 pixel; 336 is usual.")
+        resized_size(224, 224, short_side)  # raises for what is no number of pixels
         in_protocol = {f.name for f in fields(Protocol)}
         protocol = Protocol(**{key: value for key, value in options.items() if key in in_protocol})
         clip = model if isinstance(model, FrozenCLIP) else load_clip(model, pretrained, device=device, precision=precision)
+        check_weights(clip, weights_sha256)
         dense = build_method(method, clip, **{key: value for key, value in options.items() if key not in in_protocol})
         self.pipeline = Pipeline(dense, TextBank(clip, prompts, text_cache), protocol)
         self.short_side = short_side
@@ -162,6 +165,8 @@ class Segmenter:
         single = isinstance(images, (str, os.PathLike, Image.Image)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4)
         if single:
             raise SFPError(f"many got a single {type(images).__name__}; give a list of images, or call the segmenter on the one.")
+        if not isinstance(images, Iterable):
+            raise SFPError(f"many got {images!r}; give a list of images.")
         question = self._question(names, background, prob_thd)
         return self._stream(images, question, keep_scores, yield_errors)
 
@@ -246,6 +251,7 @@ class Segmenter:
                     f"to ask for, such as [{label!r}, 'wall', 'floor']."
                 )
         elif background is not None:
+            check_type("background", background, str | Sequence[str] | None)
             asked = Vocabulary.from_names([background, *names], "The background with the names")
         words: list[list[str]] = [[] for _ in asked.names]
         for query, place in zip(asked.queries, asked.class_of_query, strict=True):

@@ -7,10 +7,14 @@ methods, ``tcl`` the common one with TCL's sizes, short side 448 and windows of 
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
 
 from sfp.errors import SFPError, unknown_choice
 
@@ -33,19 +37,27 @@ def read_config(file: str | Path, options: list[str]) -> Config:
     path = Path(file)
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else CONFIGS
-        raise unknown_choice("config file", str(file), [str(p) for p in sorted(folder.glob("cfg_*.py"))])
+        known = sorted(folder.glob("cfg_*.py")) or sorted(CONFIGS.glob("cfg_*.py"))
+        raise unknown_choice("config file", str(file), [str(p) for p in known])
     cfg = _from_file(path)
     overrides = _parse(options)
+    _check_keys(cfg, overrides)
     method, settings = overrides.get("model.method"), overrides.get("settings", "own")
     if method is not None and "model" in cfg and method != cfg.model.get("method"):
         clip = overrides.get("model.clip", cfg.model.get("clip", ""))
         _take_method(cfg, method, clip, common=settings != "own")
     if settings == "tcl" and "model" in cfg:
         cfg.merge_from_dict(TCL)
-    cfg.merge_from_dict(overrides)
+    try:
+        cfg.merge_from_dict(overrides)
+    except (TypeError, KeyError, IndexError) as error:  # a key below one that holds no keys
+        raise SFPError(f"--cfg-options {' '.join(options)} doesn't fit {path} ({error}); name keys that it has.") from error
     for key in ("model", "test_dataloader", "test_evaluator"):
-        if key not in cfg:
-            raise SFPError(f"The config {path} has no {key}; name one that evaluates a dataset, such as configs/cfg_toyland.py.")
+        if not isinstance(cfg.get(key), dict):
+            raise SFPError(f"The config {path} has no {key}=dict(...); name one that evaluates a dataset, such as configs/cfg_toyland.py.")
+    dataset = cfg.test_dataloader.get("dataset")
+    if not isinstance(dataset, dict) or "type" not in dataset:
+        raise SFPError(f"The config {path} has no test_dataloader.dataset.type; name one of a dataset, such as configs/cfg_toyland.py.")
     _set_short_side(cfg)
     return cfg
 
@@ -55,16 +67,21 @@ def _from_file(path: Path) -> Config:
     try:
         return Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
-        raise SFPError(f"The config {path} can't be read: {type(error).__name__}: {error}") from error
+        raise SFPError(f"The config {path} can't be read ({type(error).__name__}: {error}); put it right, or name another.") from error
     finally:
         logging.disable(logging.NOTSET)
 
 
 def _parse(options: list[str]) -> dict:
     """Overrides by dotted key."""
+    keys: set[str] = set()
     for option in options:
-        if "=" not in option:
+        key, equals, _ = option.partition("=")
+        if not equals or not all(part.strip() for part in key.split(".")):
             raise SFPError(f"--cfg-options got {option!r}; write KEY=VALUE, such as model.pm=L2.")
+        if key in keys:
+            raise SFPError(f"--cfg-options names {key} twice, the second time as {option!r}; keep one.")
+        keys.add(key)
     if not options:
         return {}
     parser = argparse.ArgumentParser()
@@ -73,6 +90,28 @@ def _parse(options: list[str]) -> dict:
     if overrides.get("settings", "own") not in ("own", "common", "tcl"):
         raise unknown_choice("settings", overrides["settings"], ("own", "common", "tcl"))
     return overrides
+
+
+def _check_keys(cfg: Config, overrides: dict) -> None:
+    """Raises SFPError for an override that would change nothing."""
+    known = {*cfg, *inspect.signature(Runner.__init__).parameters, "settings", "short_side"} - {"self", "cfg"}
+    for key in overrides:
+        top = key.split(".")[0]
+        if top not in known:
+            raise unknown_choice("config key", key, sorted(known))
+        if top in _READ_ALREADY:
+            raise SFPError(f"--cfg-options sets {key}, which the config has used already; set {_READ_ALREADY[top]} instead.")
+
+
+# what configs are made of: by the time of an override it has gone into other keys
+_READ_ALREADY = {
+    "data": "the environment variable SFP_DATA",
+    "data_roots": "test_dataloader.dataset.data_root",
+    "test_pipeline": "test_dataloader.dataset.pipeline",
+    "wide_test_pipeline": "test_dataloader.dataset.pipeline",
+    "dataset": "test_dataloader.dataset",
+    "custom_imports": "it in a config file",
+}
 
 
 def _take_method(cfg: Config, method: str, clip: str, common: bool) -> None:
@@ -103,8 +142,26 @@ def _set_short_side(cfg: Config) -> None:
         step.scale = (2048, short_side)
 
 
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """Errors of mmengine's builders as one sentence about a part of a config, such as a key that a class doesn't take.
+
+    Raises:
+        SFPError: whatever went wrong; its own sentence where it has one.
+    """
+    try:
+        yield
+    except SFPError:
+        raise
+    except Exception as error:  # a class of mmengine's, mmseg's or the user's
+        if "need at least one array to concatenate" in str(error):  # mmengine's words for a dataset of length 0
+            raise SFPError(f"{what} has no images; check test_dataloader.dataset: its folders, list and suffixes.") from error
+        reason = (str(error).strip().splitlines() or [""])[-1].split(". ")[0]
+        raise SFPError(f"{what} can't be built ({type(error).__name__}: {reason}); check its keys.") from error
+
+
 def check_dataset(cfg: Config) -> None:
-    """Raises SFPError where a folder or list of the dataset is missing, before any weights are loaded."""
+    """Raises SFPError where a folder or list of the dataset is missing or empty, before any weights are loaded."""
     dataset = cfg.test_dataloader.dataset
     if dataset.type == "ToylandDataset":
         return
@@ -115,5 +172,9 @@ def check_dataset(cfg: Config) -> None:
     for key, folder in dataset.get("data_prefix", {}).items():
         if folder and not (root / folder).is_dir():
             raise SFPError(f"The folder {root / folder} (data_prefix.{key} of {dataset.type}) does not exist; {hint}.")
-    if dataset.get("ann_file") and not (root / dataset.ann_file).is_file():
-        raise SFPError(f"The list {root / dataset.ann_file} (ann_file of {dataset.type}) does not exist; {hint}.")
+    if dataset.get("ann_file"):
+        listing = root / dataset.ann_file
+        if not listing.is_file():
+            raise SFPError(f"The list {listing} (ann_file of {dataset.type}) does not exist; {hint}.")
+        if not listing.read_bytes().strip():
+            raise SFPError(f"The list {listing} (ann_file of {dataset.type}) is empty; run tools/prepare_dataset.py again.")

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 
 
 class SFPError(ValueError):
-    """Wrong input. Command-line programs print its message and exit with code 2, without a traceback."""
+    """Wrong input. Command-line programs print its message and exit with code 2, without a traceback.
+
+    The message is one line: a library's reason may bring several, and torch wraps a worker's error in its whole traceback.
+    """
+
+    def __init__(self, message: object):
+        text = str(message).rpartition(f"{__name__}.SFPError: ")[2]
+        super().__init__(re.sub(r"\s*\n\s*", " ", text.strip()))
 
 
 def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
-    """Run a command-line program's work: 0, or 2 after an ``SFPError``'s sentence; with ``args.debug`` it is raised."""
+    """Run a command-line program's work: 0, or 2 after an ``SFPError``'s sentence; with ``args.debug`` it is raised.
+
+    A file that can't be read or written ends in a sentence, too.
+    """
     try:
         command(args)
-    except SFPError as error:
+    except (SFPError, OSError) as error:
         if args.debug:
             raise
-        print(f"error: {sentence(error)}", file=sys.stderr)
+        print(f"error: {error if isinstance(error, SFPError) else _of_file(error)}", file=sys.stderr)
         return 2
     return 0
 
 
+def _of_file(error: OSError) -> SFPError:
+    file = error.filename2 or error.filename
+    if file is None:
+        return SFPError(f"{error}; run it again with --debug to see where.")
+    return SFPError(f"{file} can't be read or written ({error.strerror}); check the path, its permissions and the room on its disk.")
+
+
 def sentence(error: SFPError) -> str:
-    """The message alone, also of an error that a worker process wrapped in its traceback."""
-    return str(error).strip().splitlines()[-1].removeprefix(f"{SFPError.__module__}.{SFPError.__name__}: ")
+    """The message; for the page."""
+    return str(error)
 
 
 def unknown_choice(kind: str, given: object, choices: Iterable[str]) -> SFPError:

@@ -21,19 +21,22 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_p
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
-from mmseg.registry import DATA_SAMPLERS, HOOKS, METRICS
+from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS
 from PIL import Image
 from prettytable import PrettyTable
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
+from sfp.config import building, check_dataset
 from sfp.counts import CountStore, Figures, as_json, count_image, sum_counts
 from sfp.errors import SFPError
 from sfp.files import whole_file
 from sfp.methods import METHODS, Method, list_methods
-from sfp.pipeline import Task, Vocabulary
+from sfp.options import check_type
+from sfp.pipeline import Protocol, Task, Vocabulary
 from sfp.segmentor import SFPSegmentor
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "mmengine", "mmcv-lite", "mmcv", "onedl-mmsegmentation", "mmsegmentation", "numpy")
@@ -64,6 +67,7 @@ class ClassIoUMetric(BaseMetric):
             raise SFPError(
                 f"iou_metrics={list(iou_metrics)} of ClassIoUMetric; it measures ['mIoU'] alone, use mmseg's IoUMetric for others."
             )
+        check_type("ignore_index of ClassIoUMetric", ignore_index, int, 255)
         self.ignore_index = ignore_index
         self.counts: dict[str, np.ndarray] = {}
         self.store: CountStore | None = None
@@ -145,13 +149,43 @@ def short_name(path: str | os.PathLike) -> str:
     return "/".join(Path(path).parts[-2:])
 
 
-def check_names(vocabulary: Vocabulary, dataset: BaseSegDataset) -> None:
-    """Raises SFPError where the names file and the dataset have different numbers of classes."""
+def build_dataset(cfg: Config) -> BaseSegDataset:
+    """The dataset that a config evaluates; its failures name the file.
+
+    Raises:
+        SFPError: its folders or lists are missing, it has no images, or it can't be built, such as from a key that it doesn't take.
+    """
+    check_dataset(cfg)
+    init_default_scope("mmseg")
+    with building(f"The dataset of {Path(cfg.filename).name}"):
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        dataset.full_init()
+    dataset.pipeline = NamedFailures(dataset.pipeline)
+    return dataset
+
+
+def check_names(vocabulary: Vocabulary, dataset: BaseSegDataset, source: str = "The names file") -> None:
+    """Raises SFPError where the names and the dataset have different numbers of classes."""
     classes = dataset.metainfo["classes"]
     if len(vocabulary.names) != len(classes):
         raise SFPError(
-            f"The names file has {len(vocabulary.names)} classes, but {type(dataset).__name__} has {len(classes)}; "
+            f"{source} has {len(vocabulary.names)} classes, but {type(dataset).__name__} has {len(classes)}; "
             "give model.name_path a file with one line per class of the dataset, in its order."
+        )
+
+
+def check_task(vocabulary: Vocabulary, protocol: Protocol, dataset: BaseSegDataset, source: str = "The names file") -> None:
+    """Raises SFPError where names, thresholds and a dataset don't fit each other.
+
+    What a threshold takes from a class falls to class 0, which must be a background.
+    """
+    check_names(vocabulary, dataset, source)
+    first = dataset.metainfo["classes"][0]
+    given = [f"{key}={value}" for key, value in (("prob_thd", protocol.prob_thd), ("area_thd", protocol.area_thd)) if value]
+    if given and first.lower() != "background":
+        raise SFPError(
+            f"model.{' and model.'.join(given)} would give pixels to the class 0 of {type(dataset).__name__}, {first!r}, which is no "
+            "background; set model.prob_thd=0.0 and model.area_thd=None."
         )
 
 
@@ -164,11 +198,17 @@ def dataset_fingerprint(dataset: BaseSegDataset, files: Sequence[str] = ("img_pa
     """SHA-256 over the short names and sizes in bytes of all images and labels (or one of them) of an mmseg dataset.
 
     Raises:
-        SFPError: a file is missing.
+        SFPError: a file is missing, or two images have one short name, by which their counts are known.
     """
     digest = hashlib.sha256()
+    seen: dict[str, str] = {}
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
+        other = seen.setdefault(short_name(info["img_path"]), info["img_path"])
+        if len(seen) <= index:
+            raise SFPError(
+                f"{type(dataset).__name__} has two images of one name, {other} and {info['img_path']}; list each once, or rename a folder."
+            )
         for key in files:
             path = Path(info[key])
             try:
@@ -230,7 +270,7 @@ class NamedFailures:
             SFPError: something in it failed; names the image or label that can't be decoded, if one can't.
         """
         try:
-            return self.pipeline(data)
+            prepared = self.pipeline(data)
         except Exception as error:  # mmcv asserts, OpenCV and PIL raise their own
             for path in (data.get("img_path"), data.get("seg_map_path")):
                 try:
@@ -238,9 +278,24 @@ class NamedFailures:
                         image.load()
                 except Exception as reason:
                     raise SFPError(f"{path} can't be read as an image ({reason}); put a sound copy in its place.") from error
-            raise SFPError(
-                f"{data.get('img_path')} can't be prepared ({type(error).__name__}: {error}); check it and its label."
-            ) from error
+            if isinstance(error, SFPError):
+                raise
+            self._check_label(data)
+            reason = f"{type(error).__name__}: {error}"
+            raise SFPError(f"{data.get('img_path')} can't be prepared ({reason}); check it and its label.") from error
+        self._check_label(data)
+        return prepared
+
+    def _check_label(self, data: dict) -> None:
+        """Raises SFPError for a label map that mmcv would fold into eight bits, or that was never exact."""
+        if not any(type(step).__name__ == "LoadAnnotations" for step in getattr(self.pipeline, "transforms", ())):
+            return
+        with Image.open(data["seg_map_path"]) as label:
+            if label.mode not in ("L", "P", "1") or label.format == "JPEG":
+                raise SFPError(
+                    f"The label {data['seg_map_path']} is a {label.format} of mode {label.mode}, which is not read exactly; save it as PNG "
+                    "with one byte a pixel, or load it by LoadWideLabels."
+                )
 
 
 def run_card(config_sha256: str, model: SFPSegmentor, dataset: BaseSegDataset) -> dict[str, str]:

@@ -10,19 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
-from mmseg.registry import DATASETS, MODELS
+from mmseg.registry import MODELS
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sfp.config import CONFIGS, check_dataset, read_config
+from sfp.config import CONFIGS, building, read_config
 from sfp.counts import CountStore
 from sfp.errors import SFPError
 from sfp.evaluation import (
     ClassIoUMetric,
-    NamedFailures,
-    check_names,
+    build_dataset,
+    check_task,
     code_fingerprint,
     config_hash,
     dataset_fingerprint,
@@ -32,8 +31,8 @@ from sfp.evaluation import (
 )  # fmt: skip
 from sfp.methods import METHODS, check_method
 from sfp.options import split_spec
-from sfp.pipeline import Protocol, Task, Vocabulary
-from sfp.segmentor import method_options
+from sfp.pipeline import Task
+from sfp.segmentor import method_options, read_protocol, read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,8 @@ class Cell:
         Raises:
             SFPError: no such dataset, or a wrong option.
         """
+        if not self.backbone.partition(":")[0]:
+            raise SFPError(f"The backbone is {self.backbone!r}; give NAME or NAME:TAG, such as ViT-B/16.")
         name, options = split_spec(self.method)
         METHODS.get(name)
         clip, _, pretrained = self.backbone.partition(":")
@@ -76,27 +77,8 @@ class Cell:
         given += [f"model.{option}" for option in options]
         cfg = read_config(CONFIGS / f"cfg_{self.dataset}.py", [*given, *self.overrides])
         check_method(name, method_options(cfg.model))
-        check_dataset(cfg)
+        read_protocol(cfg.model)
         return cfg
-
-    def build_dataset(self, cfg):
-        """Its mmseg dataset.
-
-        Raises:
-            SFPError: it can't be built, such as from an override that it doesn't take.
-        """
-        init_default_scope("mmseg")
-        try:
-            dataset = DATASETS.build(cfg.test_dataloader.dataset)
-            dataset.full_init()
-        except SFPError:
-            raise
-        except Exception as error:  # a dataset class of mmseg's or of the user's
-            reason = str(error).strip().splitlines()[-1]
-            raise SFPError(
-                f"The dataset of cfg_{self.dataset}.py can't be built ({type(error).__name__}: {reason}); check its keys."
-            ) from error
-        return dataset
 
     def is_finished(self, cfg, dataset) -> bool:
         """Whether its results are there, of this config, dataset and code."""
@@ -116,7 +98,8 @@ def plan(cells: Sequence[Cell], share: bool = True) -> tuple[list[list[Cell]], l
     for cell in cells:
         try:
             cfg = cell.config()
-            dataset = cell.build_dataset(cfg)
+            dataset = build_dataset(cfg)
+            check_task(read_vocabulary(cfg.model), read_protocol(cfg.model), dataset)
             if cell.is_finished(cfg, dataset):
                 finished.append(cell)
                 continue
@@ -166,8 +149,9 @@ def run_group(cells: Sequence[Cell], fresh: bool = False, workers: int = 2) -> N
         SFPError: wrong data, options or weights.
     """
     configs = [cell.config() for cell in cells]
-    datasets = [cell.build_dataset(cfg) for cell, cfg in zip(cells, configs, strict=True)]
-    model = MODELS.build(configs[0].model)  # after the data, whose faults are found in no time
+    datasets = [build_dataset(cfg) for cfg in configs]
+    with building("The model"):
+        model = MODELS.build(configs[0].model)  # after the data, whose faults are found in no time
     parts = [_part(cell, cfg, dataset, model, fresh) for cell, cfg, dataset in zip(cells, configs, datasets, strict=True)]
     started = time.time()
     joined = _Joined([part.dataset for part in parts], [part.left for part in parts])
@@ -209,7 +193,7 @@ class _Part:
 def _part(cell: Cell, cfg, dataset: BaseSegDataset, model, fresh: bool) -> _Part:
     """Make ready what a cell needs, and read what an interrupted pass left of it."""
     task = _task(model, cfg)
-    check_names(task.vocabulary, dataset)
+    check_task(task.vocabulary, task.protocol, dataset)
     metric = ClassIoUMetric(**{key: value for key, value in cfg.test_evaluator.items() if key != "type"})
     metric.dataset_meta = dataset.metainfo
     card = run_card(config_hash(cfg), model, dataset)
@@ -218,7 +202,6 @@ def _part(cell: Cell, cfg, dataset: BaseSegDataset, model, fresh: bool) -> _Part
     if fresh:
         store.clear()
     left = set(image_names(dataset)) - metric.resume(store, len(dataset.metainfo["classes"]))
-    dataset.pipeline = NamedFailures(dataset.pipeline)
     return _Part(cell, dataset, task, metric, store, card, left)
 
 
@@ -229,10 +212,8 @@ def _only(items: list) -> list:
 
 def _task(model, cfg) -> Task:
     """What a cell asks of each image."""
-    own = cfg.model
-    vocabulary = Vocabulary.from_file(own.name_path, own.get("name_separator", ", "))
-    settings = {key: own[key] for key in Protocol.__dataclass_fields__ if key in own}
-    return Task(vocabulary, model.pipeline.embed_text(vocabulary), Protocol(**settings))
+    vocabulary = read_vocabulary(cfg.model)
+    return Task(vocabulary, model.pipeline.embed_text(vocabulary), read_protocol(cfg.model))
 
 
 def save_group(cells: Sequence[Cell], path: Path) -> None:
@@ -241,7 +222,10 @@ def save_group(cells: Sequence[Cell], path: Path) -> None:
 
 
 def load_group(path: Path) -> list[Cell]:
-    return [Cell(**{**fields, "overrides": tuple(fields["overrides"])}) for fields in json.loads(path.read_text())]
+    try:
+        return [Cell(**{**fields, "overrides": tuple(fields["overrides"])}) for fields in json.loads(path.read_text())]
+    except (ValueError, TypeError, KeyError) as error:
+        raise SFPError(f"{path} holds no cells of a grid ({error}); start tools/benchmark.py again.") from error
 
 
 def free_devices(asked: Sequence[str] | None) -> list[str]:
@@ -252,6 +236,6 @@ def free_devices(asked: Sequence[str] | None) -> list[str]:
     """
     count = torch.cuda.device_count()
     for device in asked or ():
-        if device != "cpu" and (not device.isdigit() or int(device) >= count):
+        if device != "cpu" and (not device.isdecimal() or int(device) >= count):
             raise SFPError(f"--devices names {device!r}, but there are {count} GPUs; give their numbers, or cpu.")
     return list(asked or map(str, range(count)) or ()) or ["cpu"]

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sfp.errors import SFPError
+from sfp.options import check_type
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
 _LONG_SIDE = 2048
@@ -48,9 +49,9 @@ def read_image(image: ImageLike) -> np.ndarray:
             with Image.open(path) as opened:
                 return _from_pil(opened)
         except FileNotFoundError as error:
-            raise SFPError(f"There is no image file {path}; check the path.") from error
+            raise SFPError(f"There is no image file {image}; check the path.") from error
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise _unreadable(str(path), error) from error
+            raise _unreadable(str(image) or "The empty path", error) from error
     kinds = f"a path, a PIL image, an array {_ARRAYS}, or a tensor {_TENSORS}"
     raise SFPError(f"The image is a {type(image).__name__}; give {kinds}.")
 
@@ -69,7 +70,8 @@ def _planes(image: Tensor) -> np.ndarray:
         image = image.float()
         if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):  # NaN fails too
             least, most = float(image.min()), float(image.max())
-            raise SFPError(f"{shown} with values from {least:.3g} to {most:.3g}; floats must lie in [0, 1], not normalised.")
+            found = f"values from {least:.3g} to {most:.3g}" if torch.isfinite(image).all() else "NaN or infinite values"
+            raise SFPError(f"{shown} with {found}; give floats in [0, 1], not normalised.")
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
         raise SFPError(f"{shown}; give {_TENSORS}.")
@@ -94,6 +96,8 @@ def _from_pil(image: Image.Image) -> np.ndarray:
         values = np.asarray(image, np.float32)
         if not np.isfinite(values).all():
             raise ValueError("it has NaN or infinite pixels")
+        if values.min() < 0 or (image.mode != "F" and values.max() > 65535):
+            raise ValueError(f"it has pixels from {values.min():g} to {values.max():g}, outside what grey means")
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-12)
         image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
@@ -106,8 +110,11 @@ def resized_size(height: int, width: int, short_side: int, patch: int = 1) -> tu
     """(h, w) with that short side, the long side at most 2048, as mmcv's ``Resize`` rounds it.
 
     Raises:
-        SFPError: the picture is so thin that its short side becomes smaller than ``patch``.
+        SFPError: ``short_side`` is no number of pixels, or the picture is so thin that its short side becomes smaller than ``patch``.
     """
+    check_type("short_side", short_side, int, 336)
+    if short_side < 1:
+        raise SFPError(f"short_side={short_side} must be at least 1 pixel; 336 is usual.")
     factor = min(_LONG_SIDE / max(height, width), short_side / min(height, width))
     size = (int(height * factor + 0.5), int(width * factor + 0.5))
     if min(size) < patch:

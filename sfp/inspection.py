@@ -189,10 +189,15 @@ def inspect_image(
     """
     trunk = method.trunk
     height, width = pixels.shape[:2]
-    left, top, right, bottom = box or (0, 0, width, height)
+    corners = (0, 0, width, height) if box is None else box
+    if not isinstance(corners, (tuple, list)) or len(corners) != 4:
+        raise SFPError(f"The box {box!r} is no rectangle; give (left, top, right, bottom) in pixels of the picture.")
+    left, top, right, bottom = corners
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise SFPError(f"The box {box} is not inside the {width}x{height} picture; give (left, top, right, bottom) in its pixels.")
-    found = [build_detector(detector) if isinstance(detector, str) else detector for detector in detectors]
+    if isinstance(detectors, str):
+        raise SFPError(f"detectors is the single text {detectors!r}; give a list of names such as ['SOM', 'L2'].")
+    found = [detector if isinstance(detector, Detector) else build_detector(detector) for detector in detectors]
     if len({detector.name for detector in found}) < len(found):
         raise SFPError(f"The detectors {[detector.name for detector in found]} name one twice; inspect once for each setting of it.")
     resized = resize_short_side(pixels[top:bottom, left:right], short_side, trunk.patch)

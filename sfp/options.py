@@ -1,9 +1,15 @@
-"""Options as people type them: ``KEY=VALUE``, and ``NAME:KEY=VALUE,KEY=VALUE``."""
+"""Options as people type them, ``KEY=VALUE`` and ``NAME:KEY=VALUE,KEY=VALUE``, and the types of their values."""
 
 from __future__ import annotations
 
 import ast
+import collections.abc
+import math
+import numbers
+import os
 import re
+import types
+import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,17 +23,20 @@ def parse_options(pairs: Iterable[str], where: str) -> dict[str, Any]:
         where: what got the pairs, for the error, such as "--options".
 
     Raises:
-        SFPError: a pair without "=" or without a key.
+        SFPError: a pair without "=" or without a key, or a key that stands twice.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
+        key = key.strip()
+        if not equals or not key:
             raise SFPError(f"{where} got {pair!r}; write KEY=VALUE, such as sigma=3.")
+        if key in options:
+            raise SFPError(f"{where} names {key} twice, the second time as {pair!r}; keep one.")
         try:
-            options[key.strip()] = ast.literal_eval(value)
+            options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            options[key.strip()] = value
+            options[key] = value
     return options
 
 
@@ -45,3 +54,56 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """
     name, pairs = split_spec(spec)
     return name, parse_options(pairs, repr(spec))
+
+
+def check_type(what: str, value: Any, hint: Any, default: Any = None) -> None:
+    """Raises SFPError where a value is not of a type, as annotations have it; a float must be finite.
+
+    Args:
+        what: names the option.
+        default: stands in the message as an example, unless it is None.
+    """
+    if not _fits(value, hint):
+        example = f" such as {default!r}" if default is not None else ""
+        raise SFPError(f"{what} is {value!r}; give {_said(hint)}{example}.")
+
+
+_SAID = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+    dict: "a dict",
+    type(None): "None",
+    os.PathLike: "a path",
+}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is collections.abc.Callable:
+        return callable(value)
+    if origin in (tuple, collections.abc.Collection, collections.abc.Sequence):
+        return (
+            isinstance(value, collections.abc.Collection) and not isinstance(value, (str, bytes)) and all(_fits(v, inner[0]) for v in value)
+        )
+    if hint in (int, float):
+        number = isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    return isinstance(value, origin or hint)
+
+
+def _said(hint: Any) -> str:
+    """A type in words."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_said(one) for one in inner)
+    if origin is collections.abc.Callable:
+        return "a callable"
+    if origin in (tuple, collections.abc.Collection, collections.abc.Sequence):
+        return f"a list, each {_said(inner[0])}"
+    return _SAID.get(origin or hint, getattr(hint, "__name__", str(hint)))

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from tqdm import tqdm
@@ -24,18 +22,18 @@ from tqdm import tqdm
 from sfp.clip import load_clip
 from sfp.clip.text_bank import TextBank
 from sfp.clip.trunk import Attention, Hook, LayerState
-from sfp.config import check_dataset, read_config
+from sfp.config import read_config
 from sfp.counts import Figures, count_image, sum_counts
 from sfp.errors import SFPError, unknown_choice
-from sfp.evaluation import spread_over
+from sfp.evaluation import build_dataset, check_task, spread_over
 from sfp.files import whole_file
 from sfp.methods import METHODS, build_method
 from sfp.options import parse_spec
 from sfp.outliers import Detector, build_detector, list_detectors
 from sfp.outliers.planting import PlantedTrunk, Planting, drawing_direction, plant
-from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
+from sfp.pipeline import Pipeline, Task
 from sfp.pipeline.windows import cut, window_grid
-from sfp.segmentor import method_options
+from sfp.segmentor import method_options, read_protocol, read_vocabulary
 
 if TYPE_CHECKING:
     from sfp.clip.clip import FrozenCLIP
@@ -100,8 +98,10 @@ class Plan:
         Raises:
             SFPError: counts, strengths, lambdas, seeds or names that make no sense.
         """
-        if self.images < 1 or any(strength <= 0 for strength in self.strengths):
+        if self.images < 1 or not all(0 < strength < float("inf") for strength in self.strengths):
             raise SFPError(f"--images is {self.images}, --strengths {self.strengths}; give at least 1 image and strengths above 0.")
+        if self.count < 1 or not all(0 <= own < float("inf") for own in self.selfless):
+            raise SFPError(f"--count is {self.count}, --selfless {self.selfless}; give at least 1 outlier and no negative number.")
         for option in ("strengths", "selfless", "seeds", "detectors", "methods", "purifiers"):
             values = getattr(self, option)
             if len(set(values)) < len(values):
@@ -226,11 +226,11 @@ def run_plan(plan: Plan, path: Path) -> Store:
     """
     plan.check()
     cfg = read_config(plan.config, plan.options)
-    check_dataset(cfg)
-    clip = load_clip(cfg.model.clip, cfg.model.pretrained, precision=cfg.model.get("precision"))
-    layer = plan.layer or clip.trunk.layers // 2
+    protocol = read_protocol(cfg.model)
+    clip = load_clip(cfg.model.clip, cfg.model.pretrained, device=cfg.model.get("device"), precision=cfg.model.get("precision"))
+    layer = clip.trunk.layers // 2 if plan.layer is None else plan.layer
     pictures, classes = read_pictures(cfg, clip, plan.images)
-    middle = [window_grid(*p.image.shape[1:], cfg.model.window, cfg.model.stride) for p in pictures]
+    middle = [window_grid(*p.image.shape[1:], protocol.window, protocol.stride) for p in pictures]
     windows = [cut(p.image, grid[len(grid) // 2])[None].to(clip.device) for p, grid in zip(pictures, middle, strict=True)]
     directions = {own: drawing_direction(clip.trunk, torch.cat(windows), layer, own) for own in dict.fromkeys((0.0, *plan.selfless))}
     card = dict(
@@ -259,8 +259,8 @@ def run_plan(plan: Plan, path: Path) -> Store:
 
 def read_pictures(cfg: Config, clip: FrozenCLIP, images: int) -> tuple[list[Picture], int]:
     """Images spread over the config's dataset, and how many classes it has."""
-    init_default_scope("mmseg")
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    dataset = build_dataset(cfg)
+    check_task(read_vocabulary(cfg.model), read_protocol(cfg.model), dataset)
     pictures = []
     for index in spread_over(dataset, images):
         item = dataset[index]
@@ -328,9 +328,9 @@ def measure(cfg: Config, spec: str, clip: FrozenCLIP, text_bank: TextBank, pictu
     elif where:
         layers = [clip.trunk.planting.layer + 1] if where == "next" else list(range(1, clip.trunk.layers))
         options.update(purify=True, pm=detector, purify_layers=layers, **of_detector)
-    protocol = Protocol(**{key: cfg.model[key] for key in Protocol.__dataclass_fields__ if key in cfg.model})
+    protocol = read_protocol(cfg.model)
     pipeline = Pipeline(build_method(cfg.model.method, clip, **options), text_bank, protocol)
-    vocabulary = Vocabulary.from_file(cfg.model.name_path, cfg.model.get("name_separator", ", "))
+    vocabulary = read_vocabulary(cfg.model)
     task = Task(vocabulary, pipeline.embed_text(vocabulary), protocol)
     counts = []
     for picture in pictures:

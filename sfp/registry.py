@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
-from typing import Any
+from typing import Any, get_type_hints
 
-from sfp.errors import SFPError, unknown_choice
+from sfp.errors import unknown_choice
+from sfp.options import check_type
 
 
 class Registry:
@@ -58,23 +60,23 @@ class Registry:
         return found
 
     def check_options(self, name: str, options: dict[str, Any]) -> None:
-        """Raises SFPError for an option that the class lacks, or a value of another type than its default.
+        """Raises SFPError for an option that the class lacks, or a value of another type than its annotation.
 
         Where the class's ``choices`` name the values of an option, only these pass.
         """
         known = self.options(name)
         choices: dict[str, tuple] = {}
+        hints: dict[str, Any] = {}
         for cls in reversed(self.get(name).__mro__):
             choices.update(vars(cls).get("choices", {}))
+            hints.update(get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__))
         for option, value in options.items():
             if option not in known:
                 raise unknown_choice(f"option of {self.kind} {name}", option, sorted(known))
-            if option in choices and value not in choices[option]:
+            if option not in choices:
+                check_type(f"{option} of {self.kind} {name}", value, hints.get(option, Any), known[option])
+            elif isinstance(value, (list, dict)) or value not in choices[option]:
                 raise unknown_choice(f"{option} of {self.kind} {name}", value, [str(choice) for choice in choices[option]])
-            default = known[option]
-            kind = float if isinstance(value, int) and not isinstance(value, bool) and isinstance(default, float) else type(value)
-            if isinstance(default, (bool, int, float, str)) and value is not None and kind is not type(default) and not callable(value):
-                raise SFPError(f"Option {option} of {self.kind} {name} is {value!r}; give a {type(default).__name__} such as {default!r}.")
 
     def _import_all(self) -> None:
         package = importlib.import_module(self.package)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,17 +202,19 @@ class Segmentation:
         """
         try:
             with np.load(path, allow_pickle=False) as saved:
-                return cls(
-                    labels=saved["labels"].astype(np.int64),
-                    names=tuple(saved["names"].tolist()),
-                    scores=saved.get("scores"),
-                    image=saved["image"],
-                    protocol=json.loads(str(saved["protocol"])),
-                )
+                labels, names = saved["labels"].astype(np.int64), tuple(saved["names"].tolist())
+                scores, image, protocol = saved.get("scores"), saved["image"], json.loads(str(saved["protocol"]))
+            sizes = [labels.shape, image.shape[:2], labels.shape if scores is None else scores.shape[1:]]
+            if len(set(sizes)) > 1 or labels.ndim != 2 or not isinstance(protocol, dict):
+                raise ValueError(f"labels, picture and scores have the sizes {sizes}")
+            if labels.size and not 0 <= labels.min() <= labels.max() < len(names):
+                raise ValueError(f"labels from {labels.min()} to {labels.max()} of {len(names)} names")
+            return cls(labels, names, scores, image, protocol)
         except FileNotFoundError as error:
             raise SFPError(f"There is no result file {path}; check the path.") from error
-        except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise SFPError(f"{path} is not a whole result of this package ({error}); load a .npz file that save() wrote.") from error
+        except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+            reason = "it is no .npz file" if "pickle" in str(error) else error  # NumPy advises to run what is in it
+            raise SFPError(f"{path} is not a whole result of this package ({reason}); load a .npz file that save() wrote.") from error
 
     def show(self) -> None:
         """Open the overlay in the desktop's picture viewer."""
@@ -229,8 +232,13 @@ def compare(results: dict[str, Segmentation], height: int = 240) -> Image.Image:
     Args:
         results: by title, all of one picture.
         height: of each picture in pixels.
+
+    Raises:
+        SFPError: there is none.
     """
     results = dict(results)
+    if not results:
+        raise SFPError("There is no result to compare; give at least one, by its title.")
     first = next(iter(results.values()))
     colours = {name: tuple(c) for result in results.values() for name, c in zip(result.names, result.palette.tolist(), strict=True)}
     seen = dict.fromkeys(name for result in results.values() for name in result.areas)

@@ -104,7 +104,7 @@ def collect(folders: Iterable[Path], paper: str | None = None) -> list[Entry]:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             entries.append(_entry(result, paper))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SFPError(f"{path} is no results.json of this version ({type(error).__name__}: {error}); measure it again.") from error
     return entries
 

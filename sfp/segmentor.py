@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sfp.clip import load_clip
 from sfp.clip.text_bank import TextBank
+from sfp.errors import SFPError
 from sfp.methods import build_method
 from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
 from sfp.result import palette_for
@@ -47,7 +48,7 @@ class SFPSegmentor(BaseSegmentor):
         prompts, text_cache: see ``TextBank``.
         window, stride, logit_scale, prob_thd, area_thd, pamr_iterations, pamr_dilations: see ``Protocol``.
         windows_at_once: largest batch of windows, see ``Pipeline``.
-        precision, device: see ``load_clip``.
+        precision, device, weights_sha256: see ``load_clip``.
         method_options: options of the method, also taken as further keys (``purify``, ``pm``, ``sae_residual`` ...).
     """
 
@@ -72,6 +73,7 @@ class SFPSegmentor(BaseSegmentor):
         windows_at_once: int | None = None,
         precision: str | None = None,
         device: str | None = None,
+        weights_sha256: str | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
         train_cfg: dict | None = None,
@@ -80,14 +82,13 @@ class SFPSegmentor(BaseSegmentor):
         **more_options: Any,
     ):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        if name_path is not None:
-            self.vocabulary = Vocabulary.from_file(name_path, name_separator)
-        else:
-            self.vocabulary = Vocabulary.from_names(names or [], "model.names (there is no model.name_path either)")
-        protocol = Protocol(window, stride, logit_scale, prob_thd, area_thd, pamr_iterations, tuple(pamr_dilations))
-        if pretrained is None and clip.lower() != "toyland":
+        self.vocabulary = read_vocabulary(dict(name_path=name_path, names=names, name_separator=name_separator))
+        protocol = Protocol(window, stride, logit_scale, prob_thd, area_thd, pamr_iterations, pamr_dilations)
+        if pretrained is None and str(clip).lower() != "toyland":
             warnings.warn(f"model.pretrained is None, as mmseg's init_model sets it: OpenAI's weights of {clip} are taken.", stacklevel=2)
-        self.frozen = load_clip(clip, pretrained or "openai", device=device, precision=precision)
+        self.frozen = load_clip(
+            clip, "openai" if pretrained is None else pretrained, device=device, precision=precision, weights_sha256=weights_sha256
+        )
         self.network = self.frozen.model  # a submodule, so that .to(device) moves it
         dense = build_method(method, self.frozen, **(method_options or {}), **more_options)
         self.pipeline = Pipeline(dense, TextBank(self.frozen, prompts, text_cache), protocol, windows_at_once)
@@ -144,3 +145,26 @@ def method_options(model: Mapping[str, Any]) -> dict[str, Any]:
     """What a config's ``model`` says to the method: the keys that ``SFPSegmentor`` itself doesn't take."""
     own = {"type", *inspect.signature(SFPSegmentor.__init__).parameters}
     return {key: value for key, value in model.items() if key not in own} | dict(model.get("method_options") or {})
+
+
+def read_vocabulary(model: Mapping[str, Any]) -> Vocabulary:
+    """The classes that a config's ``model`` names, by ``name_path`` or ``names``.
+
+    Raises:
+        SFPError: neither, both, or what ``Vocabulary`` refuses.
+    """
+    path, names = model.get("name_path"), model.get("names")
+    if path is not None and names is not None:
+        raise SFPError(f"model.names is {names!r}, but model.name_path={path} names the classes, too; set one of them to None.")
+    if path is not None:
+        return Vocabulary.from_file(path, model.get("name_separator", ", "))
+    return Vocabulary.from_names([] if names is None else names, "model.names (there is no model.name_path either)")
+
+
+def read_protocol(model: Mapping[str, Any]) -> Protocol:
+    """What a config's ``model`` says of windows, thresholds and refinement.
+
+    Raises:
+        SFPError: what ``Protocol`` refuses.
+    """
+    return Protocol(**{key: model[key] for key in Protocol.__dataclass_fields__ if key in model})

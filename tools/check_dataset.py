@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sfp.datasets.check import check_dataset
 from sfp.datasets.layouts import LAYOUTS
-from sfp.errors import run_command
+from sfp.errors import SFPError, run_command
 
 
 def main() -> int:
@@ -34,6 +34,8 @@ def check(args: argparse.Namespace) -> tuple[str, ...]:
     Raises:
         SFPError: unknown dataset, or it is not there.
     """
+    if args.workers < 1:
+        raise SFPError(f"--workers is {args.workers}; give at least 1.")
     findings = check_dataset(args.name, args.data, args.workers, args.subset)
     if findings.pixels:
         print(f"labels of {findings.images} images, percent of all pixels:\n{findings.histogram(LAYOUTS[args.name])}")

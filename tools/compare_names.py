@@ -47,26 +47,24 @@ def compare(args: argparse.Namespace) -> None:
         SFPError: wrong arguments, config, names or data.
     """
     require_mmseg()
-    from mmengine.registry import init_default_scope
-    from mmseg.registry import DATASETS, MODELS
+    from mmseg.registry import MODELS
 
-    import sfp.segmentor  # noqa: F401 - registers the segmentor
-    from sfp.config import check_dataset, read_config
-    from sfp.evaluation import check_names, spread_over
+    from sfp.config import building, read_config
+    from sfp.evaluation import build_dataset, check_task, spread_over
     from sfp.pipeline import Task
+    from sfp.segmentor import read_protocol
 
     if args.images is not None and args.images < 1:
         raise SFPError(f"--images is {args.images}; give at least 1.")
     for method in args.methods or [None]:
         cfg = read_config(args.config, [*([f"model.method={method}"] if method else []), *args.cfg_options])
-        check_dataset(cfg)
-        init_default_scope("mmseg")
-        dataset = DATASETS.build(cfg.test_dataloader.dataset)
         vocabularies = read_vocabularies(cfg, args.names, args.distractors)
-        for vocabulary, added in vocabularies.values():
+        dataset = build_dataset(cfg)
+        for label, (vocabulary, added) in vocabularies.items():
             if not added:
-                check_names(vocabulary, dataset)
-        model = MODELS.build(cfg.model)
+                check_task(vocabulary, read_protocol(cfg.model), dataset, f"The vocabulary {label!r}")
+        with building("The model"):
+            model = MODELS.build(cfg.model)
         tasks = [Task(v, model.pipeline.embed_text(v), model.pipeline.protocol) for v, _ in vocabularies.values()]
         chosen = spread_over(dataset, args.images or len(dataset))
         counts: list[list[np.ndarray]] = [[] for _ in tasks]
@@ -90,15 +88,16 @@ def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> di
         SFPError: a file that isn't LABEL=FILE, a label that stands twice, or bad names.
     """
     from sfp.pipeline import Vocabulary
+    from sfp.segmentor import read_vocabulary
 
     separator = cfg.model.get("name_separator", ", ")
-    official = Vocabulary.from_file(cfg.model.name_path, separator)
+    official = read_vocabulary(cfg.model)
     found = {"official": (official, 0)}
     if len(official.queries) > len(official.names):
         found["plain"] = Vocabulary.from_names(official.names), 0
     for text in files:
         label, _, path = text.partition("=")
-        if not path or label in found:
+        if not path or not label or label in found:
             raise SFPError(f"--names got {text!r}; give LABEL=FILE, with another label for each file than {', '.join(found)}.")
         found[label] = Vocabulary.from_file(path, separator), 0
     if distractors:

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfp.errors import SFPError, run_command
+from sfp.clip.clip import PRECISIONS
+from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.files import whole_file
 from sfp.markdown import markdown_table
 from sfp.options import parse_spec
@@ -68,8 +69,12 @@ def measure(args: argparse.Namespace) -> None:
     Raises:
         SFPError: unknown method, option, model or precision.
     """
-    if args.rounds < 1 or min(args.batch) < 1:
-        raise SFPError(f"--rounds {args.rounds} and --batch {args.batch} must be at least 1.")
+    counts = dict(rounds=args.rounds, batch=min(args.batch), image=min(args.image), classes=args.classes)
+    for name, count in {**counts, "threads": args.threads, "texts": args.texts}.items():
+        if count is not None and count < 1:
+            raise SFPError(f"--{name} is {count}; give at least 1.")
+    if args.plain_precision not in (None, *PRECISIONS):
+        raise unknown_choice("--plain-precision", args.plain_precision, PRECISIONS)
     if args.threads:
         torch.set_num_threads(args.threads)
     from sfp import Segmenter
@@ -128,10 +133,11 @@ def load_both(args: argparse.Namespace):
             raise SFPError(f"Made-up weights need a model that open_clip has with QuickGELU, and {args.model} is none; give ViT-B/16, say.")
         torch.manual_seed(0)
         logging.disable(logging.WARNING)  # that the weights are made up
-        plain = open_clip.create_model(name + "-quickgelu", load_weights=False).eval().to(args.device)
+        plain = open_clip.create_model(name + "-quickgelu", load_weights=False).eval()
         logging.disable(logging.NOTSET)
         clip = load_clip(name, plain.state_dict(), device=args.device, precision=args.precision)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.plain_precision or args.precision]
+        plain = plain.to(clip.device)
+    dtype = PRECISIONS[args.plain_precision or clip.precision]
     return plain.to(dtype), clip
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ def read_point(path: Path) -> Point | None:
         changed = {key: value for key, value in result["changed_options"].items() if key not in ("purify", "pm")}
         name = ", ".join([result["method"], *(f"{key}={value}" for key, value in sorted(changed.items()))])
         place = f"{result['backbone']}, {result['dataset']}, {result['precision']} on {result['device']}"
+        if not result["seconds"] > 0 or not math.isfinite(float(result["mIoU"])):
+            raise ValueError(f"{result['seconds']} seconds, mIoU {result['mIoU']}")
         return Point(name, result["pm"] or "", place, float(result["mIoU"]), 1000 * result["seconds"] / result["images"])
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise SFPError(f"{path} is no results.json of this version ({type(error).__name__}: {error}); measure it again.") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import urllib.parse
 from pathlib import Path
 
 from sfp.datasets.layouts import LAYOUTS
@@ -37,6 +38,10 @@ def command(args: argparse.Namespace) -> None:
     """
     if args.mirror and not args.download:
         raise SFPError("--mirror says where --download fetches from; add --download.")
+    if args.workers < 1:
+        raise SFPError(f"--workers is {args.workers}; give at least 1.")
+    if args.mirror and urllib.parse.urlparse(args.mirror).scheme not in ("http", "https", "file"):
+        raise SFPError(f"--mirror is {args.mirror!r}; give an address that begins with https://, http:// or file://.")
     root, images = prepare(args.name, args.source, args.out, args.workers, args.download, args.mirror)
     published = LAYOUTS[args.name].published
     print(f"{args.name}: {images} images{f' of {published} published' if published else ''} -> {root}")

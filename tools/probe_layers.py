@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import sys
 from itertools import combinations, cycle
 from pathlib import Path
@@ -51,32 +52,28 @@ def probe(args: argparse.Namespace) -> None:
         SFPError: wrong arguments, config or data, or no image with patches of two classes.
     """
     require_mmseg()
-    from mmengine.registry import init_default_scope
-    from mmseg.registry import DATASETS
-
     from sfp.clip import load_clip
     from sfp.clip.coherence import FEATURES, nearest_labels
     from sfp.clip.text_bank import TextBank
-    from sfp.config import check_dataset, read_config
-    from sfp.evaluation import check_names, spread_over
+    from sfp.config import read_config
+    from sfp.evaluation import build_dataset, check_names, spread_over
     from sfp.outliers import build_detector
-    from sfp.pipeline import Vocabulary
     from sfp.pipeline.windows import cut, window_grid
     from sfp.probes import probe_layers
+    from sfp.segmentor import read_protocol, read_vocabulary
 
     if args.images < 1 or (args.pairs is not None and args.pairs < 2):
         raise SFPError(f"--images is {args.images}, --pairs {args.pairs}; give at least 1 image and 2 pairs.")
+    if not math.isfinite(args.epsilon):
+        raise SFPError(f"--epsilon is {args.epsilon}; give a finite number such as 0.75.")
     if len(set(args.detectors)) < len(args.detectors):
         raise SFPError(f"--detectors {' '.join(args.detectors)} names one twice; name each once.")
     detectors = [build_detector(name) for name in args.detectors]
     cfg = read_config(args.config, args.cfg_options)
-    check_dataset(cfg)
-    init_default_scope("mmseg")
-    clip = load_clip(cfg.model.clip, cfg.model.pretrained, precision=cfg.model.get("precision"))
-    vocabulary = Vocabulary.from_file(cfg.model.name_path, cfg.model.get("name_separator", ", "))
-    text = TextBank(clip).encode(vocabulary.queries)
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    vocabulary, protocol, dataset = read_vocabulary(cfg.model), read_protocol(cfg.model), build_dataset(cfg)
     check_names(vocabulary, dataset)
+    clip = load_clip(cfg.model.clip, cfg.model.pretrained, device=cfg.model.get("device"), precision=cfg.model.get("precision"))
+    text = TextBank(clip).encode(vocabulary.queries)
     chosen = spread_over(dataset, args.images)
     found: dict[tuple[str, int], list[float]] = {}
     for index in tqdm(chosen, desc="probing", unit="image"):
@@ -84,7 +81,7 @@ def probe(args: argparse.Namespace) -> None:
         image = clip.normalise(item["inputs"].flip(0))  # mmseg loads BGR
         size = tuple(image.shape[1:])
         labels = nearest_labels(item["data_samples"].gt_sem_seg.data[0], size)
-        grid = window_grid(*size, cfg.model.window, cfg.model.stride)
+        grid = window_grid(*size, protocol.window, protocol.stride)
         windows, truth = (torch.stack([cut(whole, window) for window in grid]) for whole in (image, labels[None]))
         figures = probe_layers(
             clip, windows, truth[:, 0], text, vocabulary.class_of_query, detectors=detectors, pairs=args.pairs, epsilon=args.epsilon

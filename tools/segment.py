@@ -30,6 +30,7 @@ from sfp.options import parse_options
 from sfp.result import compare, png_card, read_card
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_DEFAULTS = {"window": 224, "stride": 112, "short_side": 336}
 _LABELS, _OVERLAY, _STRIP = "_labels.png", "_overlay.jpg", "_methods.png"
 
 
@@ -82,7 +83,7 @@ def find_images(paths: list[Path]) -> dict[Path, Path]:
             inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in _ENDINGS and not _hidden(p.relative_to(path))]
             inside = [p for p in inside if not _is_result(p)]
             if not inside:
-                raise SFPError(f"The folder {path} has no pictures ({', '.join(_ENDINGS)}).")
+                raise SFPError(f"The folder {path} has no pictures ({', '.join(_ENDINGS)}); name one that has some.")
             found.update({p: p.relative_to(path).with_suffix("") for p in inside})
         else:
             found[path] = Path(path.stem)
@@ -116,10 +117,19 @@ def segment(args: argparse.Namespace) -> None:
     images = find_images(args.images)
     names, background = parse_names(args.names), parse_background(args.background)
     options = dict(pm=args.pm, purify=False if args.no_purify else None, window=args.window, stride=args.stride, short_side=args.short_side)
-    options.update(parse_options(args.options, "--options"))
-    titles = [title.strip() for title in args.methods.split(",")] if args.methods else [args.method]
+    further = parse_options(args.options, "--options")
+    if twice := [key for key in further if key in ("method", "model", "pretrained", "device") or options.get(key) != _DEFAULTS.get(key)]:
+        raise SFPError(f"--options names {twice[0]}, which has an option of its own; give --{twice[0].replace('_', '-')} alone.")
+    options.update(further)
+    if background is None and (options.get("prob_thd") or options.get("area_thd")):
+        raise SFPError(
+            f"--options has a threshold, but what falls below it would become {names[0]!r}, the first name; add --background LABEL."
+        )
+    titles = [title.strip() for title in args.methods.split(",")] if args.methods is not None else [args.method]
+    if len(set(titles)) < len(titles):
+        raise SFPError(f"--methods {args.methods} names one twice; name each once.")
     segmenters: list[Segmenter] = []
-    for title in dict.fromkeys(titles):  # all on one frozen CLIP
+    for title in titles:  # all on one frozen CLIP
         clip = segmenters[0].pipeline.method.clip if segmenters else args.model
         segmenters.append(Segmenter(title, clip, args.pretrained, args.device, **options))
     settings = [segmenter.protocol(names, background=background) for segmenter in segmenters]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from sfp.clip import load_clip
 from sfp.clip.loading import TOYLAND_FILE
 from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
+from sfp.errors import SFPError, run_command
 from sfp.images import resize_short_side
 from sfp.methods import build_method
 from sfp.pipeline import Pipeline, Vocabulary
@@ -53,17 +55,32 @@ def mean_iou(pipeline: Pipeline, scenes: list[toyland.Scene]) -> float:
     return float(100 * np.nanmean(hits / (confusion.sum(0) + confusion.sum(1) - hits)))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/toyland_clip"))
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--from-step", type=int, default=0, help="leave earlier checkpoints out")
     parser.add_argument("--out", type=Path, default=TOYLAND_FILE, help="where the chosen weights go; their card goes beside them")
-    args = parser.parse_args()
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return run_command(select, parser.parse_args())
+
+
+def select(args: argparse.Namespace) -> None:
+    """Judge the checkpoints, write the table, install the best.
+
+    Raises:
+        SFPError: no scene, or no checkpoint.
+    """
+    if args.scenes < 1:
+        raise SFPError(f"--scenes is {args.scenes}; give at least 1.")
     torch.manual_seed(0)
     scenes = [toyland.make_scene("tune", i) for i in range(args.scenes)]
     table: dict[str, dict[str, float]] = {}
     files = [f for f in sorted(args.work_dir.glob("step_*.safetensors")) if int(f.stem[5:]) >= args.from_step]
+    if not files:
+        raise SFPError(
+            f"There is no step_*.safetensors from step {args.from_step} on in {args.work_dir}; run tools/train_toyland.py first."
+        )
     for file in tqdm(files, desc="checkpoints"):
         clip = load_clip("ViT-B-16-quickgelu", str(file), device="cpu")
         bank = TextBank(clip, cache_dir=False)
@@ -87,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

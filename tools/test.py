@@ -39,9 +39,10 @@ def evaluate(args: argparse.Namespace) -> None:
     from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
     from mmengine.runner import Runner
 
-    from sfp.config import check_dataset, read_config
+    from sfp.config import building, check_dataset, read_config
     from sfp.counts import CountStore
-    from sfp.evaluation import ClassIoUMetric, NamedFailures, check_names, config_hash, run_card, write_results
+    from sfp.evaluation import ClassIoUMetric, NamedFailures, check_task, config_hash, run_card, write_results
+    from sfp.segmentor import SFPSegmentor
 
     cfg = read_config(args.config, args.cfg_options)
     config_sha256 = config_hash(cfg)
@@ -56,14 +57,18 @@ def evaluate(args: argparse.Namespace) -> None:
     prepare_launcher(cfg)
     try:
         Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
-        runner = Runner.from_cfg(cfg)
     except OSError as error:
         raise SFPError(f"The work dir {cfg.work_dir} can't be written ({error}); choose another with --work-dir.") from error
-    dataset, model = runner.test_dataloader.dataset, getattr(runner.model, "module", runner.model)
+    with building(f"The evaluation of {args.config}"):
+        runner = Runner.from_cfg(cfg)
+        dataset, model = runner.test_dataloader.dataset, getattr(runner.model, "module", runner.model)
+        runner.test_loop  # noqa: B018 - builds the evaluator, too
     metric = next((metric for metric in runner.test_evaluator.metrics if isinstance(metric, ClassIoUMetric)), None)
     if metric is None:
         raise SFPError(f"test_evaluator of {args.config} has no ClassIoUMetric; set it to dict(type='ClassIoUMetric').")
-    check_names(model.vocabulary, dataset)
+    if not isinstance(model, SFPSegmentor):
+        raise SFPError(f"The model of {args.config} is a {type(model).__name__}; set model.type to SFPSegmentor.")
+    check_task(model.vocabulary, model.pipeline.protocol, dataset)
     card = run_card(config_sha256, model, dataset)
     store = CountStore(Path(cfg.work_dir) / "counts", card, get_rank())
     if args.fresh and is_main_process():
@@ -104,15 +109,14 @@ def prepare_launcher(cfg) -> None:
     import torch
     import torch.distributed as dist
 
-    started_by = {"pytorch": "RANK", "slurm": "SLURM_PROCID"}.get(cfg.launcher)
+    started_by = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_LOCAL_RANK"}.get(cfg.launcher)
     if started_by is None:
         return
     if started_by not in os.environ:
-        how = {"pytorch": "torchrun --nproc_per_node N tools/test.py CONFIG", "slurm": "srun -n N python tools/test.py CONFIG"}[
-            cfg.launcher
-        ]
-        raise SFPError(f"--launcher {cfg.launcher} needs {how.split()[0]}: {how} --launcher {cfg.launcher}")
-    if torch.cuda.is_available() or dist.is_initialized():
+        how = {"pytorch": "torchrun --nproc_per_node N", "slurm": "srun -n N python", "mpi": "mpirun -n N python"}[cfg.launcher]
+        call = f"{how} tools/test.py CONFIG --launcher {cfg.launcher}"
+        raise SFPError(f"--launcher {cfg.launcher} needs {how.split()[0]}, which did not start this; run {call}.")
+    if cfg.launcher == "mpi" or torch.cuda.is_available() or dist.is_initialized():
         return
     if cfg.launcher == "slurm":
         slurm = dict(RANK="SLURM_PROCID", WORLD_SIZE="SLURM_NTASKS", LOCAL_RANK="SLURM_LOCALID")

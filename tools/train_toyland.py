@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from tqdm import tqdm
 from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
 from sfp.clip.prompts import IMAGENET_PROMPTS
 from sfp.datasets import toyland
+from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
 
 CONFIG = dict(
@@ -234,7 +236,7 @@ def sight(step: int, steps: int) -> tuple[int, int | None]:
     return looking, 2 if near else None
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/toyland_clip"))
     parser.add_argument("--steps", type=int, default=5000)
@@ -246,7 +248,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--stop-after", type=int, help="save and stop there, with the schedule of all the steps")
-    args = parser.parse_args()
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return run_command(train, parser.parse_args())
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, saving checkpoints on the way.
+
+    Raises:
+        SFPError: a number that is none of its option.
+    """
+    for name in ("steps", "batch", "scenes", "save_every", "stop_after"):
+        count = getattr(args, name)
+        if count is not None and count < 1:
+            raise SFPError(f"--{name.replace('_', '-')} is {count}; give at least 1.")
+    if not 0 < args.lr < math.inf or not 0 <= args.average < 1:
+        raise SFPError(f"--lr is {args.lr}, --average {args.average}; give a learning rate above 0 and a decay in [0, 1).")
     args.work_dir.mkdir(parents=True, exist_ok=True)
     latest = args.work_dir / "latest.pt"
 
@@ -303,4 +320,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

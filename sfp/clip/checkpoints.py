@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import collections
 import pickle
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from sfp.errors import SFPError
@@ -56,6 +57,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise SFPError(f"There is no checkpoint file {path}; give the path of a .pt or .safetensors file.")
+    if path.stat().st_size == 0:
+        raise SFPError(f"The checkpoint {path} is empty, 0 bytes; download it again.")
     archive = False
     metadata: dict[str, str] = {}
     try:
@@ -68,16 +71,23 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             weights = _read_torchscript(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
+    except Exception as error:  # a damaged or malicious file makes readers raise anything
         raise SFPError(
-            f"{path} can't be read as a checkpoint ({type(error).__name__}: {reason}); it may be cut short, or not hold "
+            f"{path} can't be read as a checkpoint ({_reason(error)}); it may be cut short, or not hold "
             "plain weights: download it again, or save its state dict as .safetensors."
         ) from error
     checkpoint = from_state_dict(weights, str(path))
     if "quick_gelu" in metadata:
         return Checkpoint(checkpoint.weights, metadata["quick_gelu"].lower() == "true", checkpoint.source)
     return Checkpoint(checkpoint.weights, True, checkpoint.source) if archive else checkpoint
+
+
+def _reason(error: Exception) -> str:
+    """Why a file can't be read, without torch's advice to run what it brings along."""
+    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
+        return f"it names {foreign[1]}, which weights have no need of" if foreign else "it is no PyTorch file"
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0].split('. ')[0][:200]}" if str(error) else type(error).__name__
 
 
 def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
@@ -90,7 +100,8 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
         if isinstance(weights, dict) and isinstance(weights.get(wrapper), dict):
             weights = weights[wrapper]
     if not isinstance(weights, dict) or not weights:
-        raise SFPError(f"{source} holds {type(weights).__name__} instead of a state dict; give the weights of a CLIP ViT.")
+        found = f"an empty {type(weights).__name__}" if isinstance(weights, dict) else f"a {type(weights).__name__}"
+        raise SFPError(f"{source} holds {found} instead of a state dict; give the weights of a CLIP ViT.")
     plain = {}
     for key, value in weights.items():
         key = str(key).removeprefix("module.").removeprefix("_orig_mod.")
@@ -101,7 +112,11 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
     for key in _BOOKKEEPING:
         plain.pop(key, None)
     _require_clip_vit(plain, source)
-    broken = [key for key, value in plain.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    whole = [key for key, value in plain.items() if not value.is_floating_point() or value.layout != torch.strided]
+    if whole:
+        kind = str(plain[whole[0]].dtype).removeprefix("torch.")
+        raise SFPError(f"{source} has {kind} numbers in {whole[0]}, not plain floating-point weights; give the model before quantisation.")
+    broken = [key for key, value in plain.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise SFPError(f"{source} has NaN or infinite numbers in {broken[0]} ({len(broken)} tensors in all); get a sound copy.")
     return Checkpoint(plain, True if openai else None, source)
@@ -113,7 +128,7 @@ def read_sizes(weights: dict[str, Tensor], source: str) -> Sizes:
     patches = weights["visual.positional_embedding"].shape[0] - 1
     grid = round(patches**0.5)
     if grid * grid != patches:
-        raise SFPError(f"{source} was trained on a grid of {patches} patches that is not square; only square ones are supported.")
+        raise SFPError(f"{source} was trained on a grid of {patches} patches that is not square; give weights with a square one.")
     return Sizes(
         embed_dim=weights["visual.proj"].shape[1],
         width=conv.shape[0],
@@ -142,15 +157,19 @@ def _require_clip_vit(weights: dict[str, Tensor], source: str) -> None:
         "logit_bias": "a SigLIP",
     }
     found = next((kind for prefix, kind in kinds.items() if any(key.startswith(prefix) for key in weights)), None)
-    needed = (
-        "visual.conv1.weight", "visual.class_embedding", "visual.positional_embedding", "visual.ln_pre.weight", "visual.ln_post.weight",
-        "visual.proj", "visual.transformer.resblocks.0.attn.in_proj_weight", "visual.transformer.resblocks.0.mlp.c_fc.weight",
-        "token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection",
-    )  # fmt: skip
+    needed = {
+        "visual.conv1.weight": 4, "visual.class_embedding": 1, "visual.positional_embedding": 2, "visual.ln_pre.weight": 1,
+        "visual.ln_post.weight": 1, "visual.proj": 2, "visual.transformer.resblocks.0.attn.in_proj_weight": 2,
+        "visual.transformer.resblocks.0.mlp.c_fc.weight": 2, "token_embedding.weight": 2, "positional_embedding": 2,
+        "ln_final.weight": 1, "text_projection": 2,
+    }  # fmt: skip
     missing = [key for key in needed if key not in weights]
     if found or missing:
         what = f"it is {found}" if found else f"it lacks {missing[0]}"
         raise SFPError(f"{source} is not a CLIP ViT in OpenAI's or open_clip's layout: {what}; give the weights of such a model.")
+    for key, axes in needed.items():
+        if weights[key].ndim != axes or not weights[key].numel():
+            raise SFPError(f"{source} has {key} of shape {tuple(weights[key].shape)} instead of {axes} axes; get a sound copy.")
 
 
 def _looks_like_safetensors(path: Path) -> bool:

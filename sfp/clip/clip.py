@@ -77,13 +77,16 @@ class FrozenCLIP:
         """Token ids (n, T) on the CPU, T the longest text's length.
 
         Raises:
-            SFPError: a text has more tokens than the context holds.
+            SFPError: a text has more tokens than the context holds, or one that stands for a text's start or end.
         """
         context, tokenizer = self.model.context_length, self.tokenizer
         ids = [torch.tensor([tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]) for text in texts]
         for text, own in zip(texts, ids, strict=True):
             if len(own) > context:
-                raise SFPError(f"The text {text[:60]!r}... has more than the {context - 2} tokens that CLIP reads; shorten it.")
+                shown = f"{text[:80]} ..." if len(text) > 80 else text
+                raise SFPError(f"The text {shown!r} has {len(own) - 2} tokens, but CLIP reads {context - 2}; shorten the name in it.")
+            if {tokenizer.sot_token_id, tokenizer.eot_token_id} & set(own[1:-1].tolist()):
+                raise SFPError(f"The text {text[:80]!r} has CLIP's own mark for a text's start or end; take it out.")
         return nn.utils.rnn.pad_sequence(ids, batch_first=True)
 
     @torch.inference_mode()

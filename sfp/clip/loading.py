@@ -16,6 +16,7 @@ import torch
 from sfp.clip.checkpoints import Checkpoint, Sizes, from_state_dict, read_checkpoint, read_sizes
 from sfp.errors import SFPError, unknown_choice
 from sfp.network import hub, why_unreached
+from sfp.options import check_type
 
 if TYPE_CHECKING:
     from sfp.clip.clip import FrozenCLIP
@@ -33,6 +34,7 @@ def load_clip(
     precision: str | None = None,
     quick_gelu: bool | None = None,
     head_width: int | None = None,
+    weights_sha256: str | None = None,
 ) -> FrozenCLIP:
     """A frozen CLIP ViT.
 
@@ -46,27 +48,33 @@ def load_clip(
         precision: ``fp32``, ``bf16`` or ``fp16`` for the image tower; fp32 on a CPU and fp16 elsewhere, if None.
         quick_gelu: the activation, where neither tag nor file tells; OpenAI's QuickGELU is assumed, with a warning.
         head_width: of the image tower's heads, where the model's name doesn't tell; 64 as in every OpenAI model, if None.
+        weights_sha256: what the weights must be: the ``weights_sha256`` of a result, which is the model's ``fingerprint`` and the
+            same whatever the file's format.
 
     Returns:
         A ``FrozenCLIP``.
 
     Raises:
         SFPError: unknown name or tag, a tag that needs the other activation than the name says, a file that is no
-            CLIP ViT, or weights that must be downloaded while there is no network.
+            CLIP ViT, weights that must be downloaded while there is no network, or another hash.
     """
     import open_clip
 
     from sfp.clip.clip import FrozenCLIP
 
-    device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SFPError("device='cuda' was asked for, but this torch sees no CUDA GPU; use device='cpu'.")
+    check_type("model", model, str, "ViT-B-16")
+    check_type("pretrained", pretrained, str | os.PathLike | Mapping, "openai")
+    check_type("quick_gelu", quick_gelu, bool | None)
+    check_type("head_width", head_width, int | None)
+    device = _usable_device(device)
     architecture = _open_clip_name(model)
     tag = "a state dict" if isinstance(pretrained, Mapping) else str(pretrained)
     if isinstance(pretrained, Mapping):
         checkpoint = from_state_dict(dict(pretrained))
     elif tag.lower() == "toyland" or (architecture == "Toyland" and tag == "openai"):
         checkpoint, architecture, tag = _read_toyland(), "Toyland", "toyland"
+        if quick_gelu is False:
+            raise SFPError("quick_gelu=False disagrees with Toyland's weights, trained with quick_gelu=True; leave it out.")
     elif _is_file_name(tag):
         checkpoint = read_checkpoint(Path(tag).expanduser())
         quick_gelu = _activation_of_file(Path(tag), model, checkpoint, quick_gelu)
@@ -94,8 +102,10 @@ def load_clip(
         network.load_state_dict(checkpoint.weights, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n")[1:2]).strip()
-        raise SFPError(f"The weights of {checkpoint.source} don't fit a CLIP ViT of their own sizes: {reason[:200]}") from error
-    return FrozenCLIP(
+        raise SFPError(
+            f"The weights of {checkpoint.source} don't fit a CLIP ViT of their own sizes ({reason[:200]}); get a sound copy."
+        ) from error
+    frozen = FrozenCLIP(
         network,
         name=architecture if config or architecture == "Toyland" else f"ViT {sizes.layers}x{sizes.width}/{sizes.patch}",
         pretrained=tag,
@@ -103,6 +113,32 @@ def load_clip(
         device=device,
         precision=precision or ("fp32" if device.type == "cpu" else "fp16"),
     )
+    check_weights(frozen, weights_sha256)
+    return frozen
+
+
+def check_weights(clip: FrozenCLIP, weights_sha256: str | None) -> None:
+    """Raises SFPError where a CLIP's weights are not those of a hash; None stands for any."""
+    if weights_sha256 is not None and weights_sha256 != clip.fingerprint:
+        raise SFPError(
+            f"The weights {clip.pretrained!r} of {clip.name} have the SHA-256 {clip.fingerprint}, but weights_sha256={weights_sha256!r} "
+            "was asked for; give the weights of that hash, or leave it out."
+        )
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    """A device that holds tensors; CUDA where there is one, else the CPU, if None."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device).item()
+    except Exception as error:  # each kind of device has its own
+        reason = str(error).strip().splitlines()[0].split(". ")[0][:120]
+        count = torch.cuda.device_count()
+        raise SFPError(
+            f"device={str(device)!r} can't be used here ({reason}); use 'cpu'" + (f", or 'cuda:0' to {count - 1}." if count else ".")
+        ) from error
+    return torch.device(device)
 
 
 def _open_clip_name(model: str) -> str:
@@ -241,7 +277,8 @@ def _build(sizes: Sizes, config: Mapping[str, Any], quick_gelu: bool, head_width
     """An open_clip CLIP of these sizes; heads as asked for, the named model's, or 64 wide as in every OpenAI model."""
     import open_clip
 
-    head_width = head_width or config.get("vision_cfg", {}).get("head_width", 64)
+    if head_width is None:
+        head_width = config.get("vision_cfg", {}).get("head_width", 64)
     if head_width < 1 or sizes.width % head_width:
         raise SFPError(f"head_width={head_width} does not divide the image tower's width {sizes.width}; give one that does.")
 

@@ -17,6 +17,7 @@ from sfp.clip.clip import FrozenCLIP, unit
 from sfp.clip.prompts import PROMPT_SETS
 from sfp.errors import SFPError, unknown_choice
 from sfp.files import whole_file
+from sfp.options import check_type
 
 _TOKENS = 2048  # in a batch of texts; many more on a GPU
 
@@ -42,9 +43,12 @@ class TextBank:
             if prompts not in PROMPT_SETS:
                 raise unknown_choice("prompt set", prompts, PROMPT_SETS)
             prompts = PROMPT_SETS[prompts]
+        check_type("prompts", prompts, Sequence[str])
+        if not prompts:
+            raise SFPError(f"prompts is {prompts!r}; give at least one, such as 'a photo of a {{}}.', or one of {', '.join(PROMPT_SETS)}.")
         for prompt in prompts:
-            if prompt.count("{}") != 1:
-                raise SFPError(f"The prompt {prompt!r} needs exactly one {{}} where the name goes.")
+            if prompt.count("{}") != 1 or set(prompt.replace("{}", "", 1)) & set("{}"):
+                raise SFPError(f"The prompt {prompt!r} needs exactly one {{}} where the name goes, and no other braces; write it so.")
         self.clip, self.prompts = clip, tuple(prompts)
         self.cache_dir = None if cache_dir is False else Path(cache_dir) if cache_dir else default_cache_dir()
 
@@ -52,7 +56,12 @@ class TextBank:
         """Unit vectors (Q, D) float32: prompts encoded, normalised, averaged, normalised.
 
         Equal queries are encoded once; vectors of a vocabulary that was seen before come from the cache.
+
+        Raises:
+            SFPError: no query, or one that CLIP can't read whole.
         """
+        if isinstance(queries, str) or not queries:
+            raise SFPError(f"The words to encode are {queries!r}; give a list of at least one.")
         unique = list(dict.fromkeys(queries))
         file = self._cache_file(unique)
         vectors = self._read(file, len(unique)) if file else None

@@ -117,7 +117,7 @@ class ImageTrunk:
         """
         grid = (height // self.patch, width // self.patch)
         if 0 in grid:
-            raise SFPError(f"A window of {height}x{width} pixels is smaller than one patch ({self.patch}); use larger windows.")
+            raise SFPError(f"A window of {height}x{width} pixels is smaller than one patch ({self.patch}); use larger windows or pictures.")
         return grid
 
     def windows_at_once(self, height: int, width: int) -> int:
@@ -139,7 +139,10 @@ class ImageTrunk:
     def embed(self, windows: Tensor, resize: str = "scale") -> Tensor:
         """X^0 = ln_pre([cls; patches] + positions): (B, 3, H, W) to (B, 1 + N, C). ``resize``: see ``resize_positions``."""
         if windows.ndim != 4 or windows.shape[1] != 3 or not windows.is_floating_point():
-            raise SFPError(f"Windows must be a float tensor (B, 3, H, W), got {tuple(windows.shape)} {windows.dtype}.")
+            raise SFPError(
+                f"Windows must be a float tensor (B, 3, H, W), got {tuple(windows.shape)} {windows.dtype}; "
+                "make one with the clip's normalise."
+            )
         grid = self.grid_of(*windows.shape[-2:])
         visual = self.visual
         patches = visual.conv1(windows.to(self.dtype)).flatten(2).transpose(1, 2).float()

@@ -10,6 +10,7 @@ from mmseg.registry import DATASETS
 
 from sfp.datasets import toyland
 from sfp.errors import SFPError
+from sfp.options import check_type
 from sfp.pipeline import Vocabulary
 
 
@@ -109,12 +110,22 @@ class ToylandDataset(BaseSegDataset):
         data_root: folder in VOC layout.
         split: "val", or "tune" for the scenes that chose the shipped checkpoint.
         scenes: how many of them.
+
+    Raises:
+        SFPError: no scene, another split, or a folder that can't be written.
     """
 
     METAINFO = dict(classes=toyland.CLASSES, palette=[list(colour) for colour in toyland.PALETTE])
 
     def __init__(self, data_root: str, split: str = "val", scenes: int = toyland.VAL_SCENES, **kwargs: Any):
-        listing = toyland.write_split(data_root, split, scenes)
+        check_type("scenes of ToylandDataset", scenes, int, toyland.VAL_SCENES)
+        if scenes < 1 or split not in toyland.SPLITS:
+            splits = ", ".join(toyland.SPLITS)
+            raise SFPError(f"ToylandDataset has scenes={scenes}, split={split!r}; give at least 1 scene and one of the splits {splits}.")
+        try:
+            listing = toyland.write_split(data_root, split, scenes)
+        except OSError as error:
+            raise SFPError(f"The Toyland scenes can't be written to {data_root} ({error}); set SFP_DATA to a folder that can.") from error
         super().__init__(
             data_root=data_root,
             data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),

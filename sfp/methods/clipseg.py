@@ -60,6 +60,8 @@ class CLIPSeg(Method):
         found = self.constants(published, dict(attention_layer=7), attention_layer=self.attention_layer)
         layer, last = found["attention_layer"], self.trunk.layers
         (self.attention_layer,) = self.check_layers("attention_layer", layer + last + 1 if layer < 0 else layer, last)
+        if self.relation_min_samples < 1:
+            raise SFPError(f"relation_min_samples of CLIPSeg is {self.relation_min_samples}; give a count of at least 1.")
         self.deep_layers = self._deep(-3 if self.deep_layers is None else self.deep_layers)
 
     def _deep(self, layers: Collection[int] | int) -> tuple[int, ...]:

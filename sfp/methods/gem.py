@@ -27,9 +27,11 @@ class GEM(Method):
     own_positional_resize = "antialias"
 
     def prepare(self) -> None:
-        self.blocks = self.check_blocks("depth - 1", self.depth - 1)
+        self.blocks = self.check_blocks("depth", self.depth - 1, 1)
         if self.iterations < 0:
             raise SFPError(f"iterations of GEM is {self.iterations}; give a count of at least 0.")
+        if self.temperature is not None and self.temperature < 0:
+            raise SFPError(f"temperature of GEM is {self.temperature}; give a number of at least 0.")
 
     def tokens(self, windows: Tensor) -> Tensor:
         return second_path(self, windows, self.blocks, self._term)[0][:, 1:]

@@ -17,6 +17,7 @@ from sfp.clip.clip import FrozenCLIP, unit
 from sfp.clip.positions import RESIZES
 from sfp.clip.trunk import Block, Hook
 from sfp.errors import SFPError
+from sfp.options import check_type
 from sfp.outliers import DETECTORS, Purifier, build_detector
 from sfp.outliers.repair import DIVISORS, EMPTY, FILLINGS
 from sfp.registry import Registry
@@ -89,8 +90,10 @@ class Method(ABC):
         self.trunk = self.clip.trunk
         self._given = [f.name for f in fields(self) if f.name != "clip" and getattr(self, f.name) not in (f.default, None)]
         self.purify = self.own_purify if self.purify is None else self.purify
-        self.pm = self.pm or self.own_pm
+        self.pm = self.own_pm if self.pm is None else self.pm
         self.positional_resize = self.positional_resize or self.own_positional_resize
+        if self.purify_layers == [] and self.purify:
+            raise SFPError(f"purify_layers of {self.name} is [], so nothing would be purified; name layers, or give purify=False.")
         layers = self.own_purify_layers() if self.purify_layers is None else self.purify_layers
         self.purify_layers = self.check_layers("purify_layers", layers)
         self.prepare()
@@ -125,14 +128,14 @@ class Method(ABC):
                 raise SFPError(f"{option} of {self.name} names layer {layer!r}; give layers from 1 to {last}.")
         return tuple(layers)
 
-    def check_blocks(self, option: str, blocks: int) -> int:
-        """How many of the last blocks an option means, at most L.
+    def check_blocks(self, option: str, blocks: int, least: int = 0) -> int:
+        """How many of the last blocks an option means, at most L; the option's own number is ``least`` more.
 
         Raises:
             SFPError: a negative count.
         """
         if blocks < 0:
-            raise SFPError(f"{option} of {self.name} is {blocks}; give a count of at least 0.")
+            raise SFPError(f"{option} of {self.name} is {blocks + least}; give a count of at least {least}.")
         return min(blocks, self.trunk.layers)
 
     def constants(self, published: Mapping[str, Any] | None, of_twelve: Mapping[str, Any], **given: Any) -> dict[str, Any]:
@@ -192,8 +195,9 @@ class Method(ABC):
         Raises:
             SFPError: windows of another shape, or smaller than a patch.
         """
-        if windows.ndim != 4:
-            raise SFPError(f"Windows must be a float tensor (B, 3, H, W), got {tuple(windows.shape)} {windows.dtype}.")
+        if not isinstance(windows, Tensor) or windows.ndim != 4:
+            got = f"{tuple(windows.shape)} {windows.dtype}" if hasattr(windows, "dtype") else type(windows).__name__
+            raise SFPError(f"Windows must be a float tensor (B, 3, H, W), got {got}; make one with the clip's normalise.")
         groups = windows.split(self.trunk.windows_at_once(*windows.shape[-2:]))
         return torch.cat([self._features(group.to(self.clip.device)) for group in groups])
 
@@ -243,6 +247,8 @@ def build_method(name: str, clip: FrozenCLIP, **options: Any) -> Method:
         SFPError: unknown method, detector or option; the message offers the closest name.
     """
     own, of_detector = check_method(name, options)
+    if not isinstance(clip, FrozenCLIP):
+        raise SFPError(f"build_method got {clip!r} as clip; give the frozen CLIP that load_clip returns.")
     return METHODS.get(name)(clip, detector_options=of_detector, **own)
 
 
@@ -253,7 +259,8 @@ def check_method(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any],
         SFPError: unknown method, detector or option, or a value of another type than the default's.
     """
     known = METHODS.options(name)
-    pm = options.get("pm") or METHODS.get(name).own_pm
+    pm = METHODS.get(name).own_pm if options.get("pm") is None else options["pm"]
+    check_type("detector_options", options.get("detector_options"), dict | None)
     of_detector = dict(options.get("detector_options") or {})
     own = {key: value for key, value in options.items() if key != "detector_options"}
     for option in [key for key in own if key not in known and key in DETECTORS.options(pm)]:

@@ -31,9 +31,10 @@ class DensityClusters(Detector):
     ):
         if eps_rule not in ("quantile", "elbow"):
             raise unknown_choice("eps_rule of DBSCAN", eps_rule, ("quantile", "elbow"))
-        if min_samples < 1 or not 0 <= quantile <= 1 or (eps is not None and not eps > 0):
+        if min_samples < 1 or min_size < 0 or not 0 <= quantile <= 1 or (eps is not None and not eps > 0):
             raise SFPError(
-                f"The DBSCAN detector needs eps > 0, quantile in [0, 1] and min_samples >= 1, got {eps}, {quantile}, {min_samples}."
+                "The DBSCAN detector needs eps > 0, quantile in [0, 1], min_samples >= 1 and min_size >= 0, "
+                f"got {eps}, {quantile}, {min_samples}, {min_size}."
             )
         self.eps, self.eps_rule, self.quantile, self.min_samples, self.min_size = eps, eps_rule, quantile, min_samples, min_size
 

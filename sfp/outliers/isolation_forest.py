@@ -22,8 +22,10 @@ class RandomSplits(Detector):
     """
 
     def __init__(self, *, trees: int = 100, contamination: float = 0.05, seed: int = 0):
-        if trees < 1 or not 0 <= contamination <= 1:
-            raise SFPError(f"IsolationForest needs trees >= 1 and contamination in [0, 1], got {trees} and {contamination}.")
+        if trees < 1 or not 0 <= contamination <= 1 or not 0 <= seed < 2**32:
+            raise SFPError(
+                f"IsolationForest needs trees >= 1, contamination in [0, 1] and 0 <= seed < 2^32, got {trees}, {contamination} and {seed}."
+            )
         self.trees, self.contamination, self.seed = trees, contamination, seed
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
 from sfp.methods import Method
+from sfp.options import check_type
 from sfp.pipeline.decode import decode
 from sfp.pipeline.pamr import pamr
 from sfp.pipeline.score_map import ScoreMap
@@ -42,18 +43,24 @@ class Protocol:
     pamr_dilations: tuple[int, ...] = (8, 16)
 
     def __post_init__(self):
+        hints = get_type_hints(Protocol)
+        for own in fields(Protocol):
+            check_type(own.name, getattr(self, own.name), hints[own.name], own.default)
         if self.window < 0 or (self.window and not 0 < self.stride <= self.window):
             raise SFPError(
                 f"window={self.window}, stride={self.stride} leave gaps; give 0 < stride <= window, or window=0 for whole images."
             )
         if not self.logit_scale > 0:
-            raise SFPError(f"logit_scale={self.logit_scale} must be above 0.")
+            raise SFPError(f"logit_scale={self.logit_scale} must be above 0; 40 is usual.")
         for name in ("prob_thd", "area_thd"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise SFPError(f"{name}={value} must lie in [0, 1].")
-        if self.pamr_iterations < 0 or any(d < 1 for d in self.pamr_dilations):
-            raise SFPError(f"PAMR needs iterations >= 0 and dilations >= 1, got {self.pamr_iterations} and {self.pamr_dilations}.")
+                raise SFPError(f"{name}={value} must lie in [0, 1]; give a share such as 0.1.")
+        if self.pamr_iterations < 0 or any(d < 1 for d in self.pamr_dilations) or not self.pamr_dilations:
+            raise SFPError(
+                f"PAMR needs pamr_iterations >= 0 and pamr_dilations >= 1, got {self.pamr_iterations} and {self.pamr_dilations}; "
+                "10 and (8, 16) are usual."
+            )
         object.__setattr__(self, "pamr_dilations", tuple(self.pamr_dilations))
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,11 +85,22 @@ class Pipeline:
         protocol: windows, thresholds, refinement.
         windows_at_once: largest batch of windows; as many as go best on the device, if None. A batch that runs out of
             memory is tried again by halves, which changes no result.
+
+    Raises:
+        SFPError: windows smaller than a patch, or no window at once.
     """
 
     def __init__(self, method: Method, text_bank: TextBank, protocol: Protocol | None = None, windows_at_once: int | None = None):
         self.method, self.text_bank = method, text_bank
         self.protocol = protocol or Protocol()
+        patch = method.trunk.patch
+        if 0 < self.protocol.window < patch:
+            raise SFPError(
+                f"window={self.protocol.window} is smaller than one patch ({patch}); give at least {patch}, or 0 for whole images."
+            )
+        check_type("windows_at_once", windows_at_once, int | None)
+        if windows_at_once is not None and windows_at_once < 1:
+            raise SFPError(f"windows_at_once={windows_at_once} must be at least 1; leave it out for as many as go best.")
         self.windows_at_once = windows_at_once
 
     @property

@@ -1,0 +1,753 @@
+"""A catalogue of bad input over every door: each case ends in one sentence, and leaves nothing that could be taken for a result.
+
+A case is its door's call and the words that the sentence must have: the value or file that is wrong. Besides, each sentence must
+say how to mend it, in one line without a traceback; command lines end with exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import runpy
+import shutil
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import parity
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from safetensors.torch import save_file
+
+import sfp
+from sfp.clip.text_bank import TextBank
+from sfp.datasets import toyland
+from sfp.errors import SFPError
+from sfp.images import read_image
+from sfp.pipeline import Pipeline, Protocol, Vocabulary
+from sfp.result import Segmentation, compare
+
+NAN, INF = float("nan"), float("inf")
+_MEND = re.compile(
+    r"\b(give|set|use|choose|write|take|keep|leave|check|name|names|download|fetch|get|run|make|put|delete|add|shorten|save|load|lower|cut"
+    r"|prepare|measure|list|attach|call|complete|did you mean|Choose one of|look at|start|bring)\b",
+    re.IGNORECASE,
+)
+
+
+def check_sentence(text: str, *words: str) -> None:
+    """One line that has the words and a remedy."""
+    assert "\n" not in text and "Traceback" not in text, text
+    for word in words:
+        assert word in text, f"{word!r} is not in: {text}"
+    rest = re.split(r"[;.:,] ", text, maxsplit=1)[-1]
+    assert _MEND.search(rest) or re.search(r"\b(needs|must|goes from)\b", text), f"no remedy in: {text}"
+    assert "weights_only" not in text and "allow_pickle" not in text, f"advice to run what a file brings along: {text}"
+
+
+def case(name: str, given: object, *words: str):
+    """A parameter set of what is given and the words."""
+    return pytest.param(given, words, id=name[:80])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with Toyland, a tiny VOC 2012 and files that are wrong in many ways."""
+    root = tmp_path_factory.mktemp("bad_input")
+    toyland.write_split(root / "data/toyland", "val", 2)
+    write_voc(root / "data/VOCdevkit/VOC2012")
+    pixels = toyland.make_scene("val", 0).image[:96, :128]
+    Image.fromarray(pixels).save(root / "sound.jpg")
+    whole = (root / "sound.jpg").read_bytes()
+    (root / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "zero.jpg").write_bytes(b"")
+    (root / "words.jpg").write_text("no picture")
+    (root / "file").write_text("x\n")
+    (root / "empty").mkdir()
+    grey = np.full((40, 40), 0.5, np.float32)
+    for name, value in (("nan", NAN), ("infinite", INF), ("negative", -3)):
+        grey[3, 3] = value
+        Image.fromarray(grey).save(root / f"{name}.tif")
+    Image.new("1", (20000, 20000)).save(root / "bomb.png")
+    names = {
+        "latin.txt": "caf\xe9\nsea\n".encode("latin-1"), "utf16.txt": "sky\nsea\n".encode("utf-16"), "tab.txt": b"sky\tsea\n",
+        "none.txt": b" \n\n", "nul.txt": b"sk\0y\n", "gap.txt": b"sky\n\nsea\n", "twice.txt": b"sky\nSky\n", "two.txt": b"sky\nsea\n",
+    }  # fmt: skip
+    for name, content in names.items():
+        (root / name).write_bytes(content)
+    (root / "broken.py").write_text("model = dict(")
+    (root / "binary.py").write_bytes(b"\xff\xfe\0")
+    (root / "broken.yaml").write_text("model: [")
+    (root / "nothing.py").write_text("x = 1\n")
+    (root / "zero.tar").write_bytes(b"")
+    (root / "broken.tar").write_bytes(b"x" * 600)
+    (root / "broken.zip").write_bytes(b"PK\3\4xxxx")
+    with tarfile.open(root / "outside.tar", "w") as archive:
+        archive.add(root / "file", "../../VOCdevkit/VOC2012/JPEGImages/a.jpg")
+    for name, content in {"list": "[]", "half": '{"mIoU": 3', "none": "{}", "nan": json.dumps(RESULT | {"mIoU": NAN})}.items():
+        (root / f"given/{name}").mkdir(parents=True)
+        (root / f"given/{name}/results.json").write_text(content)
+    (root / "given/sound").mkdir()
+    (root / "given/sound/results.json").write_text(json.dumps(RESULT))
+    return root
+
+
+RESULT = dict(
+    shared_with=[], changed_options={}, method="SFP", backbone="ViT-B-16", dataset="PascalVOCDataset", precision="fp32", device="cpu",
+    pm="SOM", mIoU=3.0, seconds=1.0, images=3, pretrained="openai", prompts=80,
+    protocol=dict(window=224, stride=112, short_side=336, pamr_iterations=0),
+)  # fmt: skip
+
+
+def write_voc(root: Path) -> None:
+    """Two pictures of 64x80 in VOC 2012's layout."""
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for name in "ab":
+        Image.fromarray(toyland.make_scene("tune", 0).image[:64, :80]).save(root / f"JPEGImages/{name}.jpg")
+        Image.fromarray((np.arange(64 * 80).reshape(64, 80) % 21).astype(np.uint8)).save(root / f"SegmentationClass/{name}.png")
+    (root / "ImageSets/Segmentation/val.txt").write_text("a\nb\n")
+
+
+@pytest.fixture
+def program(place, monkeypatch, capsys):
+    """A program of tools/ as a script in this process and in the folder of bad files: the exit code and all error lines."""
+
+    def run(name: str, *arguments: str, data: Path | None = None) -> tuple[int, list[str]]:
+        monkeypatch.chdir(place)
+        monkeypatch.setenv("SFP_DATA", str(data or place / "data"))
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / f"tools/{name}.py"), run_name="__main__")
+        lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+        errors = [line.partition("error: ")[2] for line in lines if re.match(r"([\w.]+: )?error: ", line)]
+        return left.value.code, [f"{error}; choose from the usage" if lines[0].startswith("usage: ") else error for error in errors]
+
+    return run
+
+
+def left_over(place: Path) -> list[Path]:
+    return [p for pattern in ("results.json", "*.partial*") for p in place.rglob(pattern) if "given" not in p.parts]
+
+
+@pytest.fixture
+def fails(program, place):
+    """Run a program that must fail: one sentence, exit code 2, nothing left that looks whole."""
+
+    def run(name: str, arguments: str, *words: str, **where) -> None:
+        configs = {"TOYLAND": str(ROOT / "configs/cfg_toyland.py"), "VOC": str(ROOT / "configs/cfg_voc21.py")}
+        code, errors = program(name, *(configs.get(part, part) for part in arguments.split()), **where)
+        assert code == 2 and len(errors) == 1, (code, errors)
+        check_sentence(errors[0], *words)
+        assert not left_over(place)
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------------ config
+CONFIG = [
+    ("model.window=8 model.stride=8", "window=8 is smaller than one patch (16)"),
+    ("model.window=big", "window is 'big'"),
+    ("model.window=-5", "window=-5"),
+    ("model.window=3=4", "window is '3=4'"),
+    ("model.stride=0", "stride=0 leave gaps"),
+    ("model.stride=300", "stride=300 leave gaps"),
+    ("model.logit_scale=nan", "logit_scale is"),
+    ("model.logit_scale=0", "logit_scale=0 must be above 0"),
+    ("model.prob_thd=2", "prob_thd=2"),
+    ("model.prob_thd=None", "prob_thd is None"),
+    ("model.prob_thd=0.5", "model.prob_thd=0.5", "'sky', which is no background"),
+    ("model.area_thd=0.1", "model.area_thd=0.1", "'sky', which is no background"),
+    ("model.pamr_iterations=x", "pamr_iterations is 'x'"),
+    ("model.pamr_dilations=0", "pamr_dilations is 0"),
+    ("model.precision=fp64", "'fp64'"),
+    ("model.device=banana", "device='banana'"),
+    ("model.device=cuda:9", "device='cuda:9'"),
+    ("model.clip=vit-b/16", "did you mean 'ViT-B-16'"),
+    ("model.clip=None", "model is None"),
+    ("model.pretrained=toylnd", "'toylnd'"),
+    ("model.pretrained=absent.pt", "absent.pt"),
+    ("model.weights_sha256=00ff", "weights_sha256='00ff'"),
+    ("model.method=sfp", "did you mean 'SFP'"),
+    ("model.method=SFP-relase", "did you mean 'SFP-release'"),
+    ("model.pm=som", "did you mean 'SOM'"),
+    ("model.pm=L2 model.topk=-1", "topk=-1"),
+    ("model.pm=L2 model.pm=LOF", "model.pm twice"),
+    ("model.purify=yes", "purify of method SFP is 'yes'"),
+    ("model.purify_layers=[99]", "layer 99"),
+    ("model.sae_residul=none", "'sae_residul'", "did you mean 'sae_residual'"),
+    ("model.hai=no", "hai of method SFP is 'no'"),
+    ("model.windows_at_once=-1", "windows_at_once=-1"),
+    ("model.prompts=photos", "did you mean 'photo'"),
+    ("model.prompts=[]", "prompts is []"),
+    ("model.name_path=absent.txt", "absent.txt"),
+    ("model.name_path=None", "model.names"),
+    ("model.names=[sky]", "model.names is ['sky']"),
+    ("model.name_path=two.txt", "2 classes, but ToylandDataset has 16"),
+    ("model.name_path=latin.txt", "latin.txt", "UTF-8"),
+    ("model.name_path=gap.txt", "gap.txt has an empty name at place 2"),
+    ("model.name_separator=", "separator ''"),
+    ("model.text_cache=file/cache", "file/cache"),
+    ("model.type=Foo", "Foo"),
+    ("model=3", "model=dict"),
+    ("mdoel.pm=L2", "'mdoel.pm'; did you mean 'model'"),
+    ("model.pm", "'model.pm'"),
+    ("=3", "'=3'"),
+    ("data=elsewhere", "SFP_DATA"),
+    ("settings=their", "settings 'their'"),
+    ("short_side=0", "short_side=0"),
+    ("short_side=3", "3x"),
+    ("test_dataloader.dataset.type=Foo", "Foo"),
+    ("test_dataloader.dataset.nonsense=1", "nonsense"),
+    ("test_dataloader.dataset.scenes=0", "scenes=0"),
+    ("test_dataloader.dataset.split=vall", "split='vall'"),
+    ("test_dataloader.dataset.data_root=file/x", "file/x"),
+    ("test_dataloader.batch_size=0", "batch_size=0"),
+    ("test_dataloader.sampler.shuffle=True", "shuffle"),
+    ("test_evaluator.type=IoUMetric", "ClassIoUMetric"),
+    ("test_evaluator.iou_metrics=[mDice]", "mDice"),
+    ("test_evaluator.ignore_index=x", "ignore_index of ClassIoUMetric is 'x'"),
+    ("default_hooks=3", "int"),
+    ("load_from=absent.pth", "absent.pth"),
+]
+_FEW = ("test_dataloader.dataset.scenes=2", "test_dataloader.num_workers=0")
+
+
+@pytest.mark.parametrize(("options", "words"), [case(given, given, *words) for given, *words in CONFIG])
+def test_config(options, words, fails):
+    few = [option for option in _FEW if option.split("=")[0] not in options]
+    fails("test", f"TOYLAND --work-dir work --cfg-options {' '.join(few)} {options}", *words)
+
+
+# ------------------------------------------------------------------------------------------------ command lines
+_BENCH, _SPEED = "--devices cpu --out grid", "--model Toyland --pretrained toyland --methods CLIP --rounds 1 --batch 1"
+_PLANT = "TOYLAND --images 1 --methods --detectors L2 --strengths 4 --selfless 0"
+COMMANDS = [
+    ("test", "", "config"),
+    ("test", "absent.py", "'absent.py'"),
+    ("test", "empty", "'empty'"),
+    ("test", f"{ROOT}/configs/cfg_toylnd.py", "did you mean"),
+    ("test", f"{ROOT}/configs/base_config.py", "base_config.py", "dataset.type"),
+    ("test", "broken.py", "broken.py", "SyntaxError"),
+    ("test", "binary.py", "binary.py"),
+    ("test", "broken.yaml", "broken.yaml"),
+    ("test", "nothing.py", "nothing.py has no model"),
+    ("test", "VOC --cfg-options test_dataloader.dataset.data_root=absent", "data root absent", "SFP_DATA"),
+    ("test", "TOYLAND --work-dir file", "work dir file"),
+    ("test", "TOYLAND --work-dir file/inside", "work dir file/inside"),
+    ("test", "TOYLAND --work-dir /proc/inside", "work dir /proc/inside"),
+    ("test", "TOYLAND --launcher pytorch", "--launcher pytorch needs torchrun"),
+    ("test", "TOYLAND --launcher mpi", "--launcher mpi needs mpirun"),
+    ("benchmark", "--devices 9", "'9'"),
+    ("benchmark", f"{_BENCH} --methods SFP SFP", "one name"),
+    ("benchmark", f"{_BENCH} --settings theirs", "theirs"),
+    ("benchmark", "--run-group absent.json", "absent.json"),
+    ("benchmark", "--run-group file", "file holds no cells"),
+    ("ablate", "", "No table"),
+    ("ablate", "sfp-table22", "did you mean 'sfp-table2'"),
+    ("segment", "absent.jpg --names a", "absent.jpg"),
+    ("segment", "words.jpg --names a", "words.jpg can't be read"),
+    ("segment", "zero.jpg --names a", "zero.jpg can't be read"),
+    ("segment", "cut.jpg --names a", "cut.jpg can't be read"),
+    ("segment", "empty --names a", "folder empty"),
+    ("segment", "sound.jpg --names a,,b", "empty name at place 2"),
+    ("segment", "sound.jpg --names cat,Cat", "duplicate name 'cat'"),
+    ("segment", f"sound.jpg --names {'x' * 300}", "xxx", "CLIP reads 75"),
+    ("segment", "sound.jpg --names a,b --window 8 --stride 8", "window=8"),
+    ("segment", "sound.jpg --names a,b --window x", "'x'"),
+    ("segment", "sound.jpg --names a,b --short-side 0", "short_side=0"),
+    ("segment", "sound.jpg --names a,b --method SPF", "did you mean 'SFP'"),
+    ("segment", "sound.jpg --names a,b --methods SFP,SFP", "SFP,SFP"),
+    ("segment", "sound.jpg --names a,b --methods SFP,,CLIP", "method ''"),
+    ("segment", "sound.jpg --names a,b --device banana", "'banana'"),
+    ("segment", "sound.jpg --names a,b --options sigma", "'sigma'"),
+    ("segment", "sound.jpg --names a,b --options prob_thd=nan --background c", "prob_thd is 'nan'"),
+    ("segment", "sound.jpg --names a,b --options prob_thd=0.9", "'a'", "--background"),
+    ("segment", "sound.jpg --names a,b --options device=cpu", "device"),
+    ("segment", "sound.jpg --names a,b --options window=32 window=64", "window twice"),
+    ("segment", "sound.jpg --names a,b --method NACLIP --options sigma=0", "sigma of NACLIP is 0"),
+    ("segment", "sound.jpg --names a,b --method ProxyCLIP", "proxy_weights"),
+    ("segment", "sound.jpg --names a,b --background c", "'c'", "prob_thd"),
+    ("segment", "sound.jpg --names a,b --out file/x", "file/x"),
+    ("check_dataset", "voc22", "'voc22'"),
+    ("check_dataset", "ade20k", "ADEChallengeData2016"),
+    ("check_dataset", "voc21 --workers 0", "--workers is 0"),
+    ("prepare_dataset", "voc22", "'voc22'"),
+    ("prepare_dataset", "voc21 --out out", "VOCtrainval_11-May-2012.tar"),
+    ("prepare_dataset", "voc21 --out out --source absent", "absent"),
+    ("prepare_dataset", "voc21 --out out --source empty", "empty"),
+    ("prepare_dataset", "voc21 --out out --source zero.tar", "zero.tar"),
+    ("prepare_dataset", "voc21 --out out --source broken.tar", "broken.tar"),
+    ("prepare_dataset", "voc21 --out out --source outside.tar", "outside.tar"),
+    ("prepare_dataset", "ade20k --out out --source broken.zip", "broken.zip"),
+    ("prepare_dataset", "voc21 --out out --source empty --workers -1", "--workers is -1"),
+    ("prepare_dataset", "voc21 --out out --mirror here", "--mirror"),
+    ("prepare_dataset", "voc21 --out out --mirror here --download", "'here'"),
+    ("compare_names", "TOYLAND --images 0", "--images is 0"),
+    ("compare_names", "TOYLAND --names plain=absent.txt", "absent.txt"),
+    ("compare_names", "TOYLAND --names =two.txt", "'=two.txt'"),
+    ("compare_names", "TOYLAND --names plain=two.txt --cfg-options test_dataloader.dataset.scenes=2", "'plain' has 2 classes"),
+    ("compare_names", f"TOYLAND --distractors {ROOT}/configs/cls_toyland.txt", "cls_toyland.txt"),
+    ("compare_names", "TOYLAND --cfg-options model.prob_thd=0.5 test_dataloader.dataset.scenes=2", "model.prob_thd=0.5"),
+    ("compare_precision", "--scenes 0", "--scenes is 0"),
+    ("compare_precision", "--scenes 1 --precisions fp64", "'fp64'"),
+    ("compare_precision", "--scenes 1 --device banana", "'banana'"),
+    ("compare_precision", "--scenes 1 --methods SPF", "'SPF'"),
+    ("draw_pictures", "out --only page.jpg", "'page.jpg'"),
+    ("draw_pictures", "file/x --only scene.jpg", "file/x"),
+    ("make_table", "empty", "empty"),
+    ("make_table", "given/list", "given/list/results.json"),
+    ("make_table", "given/half", "given/half/results.json"),
+    ("make_table", "given/none", "given/none/results.json"),
+    ("make_table", "given/sound --out file/x.md", "file/x"),
+    ("plot_cost", "empty", "empty"),
+    ("plot_cost", "given/list", "given/list/results.json"),
+    ("plot_cost", "given/nan", "given/nan/results.json"),
+    ("plot_cost", "given/sound --out cost.doc", "cost.doc"),
+    ("plot_cost", "given/sound --out file/x.png", "file/x"),
+    ("plot_cost", "given/sound --csv file/x.csv", "file/x"),
+    ("measure_speed", f"{_SPEED} --rounds 0", "--rounds is 0"),
+    ("measure_speed", f"{_SPEED} --batch -1", "--batch is -1"),
+    ("measure_speed", f"{_SPEED} --classes 0", "--classes is 0"),
+    ("measure_speed", f"{_SPEED} --image 0 9", "--image is 0"),
+    ("measure_speed", f"{_SPEED} --threads -1", "--threads is -1"),
+    ("measure_speed", f"{_SPEED} --plain-precision fp64", "'fp64'"),
+    ("measure_speed", f"{_SPEED} --device banana", "'banana'"),
+    ("measure_speed", f"{_SPEED} --methods SFP:sigma", "'sigma'"),
+    ("measure_speed", "--model ViT-X", "ViT-X"),
+    ("probe_layers", "TOYLAND --images 0", "--images is 0"),
+    ("probe_layers", "TOYLAND --pairs -3", "--pairs -3"),
+    ("probe_layers", "TOYLAND --epsilon nan", "--epsilon is nan"),
+    ("probe_layers", "TOYLAND --detectors SOM SOM", "SOM SOM"),
+    ("probe_layers", "TOYLAND --cfg-options model.window=big", "window is 'big'"),
+    ("plant_outliers", f"{_PLANT} --strengths nan", "--strengths [nan]"),
+    ("plant_outliers", f"{_PLANT} --count -1", "--count is -1"),
+    ("plant_outliers", f"{_PLANT} --selfless nan", "--selfless [nan]"),
+    ("plant_outliers", f"{_PLANT} --layer 0 --cfg-options test_dataloader.dataset.scenes=2", "layer 0"),
+    ("plant_outliers", f"{_PLANT} --purifiers SOM", "'SOM'"),
+    ("make_method_tables", "--nonsense", "--nonsense"),
+    ("train_toyland", "--work-dir out --steps 0", "--steps is 0"),
+    ("train_toyland", "--work-dir out --lr nan", "--lr is nan"),
+    ("train_toyland", "--work-dir file/x", "file/x"),
+    ("select_toyland", "--work-dir empty --scenes 1", "empty"),
+    ("select_toyland", "--work-dir empty --scenes 0", "--scenes is 0"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), [case(f"{name} {given}", (name, given), *words) for name, given, *words in COMMANDS])
+def test_command_line(given, words, fails):
+    name, arguments = given
+    if name == "segment" and "--model" not in arguments:
+        arguments += " --model Toyland"
+    fails(name, arguments, *words)
+
+
+GRID = [
+    ("--methods SPF", "SPF / Toyland / toyland", "did you mean 'SFP'"),
+    ("--methods SFP:pm=L2,topk=x", "topk"),
+    ("--methods SFP:sigma", "'model.sigma'"),
+    ("--datasets voc22", "voc22", "did you mean"),
+    ("--datasets ade20k", "data root"),
+    ("--backbones :x", "':x'"),
+    ("--cfg-options model.prob_thd=0.5 test_dataloader.dataset.scenes=2", "model.prob_thd=0.5"),
+    ("--cfg-options model.window=big", "window is 'big'"),
+    ("--cfg-options model.name_path=two.txt test_dataloader.dataset.scenes=2", "2 classes"),
+    ("--cfg-options test_dataloader.dataset.scenes=0", "scenes=0"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), [case(given, given, *words) for given, *words in GRID])
+def test_a_cell_of_the_grid(options, words, place, monkeypatch, capsys):
+    """Such cells can't start; each is told in a line, and the command ends with 1."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("SFP_DATA", str(place / "data"))
+    monkeypatch.setattr(sys, "argv", ["benchmark", *f"{_BENCH} {options}".split()])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="__main__")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+    assert left.value.code == 1 and not left_over(place)
+    check_sentence(line, *words)
+
+
+DEBUG = {
+    "test": "absent.py", "benchmark": "--devices 9", "ablate": "", "segment": "empty --names a", "check_dataset": "voc22",
+    "prepare_dataset": "voc22", "compare_names": "absent.py", "compare_precision": "--scenes 0", "draw_pictures": "out --only x",
+    "make_table": "empty", "plot_cost": "empty", "measure_speed": "--rounds 0", "probe_layers": "absent.py", "plant_outliers": "absent.py",
+    "train_toyland": "--steps 0", "select_toyland": "--scenes 0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_debug_shows_the_traceback(name, place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", [name, *DEBUG[name].split(), "--debug"])
+    with pytest.raises(SFPError):
+        runpy.run_path(str(ROOT / f"tools/{name}.py"), run_name="__main__")
+
+
+# ------------------------------------------------------------------------------------------------------- Python
+@pytest.fixture(scope="module")
+def box(place, toyland_clip):
+    """What Python cases work with."""
+    segmenter = sfp.Segmenter("SFP", toyland_clip, text_cache=False, prompts="photo", short_side=64, window=64, stride=64)
+    image = toyland.make_scene("val", 0).image[:96, :128]
+    result = segmenter(image, ["sky", "sea"])
+    vocabulary = Vocabulary.from_names(["sky", "sea"])
+    return SimpleNamespace(clip=toyland_clip, segmenter=segmenter, image=image, place=place, result=result, vocabulary=vocabulary)
+
+
+def _made(box, **options):
+    return sfp.Segmenter(options.pop("method", "SFP"), box.clip, text_cache=False, **options)
+
+
+def _saved(box, **changes) -> Path:
+    """An .npz like a result's."""
+    arrays = dict(labels=np.zeros((4, 4)), names=np.array(["a"]), image=np.zeros((4, 4, 3), np.uint8), protocol=np.array("{}"))
+    np.savez(box.place / "made.npz", **{**arrays, **changes})
+    return box.place / "made.npz"
+
+
+def _asked(*names):
+    return lambda box: box.segmenter(box.image, list(names))
+
+
+def _option(**options):
+    return lambda box: _made(box, **options)
+
+
+def _picture(image):
+    return lambda box: read_image(image)
+
+
+def _file(name):
+    return lambda box: read_image(box.place / name)
+
+
+def _names_file(name):
+    return lambda box: Vocabulary.from_file(box.place / name)
+
+
+PYTHON = [
+    # names
+    case("no names", _asked(), "no names"),
+    case("names None", lambda box: box.segmenter(box.image, None), "NoneType"),
+    case("names a text", lambda box: box.segmenter(box.image, "cat"), "'cat'"),
+    case("names a set", lambda box: box.segmenter(box.image, {"cat", "sofa"}), "a set"),
+    case("names a generator", lambda box: box.segmenter(box.image, (n for n in "ab")), "generator"),
+    case("name a number", _asked("cat", 3), "3 at place 2"),
+    case("name only whitespace", _asked("cat", " \t "), "empty name at place 2"),
+    case("name only invisible", _asked("\u200b"), "empty name at place 1"),
+    case("name with a control character", _asked("cat", "so\x07fa"), "U+0007"),
+    case("name with a line break", _asked("cat\nsofa"), "U+000A"),
+    case("name with half a surrogate", _asked("\ud800cat"), "U+D800"),
+    case("name with CLIP's end mark", _asked("cat <end_of_text> dog"), "<end_of_text>"),
+    case("name over 77 tokens", _asked("cat", "word " * 90), "word word", "tokens"),
+    case("name over 77 tokens with its prompt", _asked("word " * 73), "word word"),
+    case("synonyms empty", _asked(["cat", ""]), "place 1"),
+    case("synonym twice", _asked(["cat", "cat "]), "'cat' twice"),
+    case("name twice, capitals", _asked("Cat", "cat"), "'cat' at places 1, 2"),
+    case("background a number", lambda box: box.segmenter(box.image, ["a"], background=3), "background is 3"),
+    case("file not UTF-8", _names_file("latin.txt"), "latin.txt"),
+    case("file UTF-16", _names_file("utf16.txt"), "utf16.txt"),
+    case("file with tabs", _names_file("tab.txt"), "tab.txt", "U+0009"),
+    case("file with NUL", _names_file("nul.txt"), "nul.txt", "U+0000"),
+    case("file of blank lines", _names_file("none.txt"), "none.txt has no names"),
+    case("file with one name twice", _names_file("twice.txt"), "twice.txt", "'sky'"),
+    case("file a folder", _names_file("empty"), "empty"),
+    case("words to encode none", lambda box: TextBank(box.clip, cache_dir=False).encode([]), "[]"),
+    case("prompt with other braces", lambda box: TextBank(box.clip, ["{} {x}"]), "{} {x}"),
+    case("prompt without braces", lambda box: TextBank(box.clip, ["a photo"]), "a photo"),
+    case("prompts a number", lambda box: TextBank(box.clip, 3), "prompts is 3"),
+    # pictures
+    case("picture absent", _picture("absent.jpg"), "absent.jpg"),
+    case("picture a folder", _file("empty"), "empty"),
+    case("picture None", _picture(None), "NoneType"),
+    case("picture zero bytes", _file("zero.jpg"), "zero.jpg"),
+    case("picture cut", _file("cut.jpg"), "cut.jpg"),
+    case("picture a bomb", _file("bomb.png"), "bomb.png"),
+    case("TIFF with NaN", _file("nan.tif"), "nan.tif", "NaN or infinite"),
+    case("TIFF infinite", _file("infinite.tif"), "infinite.tif", "NaN or infinite"),
+    case("TIFF negative", _file("negative.tif"), "negative.tif", "-3"),
+    case("tensor with NaN", _picture(torch.full((3, 8, 8), NAN)), "NaN or infinite"),
+    case("tensor infinite", _picture(torch.full((3, 8, 8), INF)), "NaN or infinite"),
+    case("tensor above 1", _picture(torch.full((3, 8, 8), 9.0)), "9"),
+    case("float array", _picture(np.full((8, 8, 3), NAN)), "float64"),
+    case("array of no pixels", _picture(np.zeros((0, 4, 3), np.uint8)), "(0, 4, 3)"),
+    case("picture too thin", lambda box: box.segmenter(np.zeros((1, 3000, 3), np.uint8), ["a"]), "3000x1", "patch"),
+    case("many of one picture", lambda box: box.segmenter.many(box.image, ["a"]), "ndarray"),
+    case("many of none", lambda box: box.segmenter.many(None, ["a"]), "None"),
+    case(
+        "normalised image with NaN", lambda box: box.segmenter.pipeline.segment([torch.full((3, 64, 64), NAN)], [], []), "NaN or infinite"
+    ),
+    case("windows smaller than a patch", lambda box: box.segmenter.pipeline.method(torch.zeros(1, 3, 8, 8)), "8x8", "(16)"),
+    case("windows of integers", lambda box: box.segmenter.pipeline.method(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "torch.uint8"),
+    # protocol
+    case("window smaller than a patch", _option(window=15, stride=15), "window=15", "(16)"),
+    case("window a text", lambda box: Protocol(window="big"), "window is 'big'"),
+    case("window NaN", lambda box: Protocol(window=NAN), "window is nan"),
+    case("stride above window", lambda box: Protocol(stride=300), "stride=300"),
+    case("stride 0", lambda box: Protocol(stride=0), "stride=0"),
+    case("logit_scale infinite", lambda box: Protocol(logit_scale=INF), "logit_scale is inf"),
+    case("prob_thd 2", lambda box: Protocol(prob_thd=2), "prob_thd=2"),
+    case("area_thd NaN", lambda box: Protocol(area_thd=NAN), "area_thd is nan"),
+    case("pamr_dilations none", lambda box: Protocol(pamr_dilations=()), "pamr_dilations"),
+    case("windows_at_once 0", lambda box: Pipeline(box.segmenter.pipeline.method, None, windows_at_once=0), "windows_at_once=0"),
+    case("short_side a text", _option(short_side="x"), "short_side is 'x'"),
+    case("short_side NaN", _option(short_side=NAN), "short_side is nan"),
+    # methods, detectors, options
+    case("method None", _option(method=None), "None"),
+    case("method in small letters", _option(method="sclip"), "did you mean 'SCLIP'"),
+    case("method without a CLIP", lambda box: sfp.build_method("SFP", "ViT-B-16"), "'ViT-B-16'"),
+    case("option of another method", _option(sigma=3), "'sigma'"),
+    case("purify a number", _option(purify=1), "purify of method SFP is 1"),
+    case("pm empty", _option(pm=""), "detector ''"),
+    case("purify_layers none", _option(purify_layers=[]), "purify_layers of SFP is []"),
+    case("purify_layers NaN", _option(purify_layers=NAN), "nan"),
+    case("purify_layers a bool", _option(purify_layers=[True]), "[True]"),
+    case("sae_lambda NaN", _option(sae_lambda=NAN), "sae_lambda of method SFP is nan"),
+    case("hai_first_layer 12", _option(hai_first_layer=12), "layer 12"),
+    case("sigma infinite", _option(method="NACLIP", sigma=INF), "sigma of method NACLIP is inf"),
+    case("sigma None", _option(method="NACLIP", sigma=None), "sigma of method NACLIP is None"),
+    case("res_cls a text", _option(method="SC-CLIP", res_cls="x"), "res_cls of method SC-CLIP is 'x'"),
+    case("fuse_layers backwards", _option(method="SC-CLIP", fuse_layers=(9, 3)), "(9, 3)"),
+    case("temperature negative", _option(method="GEM", temperature=-1), "temperature of GEM is -1"),
+    case("depth 0", _option(method="GEM", depth=0), "depth of GEM is 0"),
+    case("cluster_min_samples 1.5", _option(method="CLIPtrase", cluster_min_samples=1.5), "1.5"),
+    case("proxy None", _option(method="ProxyCLIP", proxy=None), "proxy of method ProxyCLIP is None"),
+    case("detector_options a text", _option(detector_options="x"), "detector_options is 'x'"),
+    case("detector in small letters", lambda box: sfp.build_detector("dbscan"), "did you mean 'DBSCAN'"),
+    case("topk negative", lambda box: sfp.build_detector("L2", topk=-1), "topk=-1"),
+    case("threshold NaN", lambda box: sfp.build_detector("L2", threshold=NAN), "threshold of detector L2 is nan"),
+    case("k None", lambda box: sfp.build_detector("LOF", k=None), "k of detector LOF is None"),
+    case("eps a text", lambda box: sfp.build_detector("DBSCAN", eps="x"), "eps of detector DBSCAN is 'x'"),
+    case("seed negative", lambda box: sfp.build_detector("IsolationForest", seed=-1), "-1"),
+    # models
+    case("model None", lambda box: sfp.load_clip(None), "model is None"),
+    case("model a ResNet", lambda box: sfp.load_clip("RN50"), "'RN50'"),
+    case("model a SigLIP", lambda box: sfp.load_clip("ViT-B-16-SigLIP"), "'ViT-B-16-SigLIP'"),
+    case("pretrained a number", lambda box: sfp.load_clip("Toyland", 5), "pretrained is 5"),
+    case("device unknown", lambda box: sfp.load_clip("Toyland", device="banana"), "'banana'"),
+    case("device meta", lambda box: sfp.load_clip("Toyland", device="meta"), "'meta'"),
+    case("device cuda:99", lambda box: sfp.load_clip("Toyland", device="cuda:99"), "'cuda:99'"),
+    case("precision a number", lambda box: sfp.load_clip("Toyland", precision=16), "precision 16"),
+    case("quick_gelu wrong", lambda box: sfp.load_clip("Toyland", quick_gelu=False), "quick_gelu=False"),
+    case("head_width 0", lambda box: sfp.load_clip("Toyland", head_width=0), "head_width=0"),
+    case("hash of other weights", lambda box: sfp.load_clip("Toyland", weights_sha256="0" * 64), "0000", "SHA-256"),
+    case("hash of other weights, shared CLIP", _option(weights_sha256="0" * 64), "0000", "SHA-256"),
+    # results
+    case("result absent", lambda box: Segmentation.load(box.place / "absent.npz"), "absent.npz"),
+    case("result a picture", lambda box: Segmentation.load(box.place / "sound.jpg"), "sound.jpg"),
+    case("result empty", lambda box: Segmentation.load(box.place / "zero.jpg"), "zero.jpg"),
+    case("result with a pickle", lambda box: Segmentation.load(_saved(box, labels=np.array([[Harm()]], object))), "made.npz"),
+    case("result with labels above its names", lambda box: Segmentation.load(_saved(box, labels=np.full((4, 4), 7))), "labels from 7"),
+    case("result of two sizes", lambda box: Segmentation.load(_saved(box, labels=np.zeros((3, 3)))), "(3, 3)"),
+    case("result saved as .gif", lambda box: box.result.save("x.gif"), "'.gif'"),
+    case("result saved below a file", lambda box: box.result.save(box.place / "file/x.npz"), "file/x.npz"),
+    case("pixel outside", lambda box: box.result.at(-1, 0), "x=-1"),
+    case("nothing to compare", lambda box: compare({}), "no result"),
+    case("inspect a wrong box", lambda box: box.segmenter.inspect(box.image, box=(1, 2)), "(1, 2)"),
+    case("inspect by one text", lambda box: box.segmenter.inspect(box.image, detectors="SOM"), "'SOM'"),
+    case("inspect by a number", lambda box: box.segmenter.inspect(box.image, detectors=[3]), "3"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), PYTHON)
+def test_python(call, words, box):
+    with pytest.raises(SFPError) as error:
+        call(box)
+    check_sentence(str(error.value), *words)
+    assert not left_over(box.place) and not HARM.exists()
+
+
+def test_what_looks_bad_and_is_not(box):
+    """A names file with a byte order mark or Windows's line ends, pictures of one pixel and of several sizes, no pictures at all."""
+    for content in (b"\xef\xbb\xbfsky\nsea\n", b"sky\r\nsea\r\n", b"sky\nsea\n\n\n"):
+        (box.place / "odd.txt").write_bytes(content)
+        assert Vocabulary.from_file(box.place / "odd.txt") == box.vocabulary
+    pictures = [box.image, box.image[:60], np.zeros((1, 1, 3), np.uint8), box.image[:, :50]]
+    assert [found.labels.shape for found in box.segmenter.many(pictures, ["sky", "sea"])] == [p.shape[:2] for p in pictures]
+    assert list(box.segmenter.many([], ["sky"])) == []
+    assert sfp.load_clip("Toyland", device="cpu", weights_sha256=box.clip.fingerprint).name == "Toyland"
+
+
+# --------------------------------------------------------------------------------------------------- checkpoints
+HARM = Path(os.environ.get("TMPDIR", "/tmp")) / f"sfp_harm_{os.getpid()}"
+
+
+class Harm:
+    """A pickle that would make a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, (str(HARM),)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return parity.state_dict("vit12-p32")
+
+
+def _zip(path: Path, **members: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"m/{name.replace('__', '/')}.pkl", content)
+
+
+def _without(path: Path, member: str) -> None:
+    """A zip archive without one of its members."""
+    shutil.move(path, path.with_suffix(".whole"))
+    with zipfile.ZipFile(path.with_suffix(".whole")) as whole, zipfile.ZipFile(path, "w") as made:
+        for info in whole.infolist():
+            if not info.filename.endswith(member):
+                made.writestr(info, whole.read(info.filename))
+
+
+def _half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+CONV, PROJ = "visual.conv1.weight", "visual.proj"
+CHECKPOINTS = [
+    case("zero bytes", lambda path, w: path.write_bytes(b""), "0 bytes"),
+    case("words", lambda path, w: path.write_text("no weights"), "no PyTorch file"),
+    case("web page", lambda path, w: path.write_text("<!DOCTYPE html><html>404"), "no PyTorch file"),
+    case("cut short", lambda path, w: (torch.save(w, path), _half(path)), "cut short"),
+    case("zip without a member", lambda path, w: (torch.save(w, path), _without(path, "data/5")), "data/5"),
+    case("zip of something else", lambda path, w: _zip(path, readme=b"x"), "cut short"),
+    case("a list", lambda path, w: torch.save([1, 2], path), "a list"),
+    case("an empty dict", lambda path, w: torch.save({}, path), "an empty dict"),
+    case("extra keys", lambda path, w: torch.save({**w, "extra.weight": torch.zeros(3)}, path), "extra.weight"),
+    case("a key missing", lambda path, w: torch.save({k: v for k, v in w.items() if k != PROJ}, path), "lacks visual.proj"),
+    case(
+        "a block's key missing",
+        lambda path, w: torch.save({k: v for k, v in w.items() if "3.mlp.c_fc.bias" not in k}, path),
+        "3.mlp.c_fc.bias",
+    ),
+    case("NaN", lambda path, w: torch.save({**w, PROJ: w[PROJ] * NAN}, path), "NaN or infinite", PROJ),
+    case("infinite", lambda path, w: torch.save({**w, CONV: w[CONV] + INF}, path), "NaN or infinite", CONV),
+    case("wrong shape", lambda path, w: torch.save({**w, PROJ: torch.zeros(7, 64)}, path), PROJ),
+    case("too few axes", lambda path, w: torch.save({**w, PROJ: torch.zeros(7)}, path), PROJ, "2 axes"),
+    case("no axes", lambda path, w: torch.save({**w, "ln_final.weight": torch.tensor(1.0)}, path), "ln_final.weight"),
+    case("no numbers", lambda path, w: torch.save({**w, PROJ: torch.zeros(128, 0)}, path), PROJ),
+    case("whole numbers", lambda path, w: torch.save({**w, PROJ: w[PROJ].to(torch.int8)}, path), PROJ, "int8"),
+    case("complex numbers", lambda path, w: torch.save({**w, PROJ: w[PROJ].to(torch.complex64)}, path), PROJ, "complex64"),
+    case("sparse", lambda path, w: torch.save({**w, PROJ: w[PROJ].to_sparse()}, path), PROJ),
+    case("grid not square", lambda path, w: torch.save({**w, "visual.positional_embedding": torch.zeros(12, 128)}, path), "11 patches"),
+    case("ResNet CLIP", lambda path, w: torch.save({"visual.layer1.0.conv1.weight": torch.zeros(1)}, path), "a ResNet CLIP"),
+    case("Hugging Face's layout", lambda path, w: torch.save({"vision_model.embeddings.x": torch.zeros(1)}, path), "Hugging Face's layout"),
+    case("SigLIP", lambda path, w: torch.save({"logit_bias": torch.zeros(1)}, path), "a SigLIP"),
+    case("pickle that runs code", lambda path, w: path.write_bytes(pickle.dumps(Harm())), "plain weights"),
+    case("zip that runs code", lambda path, w: torch.save({"a": Harm()}, path), "posix.mkdir"),
+    case("TorchScript that runs code", lambda path, w: _zip(path, data=pickle.dumps(Harm()), constants=b""), "posix.mkdir"),
+    case("TorchScript's constants that run code", lambda path, w: _zip(path, constants=pickle.dumps(Harm())), "data.pkl"),
+    case("TorchScript of nonsense", lambda path, w: _zip(path, data=b"\x80\x02garbage", constants=b""), "cut short"),
+    case("TorchScript that builds on a number", lambda path, w: _zip(path, data=b"I1\n}b.", constants=b""), "cut short"),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), CHECKPOINTS)
+def test_checkpoint(make, words, weights, tmp_path):
+    path = tmp_path / "given.pt"
+    make(path, weights)
+    with pytest.raises(SFPError) as error:
+        sfp.load_clip(pretrained=path, device="cpu")
+    check_sentence(str(error.value), "given.pt", *words)
+    assert not HARM.exists()
+
+
+@pytest.mark.parametrize("content", ["half", "nonsense", "absent"])
+def test_safetensors(content, weights, tmp_path):
+    path = tmp_path / "given.safetensors"
+    if content == "half":
+        save_file({key: value.contiguous() for key, value in weights.items()}, path)
+        _half(path)
+    elif content == "nonsense":
+        path.write_bytes(b"\xff" * 64)
+    with pytest.raises(SFPError) as error:
+        sfp.load_clip(pretrained=path, device="cpu")
+    check_sentence(str(error.value), "given.safetensors")
+
+
+def test_weights_of_another_architecture(weights, tmp_path):
+    torch.save(weights, tmp_path / "given.pt")
+    with pytest.raises(SFPError) as error:
+        sfp.load_clip("ViT-L/14", tmp_path / "given.pt", device="cpu")
+    check_sentence(str(error.value), "given.pt", "not ViT-L/14")
+
+
+# ------------------------------------------------------------------------------------------------------- dataset
+def _label(values: np.ndarray | int, **options):
+    """Write label b: an array, or the sound one with one pixel of a value."""
+
+    def write(root: Path) -> None:
+        path = root / "SegmentationClass/b.png"
+        labels = np.array(Image.open(path)) if isinstance(values, int) else values
+        if isinstance(values, int):
+            labels[0, 0] = values
+        Image.fromarray(labels).save(path, **options)
+
+    return write
+
+
+def _bytes(name: str, content: bytes | None):
+    """Write a file, or cut it to half."""
+    return lambda root: _half(root / name) if content is None else (root / name).write_bytes(content)
+
+
+_LIST = "ImageSets/Segmentation/val.txt"
+DATASET = [
+    case("label out of range", _label(200), "b.png", "label 200"),
+    case("label of 16 bits", _label(np.full((64, 80), 261, np.uint16)), "b.png", "I;16"),
+    case("label with colours", _label(np.zeros((64, 80, 3), np.uint8)), "b.png", "RGB"),
+    case("label a JPEG inside", _label(np.zeros((64, 80), np.uint8), format="JPEG"), "b.png", "JPEG"),
+    case("label of another size", _label(np.zeros((60, 80), np.uint8)), "b.png", "(60, 80)"),
+    case("label missing", lambda root: (root / "SegmentationClass/b.png").unlink(), "b.png"),
+    case("image missing", lambda root: (root / "JPEGImages/b.jpg").unlink(), "b.jpg"),
+    case("label zero bytes", _bytes("SegmentationClass/b.png", b""), "b.png"),
+    case("image zero bytes", _bytes("JPEGImages/b.jpg", b""), "b.jpg"),
+    case("image cut short", _bytes("JPEGImages/b.jpg", None), "b.jpg"),
+    case("image of words", _bytes("JPEGImages/b.jpg", b"no picture"), "b.jpg"),
+    case("list empty", _bytes(_LIST, b"\n"), "val.txt", "empty"),
+    case("list missing", lambda root: (root / _LIST).unlink(), "val.txt"),
+    case("list names an image twice", _bytes(_LIST, b"a\nb\na\n"), "a.jpg"),
+    case("list names what is not there", _bytes(_LIST, b"a\nc\n"), "c.jpg"),
+    case("labels' folder missing", lambda root: shutil.rmtree(root / "SegmentationClass"), "SegmentationClass"),
+]
+
+
+@pytest.fixture
+def spoilt(place, tmp_path):
+    """A data root whose VOC 2012 has a fault."""
+
+    def make(fault) -> Path:
+        root = tmp_path / "data/VOCdevkit/VOC2012"
+        shutil.copytree(place / "data/VOCdevkit/VOC2012", root)
+        fault(root)
+        return tmp_path / "data"
+
+    return make
+
+
+@pytest.mark.parametrize(("fault", "words"), DATASET)
+def test_dataset_in_an_evaluation(fault, words, spoilt, fails):
+    options = "model.clip=Toyland model.pretrained=toyland model.prompts=photo short_side=64 test_dataloader.num_workers=0"
+    fails("test", f"VOC --work-dir work --fresh --cfg-options {options}", *words, data=spoilt(fault))
+
+
+@pytest.mark.parametrize(("fault", "words"), DATASET)
+def test_dataset_checked(fault, words, spoilt, tool):
+    """tools/check_dataset.py lists it, and ends with 1."""
+    code, printed, error = tool("check_dataset", "voc21", "--data", spoilt(fault), "--subset", "--workers", 1)
+    assert (code, error) == (1, "")
+    problems = [line for line in printed.splitlines() if line.startswith("problem: ")]
+    name = re.sub(r" .*", "", words[0])
+    assert any(name.rstrip(".jpgn") in line for line in problems), printed
+    for line in problems:
+        check_sentence(line)
