@@ -13,7 +13,7 @@ class SFPError(ValueError):
 
 
 def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
-    """Run a command-line program's work: 0, or 2 after an ``SFPError``'s sentence; with ``args.debug`` it is raised."""
+    """Run a command-line program's work: 0, 2 after an ``SFPError``'s sentence, 130 after Ctrl-C; with ``args.debug`` they are raised."""
     try:
         command(args)
     except SFPError as error:
@@ -21,6 +21,11 @@ def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
             raise
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     return 0
 
 

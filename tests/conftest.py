@@ -69,8 +69,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run what takes long")
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.parent != ROOT / "tests")  # the whole runs first, so that two processes end together
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+        if "slow" in item.keywords and not item.config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))

@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.errors import SFPError, run_command, unknown_choice
-from sfp.files import save_figure, whole_file
+from sfp.files import only_one, save_figure, sweep, whole_file
 from sfp.markdown import markdown_table
 from sfp.options import parse_spec
 from sfp.outliers import Detector, build_detector, list_detectors
 from sfp.outliers.planting import PlantedTrunk, Planting, drawing_direction, plant
 from sfp.plugin import require_mmseg
+from sfp.result_table import read_results
 
 PURIFIERS = ("off", "own", "undone")
 
@@ -64,7 +65,7 @@ def main() -> int:
         "--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys, such as model.clip=ViT-L/14"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return run_command(experiment, parser.parse_args())
+    return run_command(hold_and_measure, parser.parse_args())
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,17 @@ class Picture:
     image: Tensor
     labels: Tensor
     name: str
+
+
+def hold_and_measure(args: argparse.Namespace) -> None:
+    """The experiment, alone in its folder.
+
+    Raises:
+        SFPError: another process is at work there, or what ``experiment`` raises.
+    """
+    with only_one(args.out, "--out"):
+        sweep(args.out)
+        experiment(args)
 
 
 def experiment(args: argparse.Namespace) -> None:
@@ -182,12 +194,13 @@ class Store:
     """The figures measured so far, in a file.
 
     Raises:
-        SFPError: the file holds those of another experiment.
+        SFPError: the file holds those of another experiment, or is damaged.
     """
 
     def __init__(self, path: Path, card: dict[str, Any]):
         self.path, self.card = path, card
-        found = json.loads(path.read_text()) if path.is_file() else dict(card=card, detection={}, miou={})
+        empty = dict(card=card, detection={}, miou={})
+        found = read_results(path, lambda found: {key: dict(found[key]) for key in empty}) if path.is_file() else empty
         changed = [key for key, value in card.items() if found["card"].get(key) != value]
         if changed:
             raise SFPError(f"{path} holds figures of other {', '.join(changed)}; choose another folder with --out, or delete it.")
@@ -203,7 +216,6 @@ class Store:
         self._write()
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self.path) as partial:
             partial.write_text(json.dumps(dict(card=self.card, detection=self.detection, miou=self.miou), indent=1) + "\n")
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sfp.errors import SFPError, run_command
 from sfp.files import save_figure, whole_file
+from sfp.result_table import read_results
 
 
 def main() -> int:
@@ -69,16 +70,16 @@ def read_point(path: Path) -> Point | None:
     Raises:
         SFPError: a broken ``results.json``.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+
+    def point(result: dict[str, Any]) -> Point | None:
         if result["shared_with"]:
             return None
         changed = {key: value for key, value in result["changed_options"].items() if key not in ("purify", "pm")}
         name = ", ".join([result["method"], *(f"{key}={value}" for key, value in sorted(changed.items()))])
         place = f"{result['backbone']}, {result['dataset']}, {result['precision']} on {result['device']}"
         return Point(name, result["pm"] or "", place, float(result["mIoU"]), 1000 * result["seconds"] / result["images"])
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise SFPError(f"{path} is no results.json of this version ({type(error).__name__}: {error}); measure it again.") from error
+
+    return read_results(path, point)
 
 
 def draw(points: list[Point], path: Path) -> None:
