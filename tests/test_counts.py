@@ -182,7 +182,7 @@ class TestStore:
 
     def test_what_cannot_be_read(self, tmp_path):
         (tmp_path / "work/counts/rank0.jsonl").mkdir(parents=True)
-        with pytest.raises(SFPError, match="The interrupted run in .*work can't be read"):
+        with pytest.raises(SFPError, match=r"The interrupted run in .*work can't be read"):
             CountStore(tmp_path / "work/counts", CARD).read(7)
 
     def test_lines_are_a_checksum_and_json(self, tmp_path):

@@ -56,7 +56,7 @@ class TestWholeFile:
         ):
             with pytest.raises(SFPError, match=words), whole_file(path) as partial:
                 partial.write_text("x")
-        with pytest.raises(SFPError, match="can't be written .*; do this"), whole_file(tmp_path / "none/a", "do this") as partial:
+        with pytest.raises(SFPError, match=r"can't be written .*; do this"), whole_file(tmp_path / "none/a", "do this") as partial:
             partial.write_text("x")
         (tmp_path / "folder").mkdir()
         with pytest.raises(SFPError, match="folder can't be written"), whole_file(tmp_path / "folder") as partial:
@@ -238,7 +238,8 @@ def test_folders(tmp_path):
         make_folder(tmp_path / "file/folder")
 
 
-HOLD = "import sys, time; from pathlib import Path; from sfp.files import only_one\nwith only_one(Path(sys.argv[1]), '--out'): print('held', flush=True); {}"
+HOLD = """import sys, time; from pathlib import Path; from sfp.files import only_one
+with only_one(Path(sys.argv[1]), '--out'): print('held', flush=True); {}"""
 
 
 @contextlib.contextmanager
