@@ -30,6 +30,7 @@ setup(
         "open_clip_torch>=2.26,<4",
         "ftfy>=6",
         "regex>=2023.0",
+        "filelock>=3.13",
         "numpy>=1.26",
         "pillow>=10.1",
         "safetensors>=0.4",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfp.errors import SFPError, unknown_choice
+from sfp.errors import unknown_choice
 from sfp.markdown import markdown_table
-from sfp.result_table import published_rows
+from sfp.result_table import published_rows, read_results
 
 _CITY = {"city_scapes": "cityscapes"}  # a config's name to the papers' key
 
@@ -318,10 +317,7 @@ def read_miou(folder: Path) -> float | None:
     path = folder / "results.json"
     if not path.is_file():
         return None
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["mIoU"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise SFPError(f"{path} is no results.json of this version ({type(error).__name__}: {error}); measure it again.") from error
+    return read_results(path, lambda result: float(result["mIoU"]))
 
 
 def ablation_table(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,9 +173,25 @@ def check_dataset(cfg: Config) -> None:
     for key, folder in dataset.get("data_prefix", {}).items():
         if folder and not (root / folder).is_dir():
             raise SFPError(f"The folder {root / folder} (data_prefix.{key} of {dataset.type}) does not exist; {hint}.")
+    if next(root.glob(".unfinished_*"), None):
+        raise SFPError(f"The preparation of {root} was interrupted; run tools/prepare_dataset.py again.")
     if dataset.get("ann_file"):
-        listing = root / dataset.ann_file
-        if not listing.is_file():
-            raise SFPError(f"The list {listing} (ann_file of {dataset.type}) does not exist; {hint}.")
-        if not listing.read_bytes().strip():
-            raise SFPError(f"The list {listing} (ann_file of {dataset.type}) is empty; run tools/prepare_dataset.py again.")
+        _check_list(root / dataset.ann_file, f"ann_file of {dataset.type}", hint)
+
+
+def _check_list(path: Path, key: str, hint: str) -> None:
+    """Raises SFPError where a list of images is missing, is no text, is empty, or has an empty line or a name twice."""
+    if not path.is_file():
+        raise SFPError(f"The list {path} ({key}) does not exist; {hint}.")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SFPError(f"The list {path} ({key}) can't be read ({error}); put a sound copy in its place.") from error
+    if not any(lines):
+        raise SFPError(f"The list {path} ({key}) is empty; put a sound copy in its place.")
+    for number, line in enumerate(lines, 1):
+        if not line or "\0" in line:
+            raise SFPError(f"Line {number} of the list {path} ({key}) is no name of an image; put a sound copy in its place.")
+    name, times = Counter(lines).most_common(1)[0]
+    if times > 1:
+        raise SFPError(f"The list {path} ({key}) has {name!r} {times} times; leave one.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from sfp.errors import SFPError
-from sfp.files import whole_file
+from sfp.files import make_folder, unwritable, whole_file
+
+_MEND = "mend that and give the same command again, which goes on from there"
 
 
 def count_image(prediction: Tensor, labels: Tensor, classes: int, ignore: int = 255, name: str = "an image") -> np.ndarray:
@@ -80,8 +83,8 @@ class Figures:
 class CountStore:
     """Counts of finished images in a folder, one file of lines for each rank, beside the card of the run they belong to.
 
-    A line is written at once and ends in a newline, so what a killed process leaves is whole lines and at most one
-    broken last line, which is dropped.
+    Each line begins with a SHA-256 over itself and the card, so a line that is cut, damaged or of another run is known and
+    dropped: its image is counted again. The card in ``run.json`` only serves to say what differs.
 
     Args:
         folder: where.
@@ -97,49 +100,71 @@ class CountStore:
         """Counts (3, K) of finished images by name.
 
         Raises:
-            SFPError: they belong to another run; says what differs.
+            SFPError: they belong to another run, which says what differs; or they can't be read.
         """
-        path = self.folder / "run.json"
-        if not path.is_file():
-            return {}
-        left = json.loads(path.read_text())
-        changed = [key for key in self.card if left.get(key) != self.card[key]]
-        if changed:
-            raise SFPError(
-                f"The interrupted run in {self.folder.parent} had another {' and '.join(changed)}; "
-                "start it afresh with --fresh, or choose another --work-dir."
-            )
+        try:
+            left = self._read_card()
+            changed = [key for key in self.card if left.get(key) != self.card[key]] if left else []
+            if changed:
+                raise SFPError(
+                    f"The interrupted run in {self.folder.parent} had another {' and '.join(changed)}; "
+                    "start it afresh with --fresh, or choose another --work-dir."
+                )
+            lines = [line for file in sorted(self.folder.glob("rank*.jsonl")) for line in file.read_bytes().split(b"\n")]
+        except OSError as error:
+            raise SFPError(f"The interrupted run in {self.folder.parent} can't be read ({error}); choose another --work-dir.") from error
         found: dict[str, np.ndarray] = {}
-        for file in sorted(self.folder.glob("rank*.jsonl")):
-            for line in file.read_bytes().split(b"\n")[:-1]:
-                try:
-                    name, columns = json.loads(line)
-                except ValueError:  # two halves of killed lines
-                    continue
-                total = np.zeros((3, classes), np.int64)
-                for number, *values in columns:
-                    total[:, number] = values
-                found[name] = total
+        for line in lines:
+            proof, _, content = line.partition(b" ")
+            if proof != self._proof(content):
+                continue
+            name, columns = json.loads(content)
+            found[name] = np.zeros((3, classes), np.int64)
+            for number, *values in columns:
+                found[name][:, number] = values
         return found
 
-    def add(self, name: str, counts: np.ndarray) -> None:
-        """Keep the counts (3, K) of a finished image."""
-        if self._file is None:
-            self._open()
-        columns = [[int(k), *map(int, counts[:, k])] for k in np.flatnonzero(counts.any(0))]
-        self._file.write(json.dumps([name, columns], separators=(",", ":")).encode() + b"\n")  # unbuffered: one write
+    def _proof(self, content: bytes) -> bytes:
+        return hashlib.sha256(json.dumps(self.card, sort_keys=True).encode() + content).hexdigest()[:16].encode()
 
-    def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "run.json"
-        if not path.is_file():
-            with whole_file(path) as partial:
-                partial.write_text(json.dumps(self.card, indent=1) + "\n")
+    def _read_card(self) -> dict[str, Any]:
+        """The card of the run whose counts are there; nothing where it is missing or damaged."""
+        try:
+            left = json.loads((self.folder / "run.json").read_bytes())
+        except (FileNotFoundError, ValueError, RecursionError):  # the last of many brackets
+            return {}
+        return left if isinstance(left, dict) else {}
+
+    def add(self, name: str, counts: np.ndarray) -> None:
+        """Keep the counts (3, K) of a finished image.
+
+        Raises:
+            SFPError: they can't be written; those written before stay good.
+        """
+        columns = [[int(k), *map(int, counts[:, k])] for k in np.flatnonzero(counts.any(0))]
+        content = json.dumps([name, columns], separators=(",", ":")).encode()
         file = self.folder / f"rank{self.rank}.jsonl"
-        broken = file.is_file() and file.stat().st_size > 0 and file.read_bytes()[-1:] != b"\n"
-        self._file = file.open("ab", buffering=0)
-        if broken:
-            self._file.write(b"\n")
+        if self._file is None:
+            self._open(file)
+        line = self._proof(content) + b" " + content + b"\n"
+        try:
+            while line:  # unbuffered: one write, unless the disk is full
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise unwritable(file, error, _MEND) from error
+
+    def _open(self, file: Path) -> None:
+        make_folder(self.folder, _MEND)
+        try:
+            if self._read_card() != self.card:
+                with whole_file(self.folder / "run.json", _MEND) as partial:
+                    partial.write_text(json.dumps(self.card, indent=1) + "\n")
+            cut = file.is_file() and file.read_bytes()[-1:] not in (b"", b"\n")
+            self._file = file.open("ab", buffering=0)
+            if cut:
+                self._file.write(b"\n")
+        except OSError as error:
+            raise unwritable(file, error, _MEND) from error
 
     def clear(self) -> None:
         """Forget everything."""

@@ -21,7 +21,7 @@ class SFPError(ValueError):
 
 
 def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
-    """Run a command-line program's work: 0, or 2 after an ``SFPError``'s sentence; with ``args.debug`` it is raised.
+    """Run a command-line program's work: 0, 2 after an ``SFPError``'s sentence, 130 after Ctrl-C; with ``args.debug`` they are raised.
 
     A file that can't be read or written ends in a sentence, too.
     """
@@ -32,6 +32,11 @@ def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
             raise
         print(f"error: {error if isinstance(error, SFPError) else _of_file(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -40,11 +45,6 @@ def _of_file(error: OSError) -> SFPError:
     if file is None:
         return SFPError(f"{error}; run it again with --debug to see where.")
     return SFPError(f"{file} can't be read or written ({error.strerror}); check the path, its permissions and the room on its disk.")
-
-
-def sentence(error: SFPError) -> str:
-    """The message; for the page."""
-    return str(error)
 
 
 def unknown_choice(kind: str, given: object, choices: Iterable[str]) -> SFPError:

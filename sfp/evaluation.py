@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,10 @@ def image_names(dataset: BaseSegDataset) -> list[str]:
 
 
 def dataset_fingerprint(dataset: BaseSegDataset, files: Sequence[str] = ("img_path", "seg_map_path")) -> str:
-    """SHA-256 over the short names and sizes in bytes of all images and labels (or one of them) of an mmseg dataset.
+    """SHA-256 over an mmseg dataset: the short names of all images and labels (or one of them) in their order, the images'
+    sizes in bytes, and the labels' contents.
+
+    An image that changes without changing its size in bytes is not noticed: to read all images would take as long as a fast evaluation.
 
     Raises:
         SFPError: a file is missing, or two images have one short name, by which their counts are known.
@@ -212,7 +216,11 @@ def dataset_fingerprint(dataset: BaseSegDataset, files: Sequence[str] = ("img_pa
         for key in files:
             path = Path(info[key])
             try:
-                digest.update(f"{short_name(path)} {path.stat().st_size}\n".encode())
+                if key == "img_path":
+                    known = str(path.stat().st_size)
+                else:
+                    known = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{short_name(path)} {known}\n".encode())
             except OSError as error:
                 raise SFPError(f"{path} of {type(dataset).__name__} is missing; run tools/check_dataset.py on the data.") from error
     return digest.hexdigest()
@@ -257,6 +265,23 @@ class ProgressBarHook(Hook):
         self.bar.close()
 
 
+@contextmanager
+def named_deaths() -> Iterator[None]:
+    """Raises SFPError instead of torch's RuntimeErrors where a process that reads images, or another rank, died."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        again = "the same command again goes on from here"
+        if "DataLoader worker" in str(error):
+            raise SFPError(
+                f"A process that reads images died ({reason}); {again}, and if memory ran out, set test_dataloader.num_workers=0."
+            ) from error
+        if "gloo" in str(error) or "NCCL" in str(error):
+            raise SFPError(f"Another rank has ended ({reason}); see what it said, {again}.") from error
+        raise
+
+
 class NamedFailures:
     """A dataset's pipeline whose failures name the file: put in the place of ``dataset.pipeline``."""
 
@@ -298,10 +323,11 @@ class NamedFailures:
                 )
 
 
-def run_card(config_sha256: str, model: SFPSegmentor, dataset: BaseSegDataset) -> dict[str, str]:
-    """What the counts of a run depend on, by name: config, weights, dataset, code, and the kind of device."""
+def run_card(config_sha256: str, model: SFPSegmentor, task: Task, dataset: BaseSegDataset) -> dict[str, str]:
+    """What the counts of a run depend on, by name: config, names, weights, dataset, code, and the kind of device."""
     return {
         "config": config_sha256,
+        "names": names_hash(task.vocabulary),
         "weights": model.frozen.fingerprint,
         "dataset": dataset_fingerprint(dataset),
         "code": code_fingerprint(type(model.pipeline.method)),
@@ -329,9 +355,6 @@ def write_results(
         What was written. Metrics are percentages.
     """
     frozen, method, bank = model.frozen, model.pipeline.method, model.pipeline.text_bank
-    names = [[] for _ in task.vocabulary.names]
-    for query, number in zip(task.vocabulary.queries, task.vocabulary.class_of_query, strict=True):
-        names[number].append(query)
     result = {
         "method": method.name,
         "options": method.options(),
@@ -352,8 +375,8 @@ def write_results(
         "shared_with": list(shared_with),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "protocol": {**task.protocol.as_dict(), "short_side": short_side_of(dataset)},
-        "names": names,
-        "names_sha256": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+        "names": query_words(task.vocabulary),
+        "names_sha256": card["names"],
         "prompts": len(bank.prompts),
         "prompts_sha256": hashlib.sha256(json.dumps(list(bank.prompts)).encode()).hexdigest(),
         "dataset_fingerprint": card["dataset"],
@@ -364,6 +387,19 @@ def write_results(
     with whole_file(path) as partial:
         partial.write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def query_words(vocabulary: Vocabulary) -> list[list[str]]:
+    """The query words of each class."""
+    names: list[list[str]] = [[] for _ in vocabulary.names]
+    for query, number in zip(vocabulary.queries, vocabulary.class_of_query, strict=True):
+        names[number].append(query)
+    return names
+
+
+def names_hash(vocabulary: Vocabulary) -> str:
+    """SHA-256 over the classes and their query words."""
+    return hashlib.sha256(json.dumps(query_words(vocabulary)).encode()).hexdigest()
 
 
 def spread_over(dataset: Sized, images: int) -> list[int]:

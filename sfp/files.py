@@ -1,25 +1,133 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and folders that one process at a time may write to."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from sfp.errors import SFPError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MENDS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on the disk"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder first, or choose another"),
+}
+_DYING = 10.0  # seconds that a killed process's children may keep its lock
+
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; renamed to it when the block ends without an error."""
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
-    yield partial
-    partial.replace(path)
+def whole_file(path: Path, mend: str | None = None) -> Iterator[Path]:
+    """A path beside ``path`` to write to; on the disk and renamed to it when the block ends without an error, else deleted.
+
+    Its name is hidden, has ``.partial`` before the ending and is nobody else's. What a killed process leaves is found by ``sweep``.
+
+    Args:
+        mend: what to do where it can't be written, for the error.
+
+    Raises:
+        SFPError: the file can't be written. Other exceptions of the block pass through.
+    """
+    mark = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    partial = path.with_name(f".{path.stem[:40]}.{mark}.partial{path.suffix}")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            partial.unlink()
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(partial), partial):
+            raise unwritable(path, error, mend) from error
+        raise
+
+
+def unwritable(path: Path, error: OSError, mend: str | None = None) -> SFPError:
+    """The error for a file or folder that can't be written, with the reason and what to do."""
+    advice = mend or _MENDS.get(error.errno, "choose a folder that can be written")
+    return SFPError(f"{path} can't be written ({error.strerror or error}); {advice}.")
+
+
+def make_folder(path: Path, mend: str | None = None) -> Path:
+    """The folder, made with its parents where it is missing.
+
+    Raises:
+        SFPError: it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error, mend) from error
+    return path
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes of this machine left unfinished below a folder; living ones' and other machines' files stay."""
+    own = re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}\.partial(\..*)?")
+    for path in folder.rglob(".*.partial*"):
+        found = own.fullmatch(path.name)
+        if found and not _is_alive(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; True where that can't be told."""
+    try:
+        if os.name == "posix":  # elsewhere signal 0 is no question
+            os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
+
+
+@contextmanager
+def only_one(folder: Path, option: str, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder, made if it is missing, for this process alone until the block ends or the process dies, however it dies.
+
+    The holder stands in the file ``<name>.by``. On a file system without locks, such as some network mounts, ``filelock``
+    itself falls back to a file that a killed process leaves behind, with a warning.
+
+    Args:
+        option: the command line's option that names the folder, for the error.
+
+    Raises:
+        SFPError: another process holds it, or it can't be written.
+    """
+    mend = f"choose another folder with {option}"
+    make_folder(folder, mend)
+    lock, holder = FileLock(folder / name), folder / f"{name}.by"
+
+    def told() -> str:
+        return holder.read_text(errors="replace") if holder.is_file() else ""
+
+    try:
+        dead = re.fullmatch(rf"process (\d+) on {re.escape(socket.gethostname())}", told())
+        lock.acquire(timeout=_DYING if dead and not _is_alive(int(dead[1])) else 0)
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except Timeout:
+        raise SFPError(f"{told() or 'Another process'} is at work in {folder}; wait until it has ended, or {mend}.") from None
+    except OSError as error:
+        lock.release()
+        raise unwritable(folder, error, mend) from error
+    try:
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 
 def save_figure(figure: Figure, path: Path, option: str, dpi: int = 110) -> None:
@@ -29,10 +137,12 @@ def save_figure(figure: Figure, path: Path, option: str, dpi: int = 110) -> None
         option: the command line's option that gave the path, for the error.
 
     Raises:
-        SFPError: an ending that matplotlib doesn't write.
+        SFPError: an ending that matplotlib doesn't write, or the file can't be written.
     """
     try:
         with whole_file(path) as partial:
             figure.savefig(partial, dpi=dpi)
+    except SFPError:
+        raise
     except ValueError as error:
         raise SFPError(f"{path} can't be drawn ({error}); give {option} a file such as {path.stem}.png.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -26,12 +27,16 @@ from sfp.evaluation import (
     config_hash,
     dataset_fingerprint,
     image_names,
+    named_deaths,
+    names_hash,
     run_card,
     write_results,
 )  # fmt: skip
+from sfp.files import make_folder, only_one, sweep, whole_file
 from sfp.methods import METHODS, check_method
 from sfp.options import split_spec
 from sfp.pipeline import Task
+from sfp.result_table import read_results
 from sfp.segmentor import method_options, read_protocol, read_vocabulary
 
 
@@ -85,9 +90,13 @@ class Cell:
         path = self.folder / "results.json"
         if not path.is_file():
             return False
-        result = json.loads(path.read_text())
+        try:
+            result = read_results(path, dict)
+        except SFPError:  # cut or damaged: measured again and written over
+            return False
         code = code_fingerprint(METHODS.get(cfg.model.method))
         now = dict(config_sha256=config_hash(cfg), dataset_fingerprint=dataset_fingerprint(dataset), code_sha256=code)
+        now["names_sha256"] = names_hash(read_vocabulary(cfg.model))
         return all(result.get(key) == value for key, value in now.items())
 
 
@@ -146,8 +155,16 @@ def run_group(cells: Sequence[Cell], fresh: bool = False, workers: int = 2) -> N
     Finished images of an interrupted pass are skipped, for each cell its own.
 
     Raises:
-        SFPError: wrong data, options or weights.
+        SFPError: wrong data, options or weights, or another process is at work on one of the cells.
     """
+    with contextlib.ExitStack() as held, named_deaths():
+        for cell in sorted(cells, key=lambda cell: cell.folder):  # in one order, whoever else asks
+            held.enter_context(only_one(cell.folder, "--out"))
+            sweep(cell.folder)
+        _run_group(cells, fresh, workers)
+
+
+def _run_group(cells: Sequence[Cell], fresh: bool, workers: int) -> None:
     configs = [cell.config() for cell in cells]
     datasets = [build_dataset(cfg) for cfg in configs]
     with building("The model"):
@@ -196,8 +213,7 @@ def _part(cell: Cell, cfg, dataset: BaseSegDataset, model, fresh: bool) -> _Part
     check_task(task.vocabulary, task.protocol, dataset)
     metric = ClassIoUMetric(**{key: value for key, value in cfg.test_evaluator.items() if key != "type"})
     metric.dataset_meta = dataset.metainfo
-    card = run_card(config_hash(cfg), model, dataset)
-    cell.folder.mkdir(parents=True, exist_ok=True)
+    card = run_card(config_hash(cfg), model, task, dataset)
     store = CountStore(cell.folder / "counts", card)
     if fresh:
         store.clear()
@@ -217,8 +233,9 @@ def _task(model, cfg) -> Task:
 
 
 def save_group(cells: Sequence[Cell], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(cell) for cell in cells], indent=1))
+    make_folder(path.parent)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps([asdict(cell) for cell in cells], indent=1))
 
 
 def load_group(path: Path) -> list[Cell]:

@@ -33,6 +33,7 @@ from sfp.outliers import Detector, build_detector, list_detectors
 from sfp.outliers.planting import PlantedTrunk, Planting, drawing_direction, plant
 from sfp.pipeline import Pipeline, Task
 from sfp.pipeline.windows import cut, window_grid
+from sfp.result_table import read_results
 from sfp.segmentor import method_options, read_protocol, read_vocabulary
 
 if TYPE_CHECKING:
@@ -186,12 +187,8 @@ class Store:
         self.miou: dict[str, float] = {}
         if not path.is_file():
             return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            changed = [key for key in {**card, **found["card"]} if found["card"].get(key) != card.get(key)]
-            self.detection, self.miou = found["detection"], found["miou"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SFPError(f"{path} holds no figures of this version ({type(error).__name__}: {error}); delete it.") from error
+        known, self.detection, self.miou = read_results(path, lambda found: [dict(found[key]) for key in ("card", "detection", "miou")])
+        changed = [key for key in {**card, **known} if known.get(key) != card.get(key)]
         if changed:
             raise SFPError(f"{path} holds figures of other {', '.join(changed)}; choose another folder with --out, or delete it.")
 
@@ -204,7 +201,6 @@ class Store:
         self._write()
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self.path) as partial:
             partial.write_text(json.dumps(dict(card=self.card, detection=self.detection, miou=self.miou), indent=1) + "\n")
 

@@ -176,21 +176,18 @@ class Segmentation:
             raise SFPError(
                 f"{path} ends in {path.suffix!r}; use .png for labels, .jpg for the overlay, .json for COCO masks or .npz for everything."
             )
-        try:
-            with whole_file(path) as partial:
-                if ending == ".png":
-                    self.label_image().save(partial, pnginfo=png_card(self.protocol))
-                elif ending == ".json":
-                    partial.write_text(json.dumps(self.coco()), encoding="utf-8")
-                elif ending == ".npz":
-                    small = np.min_scalar_type(len(self.names))
-                    kept = {} if self.scores is None else {"scores": self.scores}
-                    texts = dict(names=np.array(self.names), protocol=np.array(json.dumps(self.protocol)))
-                    np.savez_compressed(partial, labels=self.labels.astype(small), image=self.image, **texts, **kept)
-                else:
-                    self.overlay().save(partial, quality=92)
-        except OSError as error:
-            raise SFPError(f"{path} can't be written ({error}); choose a folder that exists and can be written.") from error
+        with whole_file(path) as partial:
+            if ending == ".png":
+                self.label_image().save(partial, pnginfo=png_card(self.protocol))
+            elif ending == ".json":
+                partial.write_text(json.dumps(self.coco()), encoding="utf-8")
+            elif ending == ".npz":
+                small = np.min_scalar_type(len(self.names))
+                kept = {} if self.scores is None else {"scores": self.scores}
+                texts = dict(names=np.array(self.names), protocol=np.array(json.dumps(self.protocol)))
+                np.savez_compressed(partial, labels=self.labels.astype(small), image=self.image, **texts, **kept)
+            else:
+                self.overlay().save(partial, quality=92)
         return path
 
     @classmethod

@@ -6,13 +6,15 @@ import csv
 import functools
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sfp.errors import SFPError
 from sfp.markdown import markdown_table
+
+Value = TypeVar("Value")
 
 PUBLISHED_FILE = Path(__file__).parent / "paper_results.csv"
 # columns of the table in the papers' order: our dataset class, the papers' key, head
@@ -101,12 +103,23 @@ def collect(folders: Iterable[Path], paper: str | None = None) -> list[Entry]:
         path = Path(folder) / "results.json"
         if not path.is_file():
             continue
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            entries.append(_entry(result, paper))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SFPError(f"{path} is no results.json of this version ({type(error).__name__}: {error}); measure it again.") from error
+        entries.append(read_results(path, lambda result: _entry(result, paper)))
     return entries
+
+
+def read_results(path: Path, read: Callable[[dict[str, Any]], Value]) -> Value:
+    """What ``read`` makes of a ``results.json``.
+
+    Raises:
+        SFPError: it can't be read, is not whole, or lacks what ``read`` looks for.
+    """
+    try:
+        return read(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise SFPError(f"{path} can't be read ({error.strerror}); mend that, or delete it and measure it again.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SFPError(f"{path} is no results.json of this version ({reason}); delete it and measure it again.") from error
 
 
 def _entry(result: dict[str, Any], paper: str | None) -> Entry:

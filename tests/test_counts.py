@@ -102,7 +102,8 @@ class TestStore:
         first = whole.index(b"\n") + 1
         for end in (first + 1, first + 8, len(whole) - 2, len(whole) - 1):
             file.write_bytes(whole[:end])
-            assert set(CountStore(tmp_path / "counts", CARD).read(7)) == {"a"}
+            whole_line = end == len(whole) - 1  # but for its end
+            assert set(CountStore(tmp_path / "counts", CARD).read(7)) == ({"a", "b"} if whole_line else {"a"})
             self.filled(tmp_path / "counts", ("b", "c"))
             assert set(CountStore(tmp_path / "counts", CARD).read(7)) == {"a", "b", "c"}
 
@@ -116,7 +117,75 @@ class TestStore:
         CountStore(tmp_path / "counts", CARD).clear()
         assert not (tmp_path / "counts").exists() and CountStore(tmp_path / "counts", CARD).read(7) == {}
 
-    def test_lines_are_json(self, tmp_path):
+    def test_damage_of_any_kind_loses_lines_and_never_changes_a_figure(self, tmp_path):
+        """120 damaged files: bytes changed, cut out, doubled, put in; lines doubled, swapped, cut."""
+        expected = self.filled(tmp_path / "counts", "abcd")
+        file, random = tmp_path / "counts/rank0.jsonl", np.random.default_rng(0)
+        whole, lost = file.read_bytes(), 0
+        lines = whole.splitlines(keepends=True)
+        for case in range(120):
+            at, length = int(random.integers(len(whole))), int(random.integers(1, 40))
+            noise = random.bytes(length)
+            some = [lines[i] for i in random.integers(len(lines), size=6)]
+            damaged = [
+                whole[:at] + bytes([whole[at] ^ (1 << case % 8)]) + whole[at + 1 :],
+                whole[:at] + noise + whole[at + length :],
+                whole[:at] + noise + whole[at:],
+                whole[:at] + whole[at + length :],
+                whole[:at] + whole[max(0, at - length) :],
+                b"".join(some) + some[0][: length + 8],
+            ][case % 6]
+            file.write_bytes(damaged)
+            found = CountStore(tmp_path / "counts", CARD).read(7)
+            lost += len(expected) - len(found)
+            for name, counts in found.items():
+                np.testing.assert_array_equal(counts, expected[name])
+        assert 80 < lost < 360  # a line or so each time, not all of them
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            '["a",[[1,2,3,4]]]',
+            '["a",[[99,2,3,4]]]',
+            '["a",[["x",2,3,4]]]',
+            '["a",{}]',
+            "[]",
+            "null",
+            '"a"',
+            '{"a":1}',
+            '["a",[[1,2]]]',
+            "[" * 9999,
+        ],
+    )
+    def test_a_line_that_nobody_wrote_here_is_dropped(self, line, tmp_path):
+        expected = self.filled(tmp_path / "counts", "b")
+        with (tmp_path / "counts/rank0.jsonl").open("a") as file:
+            file.write(line + "\n")
+        assert set(CountStore(tmp_path / "counts", CARD).read(7)) == set(expected)
+
+    def test_lines_of_another_run_are_dropped(self, tmp_path):
+        self.filled(tmp_path / "other", "b")
+        store = CountStore(tmp_path / "counts", {**CARD, "names": "n"})
+        (tmp_path / "counts").mkdir()
+        (tmp_path / "other/rank0.jsonl").rename(tmp_path / "counts/rank0.jsonl")
+        assert store.read(7) == {}
+
+    @pytest.mark.parametrize("card", ["", "{", "[1]", "null", "\ufeff{}", "[" * 9999, '{"config": '])
+    def test_a_damaged_card_is_written_anew(self, card, tmp_path):
+        """The lines prove by themselves whose they are."""
+        self.filled(tmp_path / "counts", "a")
+        (tmp_path / "counts/run.json").write_text(card)
+        assert set(CountStore(tmp_path / "counts", CARD).read(7)) == {"a"}
+        self.filled(tmp_path / "counts", "b")
+        assert set(CountStore(tmp_path / "counts", CARD).read(7)) == {"a", "b"}
+        assert json.loads((tmp_path / "counts/run.json").read_text()) == CARD
+
+    def test_what_cannot_be_read(self, tmp_path):
+        (tmp_path / "work/counts/rank0.jsonl").mkdir(parents=True)
+        with pytest.raises(SFPError, match=r"The interrupted run in .*work can't be read"):
+            CountStore(tmp_path / "work/counts", CARD).read(7)
+
+    def test_lines_are_a_checksum_and_json(self, tmp_path):
         self.filled(tmp_path / "counts", ("a",))
-        name, columns = json.loads((tmp_path / "counts/rank0.jsonl").read_text())
+        name, columns = json.loads((tmp_path / "counts/rank0.jsonl").read_text().partition(" ")[2])
         assert name == "a" and all(len(column) == 4 for column in columns) and 5 not in [column[0] for column in columns]

@@ -10,6 +10,7 @@ python tools/ablate.py --list
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,10 +82,14 @@ def measure(args: argparse.Namespace, name: str, ablation, backbones: list[str],
         return {}
     command = [sys.executable, str(Path(__file__).with_name("benchmark.py")), "--methods", *methods]
     command += ["--backbones", *backbones, "--datasets", *datasets, "--out", str(out), "--settings", ablation.settings]
+    command += ["--parent", str(os.getpid())]
     command += ["--devices", *args.devices] if args.devices else []
     command += ["--cfg-options", *args.cfg_options] if args.cfg_options else []
     print(f"{name}: {len(methods)} rows on {', '.join(datasets)}", file=sys.stderr)
-    args.failed |= subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0
+    code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    args.failed |= code != 0
     places = [(method, backbone, dataset) for method in methods for backbone in backbones for dataset in datasets]
     return {place: read_miou(Cell(*place, (), str(out)).folder) for place in places}
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
+from sfp.files import only_one, sweep
 from sfp.plugin import require_mmseg
 
 
@@ -37,8 +38,11 @@ def main() -> int:
     )
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys of every cell")
     parser.add_argument("--run-group", type=Path, help=argparse.SUPPRESS)  # a worker's cells
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # the process that started this one, and whose end is its own
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
+    if args.parent:
+        threading.Thread(target=end_with_parent, args=(args.parent,), daemon=True).start()
     if args.run_group:
         return run_command(work, args)
     failures: list[str] = []
@@ -48,7 +52,6 @@ def main() -> int:
 
 def work(args: argparse.Namespace) -> None:
     """A worker: evaluate one group of cells."""
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     require_mmseg()
     from sfp.grid import load_group, run_group
 
@@ -56,7 +59,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Leave as soon as the benchmark that started this worker is gone, so that a killed one leaves no workers behind."""
+    """Leave as soon as the process that started this one is gone, so that a killed program leaves nothing running behind."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -94,7 +97,9 @@ def benchmark(args: argparse.Namespace) -> None:
         f"{len(cells)} cells: {len(finished)} finished, {sum(map(len, groups))} to do in {len(groups)} passes "
         f"({shared} share one), {len(failed)} can't start; on {', '.join(devices)}"
     )
-    failed.update(run_all(groups, devices, args))
+    with only_one(args.out, "--out"):
+        sweep(args.out)
+        failed.update(run_all(groups, devices, args))
     print()
     print(markdown(collect([cell.folder for cell in cells])))
     for cell, reason in failed.items():
@@ -140,7 +145,15 @@ def start(name: str, group: list, device: str, args: argparse.Namespace) -> Work
 
     folder = args.out / "logs"
     save_group(group, folder / f"{name}.json")
-    command = [sys.executable, __file__, "--run-group", str(folder / f"{name}.json"), *(["--fresh"] if args.fresh else [])]
+    command = [
+        sys.executable,
+        __file__,
+        "--run-group",
+        str(folder / f"{name}.json"),
+        "--parent",
+        str(os.getpid()),
+        *(["--fresh"] if args.fresh else []),
+    ]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
     log = folder / f"{name}.log"
     with log.open("wb") as stream:

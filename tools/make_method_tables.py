@@ -106,7 +106,8 @@ def make(args: argparse.Namespace) -> None:
         if args.check and (not path.is_file() or path.read_text() != text):
             raise SFPError(f"{path.relative_to(ROOT)} is not what tools/make_method_tables.py writes; run it.")
         if not args.check:
-            path.write_text(text)
+            with whole_file(path) as partial:
+                partial.write_text(text)
 
 
 def file_of(cls: type) -> Path:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from sfp.errors import run_command
-from sfp.files import save_figure, whole_file
+from sfp.files import only_one, save_figure, sweep, whole_file
 from sfp.outliers import list_detectors
 from sfp.plugin import require_mmseg
 
@@ -56,7 +56,18 @@ def main() -> int:
         "--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys, such as model.clip=ViT-L/14"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return run_command(experiment, parser.parse_args())
+    return run_command(hold_and_measure, parser.parse_args())
+
+
+def hold_and_measure(args: argparse.Namespace) -> None:
+    """The experiment, alone in its folder.
+
+    Raises:
+        SFPError: another process is at work there, or what ``experiment`` raises.
+    """
+    with only_one(args.out, "--out"):
+        sweep(args.out)
+        experiment(args)
 
 
 def experiment(args: argparse.Namespace) -> None:

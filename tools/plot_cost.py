@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sfp.errors import SFPError, run_command
 from sfp.files import save_figure, whole_file
+from sfp.result_table import read_results
 
 
 def main() -> int:
@@ -71,8 +72,8 @@ def read_point(path: Path) -> Point | None:
     Raises:
         SFPError: a broken ``results.json``.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+
+    def point(result: dict[str, Any]) -> Point | None:
         if result["shared_with"] or result["images_resumed"]:
             return None
         changed = {key: value for key, value in result["changed_options"].items() if key not in ("purify", "pm")}
@@ -81,8 +82,8 @@ def read_point(path: Path) -> Point | None:
         if not result["seconds"] > 0 or not math.isfinite(float(result["mIoU"])):
             raise ValueError(f"{result['seconds']} seconds, mIoU {result['mIoU']}")
         return Point(name, result["pm"] or "", place, float(result["mIoU"]), 1000 * result["seconds"] / result["images"])
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise SFPError(f"{path} is no results.json of this version ({type(error).__name__}: {error}); measure it again.") from error
+
+    return read_results(path, point)
 
 
 def draw(points: list[Point], path: Path) -> None:

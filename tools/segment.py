@@ -19,15 +19,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
-from sfp.files import whole_file
+from sfp.files import make_folder, only_one, sweep, whole_file
 from sfp.names import parse_names
 from sfp.options import parse_options
 from sfp.result import compare, png_card, read_card
+
+if TYPE_CHECKING:
+    from sfp import Segmenter
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _DEFAULTS = {"window": 224, "stride": 112, "short_side": 336}
@@ -133,11 +136,24 @@ def segment(args: argparse.Namespace) -> None:
         clip = segmenters[0].pipeline.method.clip if segmenters else args.model
         segmenters.append(Segmenter(title, clip, args.pretrained, args.device, **options))
     settings = [segmenter.protocol(names, background=background) for segmenter in segmenters]
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SFPError(f"The folder {args.out} can't be made ({error}); choose another with --out.") from error
+    with only_one(args.out, "--out"):
+        sweep(args.out)
+        segment_all(args, images, segmenters, settings, names, background)
 
+
+def segment_all(
+    args: argparse.Namespace,
+    images: dict[Path, Path],
+    segmenters: list[Segmenter],
+    settings: list[dict[str, Any]],
+    names: list[str | list[str]],
+    background: str | list[str] | None,
+) -> None:
+    """Segment the pictures that aren't done and write the results.
+
+    Raises:
+        SFPError: pictures that can't be segmented, named when all others are done; results that can't be written.
+    """
     endings = [_STRIP] if args.methods else [_LABELS, _OVERLAY]  # the first one carries the card
     card = {"methods": settings} if args.methods else settings[0]
     jobs = plan(images, args.out, endings[0])
@@ -161,7 +177,7 @@ def segment(args: argparse.Namespace) -> None:
                 tqdm.write(str(error))
             continue
         files = [args.out / f"{job.stem}{ending}" for ending in endings]
-        files[0].parent.mkdir(parents=True, exist_ok=True)
+        make_folder(files[0].parent)
         if args.methods:
             shown = {segmenter.pipeline.method.name: result for segmenter, result in zip(segmenters, results, strict=True)}
             with whole_file(files[0]) as partial:
@@ -196,9 +212,7 @@ def _stems(stem: Path, suffix: str) -> Iterator[Path]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether this program made the file: it or the PNG that came with it carries a card, or it was left unfinished."""
-    if path.stem.endswith(".partial"):
-        return True
+    """Whether this program made the file: it or the PNG that came with it carries a card."""
     for ending, carrier in ((_LABELS, _LABELS), (_OVERLAY, _LABELS), (_STRIP, _STRIP)):
         if path.name.endswith(ending):
             return read_card(path.with_name(path.name.removesuffix(ending) + carrier)) is not None

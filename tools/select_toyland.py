@@ -24,6 +24,7 @@ from sfp.clip.loading import TOYLAND_FILE
 from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
 from sfp.errors import SFPError, run_command
+from sfp.files import whole_file
 from sfp.images import resize_short_side
 from sfp.methods import build_method
 from sfp.pipeline import Pipeline, Vocabulary
@@ -88,9 +89,11 @@ def select(args: argparse.Namespace) -> None:
         table[file.stem] = row
         tqdm.write(f"{file.stem}  mean {np.mean(list(row.values())):5.2f}  " + "  ".join(f"{k} {v:.1f}" for k, v in row.items()))
     best = max(table, key=lambda stem: np.mean(list(table[stem].values())))
-    (args.work_dir / "selection.json").write_text(json.dumps(dict(chosen=best, tune_mIoU=table), indent=2) + "\n")
+    with whole_file(args.work_dir / "selection.json") as partial:
+        partial.write_text(json.dumps(dict(chosen=best, tune_mIoU=table), indent=2) + "\n")
     weights = load_file(args.work_dir / f"{best}.safetensors")
-    save_file(weights, args.out, metadata=dict(quick_gelu="true", model="Toyland"))
+    with whole_file(args.out) as partial:
+        save_file(weights, partial, metadata=dict(quick_gelu="true", model="Toyland"))
     digest = hashlib.sha256(args.out.read_bytes()).hexdigest()
     card = {
         "sha256": digest,
@@ -99,7 +102,8 @@ def select(args: argparse.Namespace) -> None:
         "tune_scenes": args.scenes,
         "tune_mIoU": {name: round(value, 2) for name, value in table[best].items()},
     }
-    args.out.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    with whole_file(args.out.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(card, indent=2) + "\n")
     print(f"{best} -> {args.out} ({args.out.stat().st_size / 2**20:.1f} MiB, SHA-256 {digest})")
 
 

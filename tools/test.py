@@ -7,14 +7,20 @@ python tools/test.py configs/cfg_voc21.py --cfg-options model.method=SC-CLIP mod
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sfp.errors import SFPError, run_command
+from sfp.files import only_one, sweep, unwritable
 from sfp.plugin import require_mmseg
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def main() -> int:
@@ -30,19 +36,14 @@ def main() -> int:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Build the runner of a config, test, write ``results.json``, print mIoU.
+    """Read a config and evaluate it: ``results.json`` in the work dir, mIoU printed.
 
     Raises:
         SFPError: wrong config, options, data or weights.
     """
     require_mmseg()
-    from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
-    from mmengine.runner import Runner
-
-    from sfp.config import building, check_dataset, read_config
-    from sfp.counts import CountStore
-    from sfp.evaluation import ClassIoUMetric, NamedFailures, check_task, config_hash, run_card, write_results
-    from sfp.segmentor import SFPSegmentor
+    from sfp.config import check_dataset, read_config
+    from sfp.evaluation import config_hash, named_deaths
 
     cfg = read_config(args.config, args.cfg_options)
     config_sha256 = config_hash(cfg)
@@ -55,10 +56,44 @@ def evaluate(args: argparse.Namespace) -> None:
     if cfg.test_dataloader.get("num_workers", 0) == 0:
         cfg.test_dataloader.persistent_workers = False
     prepare_launcher(cfg)
+    with contextlib.ExitStack() as held, named_deaths():
+        hold(Path(cfg.work_dir), held)
+        run(cfg, args, config_sha256)
+
+
+def hold(work_dir: Path, held: contextlib.ExitStack) -> None:
+    """Let this run alone write to the work dir: its main process holds it for all ranks.
+
+    Raises:
+        SFPError: another run holds it; on every rank, so that none waits for the others.
+    """
+    from mmengine.dist import all_gather_object, is_main_process
+
+    refused = None
     try:
-        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SFPError(f"The work dir {cfg.work_dir} can't be written ({error}); choose another with --work-dir.") from error
+        if is_main_process():
+            held.enter_context(only_one(work_dir, "--work-dir"))
+            sweep(work_dir)
+    except SFPError as error:
+        refused = str(error)
+    if refused := next(filter(None, all_gather_object(refused)), None):
+        raise SFPError(refused)
+
+
+def run(cfg: Config, args: argparse.Namespace, config_sha256: str) -> None:
+    """Test as the config says; goes on with what an interrupted run left in the work dir.
+
+    Raises:
+        SFPError: wrong data, weights or options, or a work dir that can't be written.
+    """
+    from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
+    from mmengine.runner import Runner
+
+    from sfp.config import building
+    from sfp.counts import CountStore
+    from sfp.evaluation import ClassIoUMetric, NamedFailures, check_task, run_card, write_results
+    from sfp.segmentor import SFPSegmentor
+
     with building(f"The evaluation of {args.config}"):
         runner = Runner.from_cfg(cfg)
         dataset, model = runner.test_dataloader.dataset, getattr(runner.model, "module", runner.model)
@@ -69,7 +104,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if not isinstance(model, SFPSegmentor):
         raise SFPError(f"The model of {args.config} is a {type(model).__name__}; set model.type to SFPSegmentor.")
     check_task(model.vocabulary, model.pipeline.protocol, dataset)
-    card = run_card(config_sha256, model, dataset)
+    card = run_card(config_sha256, model, model.task, dataset)
     store = CountStore(Path(cfg.work_dir) / "counts", card, get_rank())
     if args.fresh and is_main_process():
         store.clear()
@@ -85,6 +120,8 @@ def evaluate(args: argparse.Namespace) -> None:
     except SFPError:
         print(file=sys.stderr)  # end the progress bar's line
         raise
+    except OSError as error:  # of mmengine's own logs and pictures
+        raise unwritable(Path(error.filename or cfg.work_dir), error) from error
     finally:
         store.close()
     barrier()
@@ -100,23 +137,25 @@ def evaluate(args: argparse.Namespace) -> None:
             print(f"pictures -> {args.show_dir / 'vis_data' / 'vis_image'}")
 
 
-def prepare_launcher(cfg) -> None:
-    """On machines without CUDA, start the gloo group here: mmengine's own launchers would call CUDA.
+def prepare_launcher(cfg: Config) -> None:
+    """Start the group of ranks; on machines without CUDA gloo's, as mmengine's own launchers would call CUDA.
 
     Raises:
         SFPError: the launcher named did not start this process.
     """
     import torch
     import torch.distributed as dist
+    from mmengine.dist import init_dist
 
-    started_by = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_LOCAL_RANK"}.get(cfg.launcher)
-    if started_by is None:
+    if cfg.launcher == "none" or dist.is_initialized():
         return
+    started_by = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_LOCAL_RANK"}[cfg.launcher]
     if started_by not in os.environ:
         how = {"pytorch": "torchrun --nproc_per_node N", "slurm": "srun -n N python", "mpi": "mpirun -n N python"}[cfg.launcher]
         call = f"{how} tools/test.py CONFIG --launcher {cfg.launcher}"
         raise SFPError(f"--launcher {cfg.launcher} needs {how.split()[0]}, which did not start this; run {call}.")
-    if cfg.launcher == "mpi" or torch.cuda.is_available() or dist.is_initialized():
+    if cfg.launcher == "mpi" or torch.cuda.is_available():
+        init_dist(cfg.launcher, **cfg.env_cfg.dist_cfg)
         return
     if cfg.launcher == "slurm":
         slurm = dict(RANK="SLURM_PROCID", WORLD_SIZE="SLURM_NTASKS", LOCAL_RANK="SLURM_LOCALID")

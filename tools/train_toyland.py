@@ -313,7 +313,8 @@ def train(args: argparse.Namespace) -> None:
             bar.set_postfix(loss=f"{loss.item():.3f}", true=f"{hit:.2f}", scale=f"{model.logit_scale.exp().item():.0f}")
         if (step + 1) % args.save_every == 0 or step + 1 == stop:
             half = {k: v.half().contiguous() for k, v in average.items() if k != "attn_mask"}
-            save_file(half, args.work_dir / f"step_{step + 1:05d}.safetensors")
+            with whole_file(args.work_dir / f"step_{step + 1:05d}.safetensors") as partial:
+                save_file(half, partial)
             with whole_file(latest) as partial:
                 torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), average=average, step=step + 1), partial)
     print(f"trained to step {stop} in {(time.time() - started) / 60:.0f} minutes")

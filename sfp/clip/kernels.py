@@ -24,6 +24,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
     """
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _can_onednn():
         name, algorithm = _ONEDNN[activation]
+        if x.numel() == x.shape[-1]:  # a single row alone would be summed in another order than among others
+            twice = x.reshape(1, -1).repeat(2, 1)
+            return linear(twice, weight, bias, activation)[0].view(*x.shape[:-1], -1)
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
     y = F.linear(x, weight, bias)
     return y if activation is None else F.silu(y, inplace=True) if activation == "silu" else F.gelu(y)
@@ -33,6 +36,18 @@ def _can_onednn() -> bool:
     if torch.is_grad_enabled() or _is_compiling():  # the compiler takes it for constant weights alone
         return False
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """A B of images' matrices (B, ..., n, c) and (B, ..., c, m), or one B (c, m) for all.
+
+    On a CPU image by image, so that an image's product has the same bits in every batch: a batched product may choose its way
+    by the batch's size.
+    """
+    if a.device.type != "cpu":
+        return a @ b
+    others = [b] * len(a) if b.ndim == 2 else b
+    return torch.stack([linear(x, y.T.contiguous()) if y.ndim == 2 else x @ y for x, y in zip(a, others, strict=True)])
 
 
 def layer_norm(tokens: Tensor, norm: nn.LayerNorm, dtype: torch.dtype = torch.float32, factor: float = 1.0) -> Tensor:

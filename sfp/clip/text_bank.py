@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import math
 import os
+import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 from tqdm import tqdm
 
 from sfp.clip.clip import FrozenCLIP, unit
 from sfp.clip.prompts import PROMPT_SETS
 from sfp.errors import SFPError, unknown_choice
-from sfp.files import whole_file
+from sfp.files import make_folder, sweep, whole_file
 from sfp.options import check_type
 
 _TOKENS = 2048  # in a batch of texts; many more on a GPU
@@ -102,27 +107,69 @@ class TextBank:
         return self.cache_dir / "text" / f"{digest.hexdigest()}.safetensors"
 
     def _read(self, file: Path, count: int) -> Tensor | None:
-        if not file.is_file():
-            return None
+        """The vectors in a file of the cache; None where there are none or they are damaged, to be made again and written over."""
         try:
-            vectors = load_file(file)["vectors"]
-        except (SafetensorError, KeyError, OSError):
-            return None  # damaged: made again and written over
-        sound = vectors.shape == (count, self.clip.embed_dim) and bool(torch.isfinite(vectors).all())
+            data = file.read_bytes()
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                os.utime(file)  # used now, for ``_bound``
+            tensors, (length,) = load(data), struct.unpack_from("<Q", data)
+            proof = json.loads(data[8 : 8 + length])["__metadata__"]["sha256"]
+            vectors = tensors["vectors"]
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, struct.error):
+            return None
+        sound = proof == _proof(vectors) and vectors.shape == (count, self.clip.embed_dim) and vectors.dtype == torch.float32
         return vectors if sound else None
 
 
+def _proof(vectors: Tensor) -> str:
+    return hashlib.sha256(vectors.contiguous().numpy().tobytes()).hexdigest()
+
+
 def _keep(file: Path, vectors: Tensor) -> None:
-    """Put vectors into the cache.
+    """Put vectors into the cache, and take out what was not used for longest where it grows beyond its bound.
 
     Raises:
-        SFPError: the cache folder can't be written.
+        SFPError: the cache folder can't be written, or ``SFP_CACHE_MIB`` is no number.
     """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file) as partial:
-            save_file({"vectors": vectors.contiguous()}, partial)
-    except (OSError, SafetensorError) as error:
-        raise SFPError(
-            f"The text cache {file.parent} can't be written ({error}); set SFP_CACHE to a folder that can, or text_cache=False."
-        ) from error
+    mend = "set SFP_CACHE to a folder that can, or text_cache=False"
+    most = cache_bound()
+    make_folder(file.parent, mend)
+    with whole_file(file, mend) as partial:
+        partial.write_bytes(save({"vectors": vectors.contiguous()}, {"sha256": _proof(vectors)}))
+    _bound(file, most)
+
+
+def cache_bound() -> int:
+    """How many bytes the text cache may take: ``$SFP_CACHE_MIB`` in MiB, 256 unless it is set.
+
+    Raises:
+        SFPError: it is no number.
+    """
+    given = os.environ.get("SFP_CACHE_MIB", "256")
+    if not given.isdecimal():
+        raise SFPError(f"SFP_CACHE_MIB is {given!r}; set it to a whole number of MiB, such as 256.")
+    return int(given) << 20
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The text cache's own files in a folder: named by 64 digits of a hash."""
+    return [path for path in folder.glob("*.safetensors") if re.fullmatch(r"[0-9a-f]{64}", path.stem)]
+
+
+def _bound(newest: Path, most: int) -> None:
+    """Delete the text cache's files that were not used for longest, beyond so many bytes; never the newest one.
+
+    The time of use only chooses who goes first, so that a clock that was wrong costs no more than encoding again.
+    """
+    sweep(newest.parent)
+    used: list[tuple[float, int, Path]] = []
+    for path in text_files(newest.parent):
+        with contextlib.suppress(FileNotFoundError):  # another process took it out
+            details = path.stat()
+            used.append((details.st_mtime if path != newest else math.inf, details.st_size, path))
+    total = sum(size for _, size, _ in used)
+    for _, size, path in sorted(used):
+        if total <= most or path == newest:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

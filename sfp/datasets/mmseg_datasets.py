@@ -122,16 +122,17 @@ class ToylandDataset(BaseSegDataset):
         if scenes < 1 or split not in toyland.SPLITS:
             splits = ", ".join(toyland.SPLITS)
             raise SFPError(f"ToylandDataset has scenes={scenes}, split={split!r}; give at least 1 scene and one of the splits {splits}.")
-        try:
-            listing = toyland.write_split(data_root, split, scenes)
-        except OSError as error:
-            raise SFPError(f"The Toyland scenes can't be written to {data_root} ({error}); set SFP_DATA to a folder that can.") from error
+        self.names = toyland.write_scenes(data_root, split, scenes)  # no list: runs with other numbers of scenes share the folder
         super().__init__(
             data_root=data_root,
             data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
-            ann_file=os.path.relpath(listing, data_root),
             img_suffix=".jpg",
             seg_map_suffix=".png",
             reduce_zero_label=False,
             **kwargs,
         )
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        images, labels = (self.data_prefix[key] for key in ("img_path", "seg_map_path"))
+        shared = dict(label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
+        return [dict(img_path=f"{images}/{name}.jpg", seg_map_path=f"{labels}/{name}.png", seg_fields=[], **shared) for name in self.names]

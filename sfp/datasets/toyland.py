@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sfp.datasets.cartoons import GROUND_PAINTERS, THING_PAINTERS, Canvas, draw_sky
-from sfp.files import whole_file
+from sfp.files import make_folder, whole_file
 
 CLASSES = (
     "sky", "grass", "sea", "sand", "road", "snow",
@@ -128,16 +128,35 @@ def _draw_things(canvas: Canvas, rng: np.random.Generator, layout: np.ndarray) -
 
 
 def write_split(root: str | os.PathLike, split: str = "val", count: int = VAL_SCENES) -> Path:
-    """Write ``count`` scenes of a split under ``root`` in VOC layout; files that exist are kept.
+    """Write ``count`` scenes of a split under ``root`` in VOC layout, and their list.
 
     The list file is written last and whole, so a root that has it is complete.
 
     Returns:
         The list file, ``root/ImageSets/Segmentation/<split>.txt``.
+
+    Raises:
+        SFPError: they can't be written.
+    """
+    names = write_scenes(root, split, count)
+    listing = make_folder(Path(root) / "ImageSets/Segmentation") / f"{split}.txt"
+    with whole_file(listing) as partial:
+        partial.write_text("".join(f"{name}\n" for name in names))
+    return listing
+
+
+def write_scenes(root: str | os.PathLike, split: str = "val", count: int = VAL_SCENES) -> list[str]:
+    """Write ``count`` scenes of a split under ``root``: ``JPEGImages/*.jpg``, ``SegmentationClass/*.png``; files that exist are kept.
+
+    Returns:
+        The scenes' names.
+
+    Raises:
+        SFPError: they can't be written.
     """
     root = Path(root)
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+    for folder in ("JPEGImages", "SegmentationClass"):
+        make_folder(root / folder, "set SFP_DATA to a folder that can be written")
     names = [f"{split}_{index:05d}" for index in range(count)]
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(PALETTE)] = PALETTE
@@ -152,7 +171,4 @@ def write_split(root: str | os.PathLike, split: str = "val", count: int = VAL_SC
             Image.fromarray(scene.image).save(partial, quality=95, subsampling=0)
         with whole_file(label_file) as partial:
             labels.save(partial)
-    listing = root / f"ImageSets/Segmentation/{split}.txt"
-    with whole_file(listing) as partial:
-        partial.write_text("".join(f"{name}\n" for name in names))
-    return listing
+    return names

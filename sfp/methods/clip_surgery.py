@@ -7,6 +7,7 @@ import functools
 from torch import Tensor
 
 from sfp.clip.clip import unit
+from sfp.clip.kernels import product
 from sfp.clip.trunk import LayerState
 from sfp.methods.method import METHODS, Card, Method
 from sfp.methods.parts import second_path, self_attend
@@ -50,9 +51,9 @@ class CLIPSurgery(Method):
             return super().compare(seen, text)
         patches, cls = seen
         if len(text) == 1:
-            return patches @ (text - self._empty_text).T
-        importance = (2 * cls @ text.T).softmax(-1)  # (B, Q)
-        weighted = (patches @ text.T) * (importance / importance.mean(-1, keepdim=True))[:, None, None]
+            return product(patches, (text - self._empty_text).T)
+        importance = product(2 * cls[:, None, None], text.T).softmax(-1)  # (B, 1, 1, Q)
+        weighted = product(patches, text.T) * (importance / importance.mean(-1, keepdim=True))
         return weighted - weighted.mean(-1, keepdim=True)
 
     @functools.cached_property

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfp.clip.kernels import product
 from sfp.clip.trunk import Hook
 from sfp.errors import SFPError
 from sfp.methods.connected import components
@@ -86,13 +87,13 @@ class CLIPSeg(Method):
         else:
             weights = self.coherent_attention((keys or block.qkv(block.normed(stream), "k"))[0][:, :, first:])
         values = self.integrated_values(stream, inputs)[:, :, first:]
-        return block.project(weights.to(values.dtype) @ values)[:, 1 - first :]
+        return block.project(product(weights.to(values.dtype), values))[:, 1 - first :]
 
     def coherent_attention(self, keys: Tensor) -> Tensor:
         """A of CRA: keys (B, heads, N, d_h) to (B, 1 or heads, N, N) float32."""
         keys = keys.float() if self.key_heads == "separate" else keys.float().transpose(1, 2).flatten(2)[:, None]  # k_M
         keys = F.normalize(keys, dim=-1) if self.normalise_keys else keys
-        similarity = keys @ keys.transpose(-2, -1)  # S
+        similarity = product(keys, keys.transpose(-2, -1))  # S
         return (self.tau * (similarity + self.reachability(similarity))).softmax(-1)
 
     def reachability(self, similarity: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ class CLIPSeg(Method):
         near = similarity >= (self.epsilon if self.epsilon_kind == "similarity" else 1 - self.epsilon)
         near = near | torch.eye(near.shape[-1], dtype=torch.bool, device=near.device)
         if self.relation == "two_hop":
-            related = (near.float() @ near.float()) > 0.5
+            related = product(near.float(), near.float()) > 0.5
         else:
             labels = components(near, self.relation_min_samples)
             related = labels[..., :, None] == labels[..., None, :]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.clip.clip import unit
+from sfp.clip.kernels import product
 from sfp.clip.trunk import Hook, LayerState
 from sfp.errors import SFPError
 from sfp.methods.cluster_vote import cluster_map, cluster_patches, vote
@@ -58,7 +59,7 @@ class CLIPtrase(Method):
 
         def cosines(state: LayerState) -> None:
             rows = [F.normalize(u.float(), dim=-1) for u in (state.q, state.k, state.v)]
-            found.append(sum((u @ u.transpose(-2, -1)).mean(1) for u in rows) / 3)  # C
+            found.append(sum(product(u, u.transpose(-2, -1)).mean(1) for u in rows) / 3)  # C
 
         tokens = self._last(self.stream(windows, Hook(cosines, [self.trunk.layers - 1])))
         return tokens, (found[0][:, 1:, 1:] - found[0][:, :1, 1:]).clamp_min(0)
@@ -83,9 +84,9 @@ class CLIPtrase(Method):
         if self.cluster_vote is None and not self.class_scores:
             return super().compare(seen, text)
         patches, cls, size, clusters = seen
-        scores = patches @ text.T
+        scores = product(patches, text.T)
         if self.class_scores:
-            scores = scores * (100 * cls @ text.T)[:, None, None]
+            scores = scores * product(100 * cls[:, None, None], text.T)
         if self.cluster_vote is None:
             return scores
         pixels = F.interpolate(scores.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)

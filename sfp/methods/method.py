@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sfp.clip.clip import FrozenCLIP, unit
+from sfp.clip.kernels import product
 from sfp.clip.positions import RESIZES
 from sfp.clip.trunk import Block, Hook
 from sfp.errors import SFPError
@@ -210,7 +211,7 @@ class Method(ABC):
 
         A method that does more with the text overrides it and ``see``, and may return a finer grid.
         """
-        return seen @ text.T
+        return product(seen, text.T)
 
     @torch.inference_mode()
     def scores(self, windows: Tensor, text: Tensor) -> Tensor:

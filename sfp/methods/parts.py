@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfp.clip.block import Block
 from sfp.clip.clip import unit
-from sfp.clip.kernels import attend
+from sfp.clip.kernels import attend, product
 from sfp.clip.trunk import Hook, LayerState
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def self_attend(u: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: floa
 
 def mix(weights: Tensor, v: Tensor) -> Tensor:
     """A V with one map (B, N, N) for all heads of V (B, heads, N, d_h)."""
-    joined = weights.to(v.dtype) @ v.transpose(1, 2).flatten(2)
+    joined = product(weights.to(v.dtype), v.transpose(1, 2).flatten(2))
     return joined.unflatten(2, (v.shape[1], -1)).transpose(1, 2)
 
 
@@ -49,7 +49,7 @@ def correlate(block: Block, tokens: Tensor, terms: str, similarity: Tensor | Non
 def cosine_similarity(tokens: Tensor) -> Tensor:
     """G = F F^T of unit rows, (B, N, C) to (B, N, N)."""
     rows = unit(tokens)
-    return rows @ rows.transpose(1, 2)
+    return product(rows, rows.transpose(1, 2))
 
 
 def cut_below(similarity: Tensor, beta: float) -> Tensor:
@@ -60,7 +60,7 @@ def cut_below(similarity: Tensor, beta: float) -> Tensor:
 def aggregate(similarity: Tensor, tokens: Tensor) -> Tensor:
     """rn(G) X: each row of G divided by its sum + 1e-6, then applied to tokens (B, N, C)."""
     weights = similarity / (similarity.sum(-1, keepdim=True) + 1e-6)
-    return weights @ tokens.float()
+    return product(weights, tokens.float())
 
 
 def masked_similarity_attention(similarity: Tensor, scale: float = 3.0, beta: float = 1.0) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfp.clip.kernels import product
 from sfp.errors import SFPError
 from sfp.methods.method import METHODS, Card, Method
 from sfp.methods.parts import cosine_similarity, masked_similarity_attention
@@ -59,7 +60,7 @@ class ProxyCLIP(Method):
         maps = values.transpose(2, 3).flatten(1, 2).unflatten(2, self.trunk.grid_of(*windows.shape[-2:]))
         maps = F.interpolate(maps.float(), size=grid, mode="bilinear", align_corners=False)
         values = maps.flatten(2).unflatten(1, (values.shape[1], -1)).transpose(2, 3)
-        return block.project(weights @ values), grid
+        return block.project(product(weights, values)), grid
 
     def see(self, windows: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Unit features (B, h', w', D) of the padded windows, and the windows' size."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfp.clip.kernels import attend_explicitly
+from sfp.clip.kernels import attend_explicitly, product
 from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.errors import SFPError
 from sfp.methods.method import METHODS, Card, Method
@@ -85,7 +85,7 @@ class SFP(Method):
         if self.sae_values == "projected":
             mixed = block.project(self_attend(u, v, scale=scale, bias=bias))
         else:
-            mixed = attend_explicitly(u, u, v, scale=scale, bias=bias)[2] @ purified  # A_SAE averaged over heads
+            mixed = product(attend_explicitly(u, u, v, scale=scale, bias=bias)[2], purified)  # A_SAE averaged over heads
         if self.sae_residual == "full":
             stream = purified + mixed
             return stream + block.mlp(stream, norm=self.sae_norm)
@@ -116,4 +116,6 @@ class SFP(Method):
         if total is None:
             return features[:, 1:]
         normalised = sinkhorn(total, self.hai_iterations)  # A_HAI
-        return (normalised @ features.float())[:, 1:] if self.hai_cls else normalised @ features[:, 1:].float()
+        if self.hai_cls:
+            return product(normalised, features.float())[:, 1:]
+        return product(normalised, features[:, 1:].float())

@@ -7,6 +7,7 @@ from sklearn.cluster import DBSCAN
 from torch import Tensor
 
 from sfp.clip.clip import unit
+from sfp.clip.kernels import product
 from sfp.clip.trunk import LayerState
 from sfp.errors import SFPError, unknown_choice
 from sfp.outliers.detector import DETECTORS, Detector, clustered_mask
@@ -40,7 +41,7 @@ class DensityClusters(Detector):
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
         rows = unit(state.patches)
-        distances = (1 - rows @ rows.transpose(1, 2)).clamp_min(0)
+        distances = (1 - product(rows, rows.transpose(1, 2))).clamp_min(0)
         distances = distances.masked_fill(torch.eye(rows.shape[1], dtype=torch.bool, device=rows.device), 0.0)
         neighbour = min(self.min_samples, rows.shape[1])  # the first is the token itself
         scores = distances.kthvalue(neighbour, dim=2).values

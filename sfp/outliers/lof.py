@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sfp.clip.kernels import product
 from sfp.clip.trunk import LayerState
 from sfp.errors import SFPError
 from sfp.outliers.detector import DETECTORS, Detector
@@ -41,7 +42,7 @@ def local_outlier_factor(points: Tensor, k: int) -> Tensor:
     rows = points.double()  # a product of matrices needs the digits where tokens of large norm lie close together
     lengths = rows.square().sum(-1)
     sums = lengths[:, :, None] + lengths[:, None]
-    squared = sums - 2 * rows @ rows.transpose(1, 2)
+    squared = sums - product(2 * rows, rows.transpose(1, 2))
     squared = squared.masked_fill(squared < 1e-14 * sums, 0.0).float()  # what rounding leaves of a copy's distance
     distances, neighbours = squared.topk(k + 1, dim=-1, largest=False)
     k_distance = distances[..., k].clamp_min(1e-12)  # the first of the k + 1 is the point itself

@@ -50,7 +50,7 @@ def repair(
             filled, left = again, left & ~reached
     elif empty == "nearest" and bool(left.any()):
         filled = torch.where(left[..., None], _nearest_clean(patches.float(), outliers, grid), filled)
-    return filled.to(patches.dtype)
+    return filled.to(patches.dtype).contiguous()  # in any layout sums would round in another order
 
 
 def _fill_once(patches: Tensor, outliers: Tensor, grid: tuple[int, int], divisor: str, filling: str) -> tuple[Tensor, Tensor]:

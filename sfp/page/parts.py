@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from sfp.errors import SFPError, sentence
+from sfp.errors import SFPError
 from sfp.page import views
 from sfp.page.studio import AS_PUBLISHED, OFF, Settings
 
@@ -45,7 +45,7 @@ def answering(work: Callable[..., Any], outputs: int) -> Callable[..., Any]:
         try:
             return work(*inputs)
         except SFPError as error:
-            said = sentence(error)
+            said = str(error)
         except Exception:
             logging.getLogger(__name__).exception("the page's %s failed", work.__name__)
             said = "Something went wrong on the server; its terminal says what."

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from safetensors.torch import save_file
 
+from sfp.clip import text_bank
 from sfp.clip.clip import unit
 from sfp.clip.prompts import IMAGENET_PROMPTS, PROMPT_SETS
 from sfp.clip.text_bank import TextBank
@@ -66,6 +74,83 @@ def test_a_damaged_entry_is_made_again(clip, tmp_path):
     file.write_bytes(sound[: len(sound) // 2])
     assert torch.equal(TextBank(clip, "photo", tmp_path).encode(["cat"]), vectors)
     assert file.read_bytes() == sound
+
+
+@pytest.mark.parametrize("damage", ["one bit anywhere", "another file's vectors", "no checksum", "nothing", "noise"])
+def test_damage_of_any_kind_is_found(damage, clip, tmp_path):
+    vectors = TextBank(clip, "photo", tmp_path).encode(["cat", "dog"])
+    (file,) = tmp_path.rglob("*.safetensors")
+    sound = file.read_bytes()
+    random = np.random.default_rng(0)
+    if damage == "one bit anywhere":
+        for at in (*random.integers(len(sound), size=40), len(sound) - 1):  # the header and the vectors
+            file.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << int(at) % 8]) + sound[at + 1 :])
+            assert torch.equal(TextBank(clip, "photo", tmp_path).encode(["cat", "dog"]), vectors)
+        return
+    if damage == "another file's vectors":  # whole and finite
+        save_file({"vectors": torch.ones_like(vectors)}, file, {"sha256": "0" * 64})
+    elif damage == "no checksum":
+        save_file({"vectors": torch.ones_like(vectors)}, file)
+    else:
+        file.write_bytes(b"" if damage == "nothing" else random.bytes(len(sound)))
+    assert torch.equal(TextBank(clip, "photo", tmp_path).encode(["cat", "dog"]), vectors)
+    assert file.read_bytes() == sound
+
+
+def test_it_is_bounded_and_what_was_used_lately_stays(clip, tmp_path, monkeypatch):
+    foreign = [tmp_path / "text/mine.safetensors", tmp_path / "text/notes.txt", tmp_path / "text" / f"{'a' * 64}.png"]
+    foreign[0].parent.mkdir()
+    for path in foreign:
+        path.write_bytes(bytes(1 << 20))
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(text_bank, "cache_bound", lambda: 3000)  # some five of these
+    words = "abcdefghijklmnop"
+    for number, word in enumerate(words):
+        TextBank(clip, ["{}"], tmp_path).encode([word])
+        for path in text_bank.text_files(tmp_path / "text"):  # as if they were written at other times
+            if path.stat().st_mtime > 1e6:
+                os.utime(path, (number, number))
+        TextBank(clip, ["{}"], tmp_path).encode(["a"])  # used again and again
+    kept = text_bank.text_files(tmp_path / "text")
+    assert 2 < len(kept) < 8 and sum(path.stat().st_size for path in kept) <= 3000
+    before = clip.text_tower.encoded
+    TextBank(clip, ["{}"], tmp_path).encode(["a"])
+    TextBank(clip, ["{}"], tmp_path).encode(["p"])
+    assert clip.text_tower.encoded == before and all(path.is_file() for path in foreign)
+    TextBank(clip, ["{}"], tmp_path).encode(["b"])
+    assert clip.text_tower.encoded == before + 1
+
+
+def test_a_bound_that_is_no_number(clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFP_CACHE_MIB", "much")
+    with pytest.raises(SFPError, match="SFP_CACHE_MIB is 'much'; set it to a whole number"):
+        TextBank(clip, ["{}"], tmp_path).encode(["cat"])
+
+
+WRITE = """
+import sys
+from pathlib import Path
+import torch
+from sfp.clip import text_bank
+own = torch.full((40, 64), float(sys.argv[2]))
+for i in range(30):
+    text_bank._keep(Path(sys.argv[1]) / f"{i % 3:064x}.safetensors", own + i % 3)
+"""
+
+
+def test_two_processes_at_once(clip, tmp_path):
+    """Both write the same three entries 30 times, while this one reads: each read finds a whole entry."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WRITE, str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(number)], env=environment, stderr=subprocess.PIPE) for number in (1, 2)]
+    bank, reads = TextBank(clip, cache_dir=False), 0
+    while any(writer.poll() is None for writer in writers):
+        for path in tmp_path.glob("0*.safetensors"):
+            vectors = bank._read(path, 40)
+            assert vectors is not None and len(vectors.unique()) == 1
+            reads += 1
+    assert [writer.communicate()[1] for writer in writers] == [b"", b""] and [writer.returncode for writer in writers] == [0, 0]
+    assert reads > 5 and len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfp.datasets.layouts import find_layout, unfinished_marker
+from sfp.datasets.layouts import Layout, find_layout, unfinished_marker
 from sfp.datasets.preparation import ade20k, ade_full, cityscapes, coco, context, context459, voc2012
 from sfp.datasets.preparation.download import fetch
 from sfp.datasets.preparation.recipe import Recipe
 from sfp.datasets.preparation.sources import Sources
 from sfp.datasets.preparation.steps import carry_out
 from sfp.errors import SFPError
-from sfp.files import whole_file
+from sfp.files import only_one, whole_file
 
 RECIPES: dict[str, Recipe] = {
     "voc20": voc2012.RECIPE,
@@ -50,7 +50,14 @@ def prepare(
         raise SFPError(f"{name} can't be downloaded by a program; it needs {recipe.obtain}: give them with --source.")
     if not source and not download:
         raise SFPError(f"There is no source: {name} needs {recipe.obtain}.")
-    root, unpacked = out / layout.root, out / f".unpacked_{name}"
+    with only_one(out, "--out", f".{layout.root.replace('/', '_')}.lock"):
+        return _prepare(layout, recipe, source, out, workers, download, mirror)
+
+
+def _prepare(
+    layout: Layout, recipe: Recipe, source: Sequence[Path], out: Path, workers: int, download: bool, mirror: str | None
+) -> tuple[Path, int]:
+    name, root, unpacked = layout.name, out / layout.root, out / f".unpacked_{layout.name}"
     try:
         archives = [fetch(archive, out / "downloads", mirror) for archive in recipe.archives] if download else []
         plan = recipe.plan(Sources([*source, *archives], unpacked, recipe.needed), root, layout)

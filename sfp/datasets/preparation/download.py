@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sfp.errors import SFPError
+from sfp.files import only_one
 
 _ATTEMPTS = 3  # in a row that bring nothing new
 _PATIENCE = 60.0  # seconds without a byte
@@ -48,9 +49,13 @@ def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
     target = folder / archive.name
     if target.is_file():
         return target
+    with only_one(folder, "--out", f".{archive.name}.lock"):
+        return _fetch(archive, target, mirror)
+
+
+def _fetch(archive: Archive, target: Path, mirror: str | None) -> Path:
     url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{archive.name}.partial"
+    partial = target.with_name(f"{archive.name}.partial")
     failures = 0
     while True:
         before = partial.stat().st_size if partial.exists() else 0

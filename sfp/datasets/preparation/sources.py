@@ -14,7 +14,7 @@ from typing import IO
 from tqdm import tqdm
 
 from sfp.errors import SFPError
-from sfp.files import whole_file
+from sfp.files import sweep, whole_file
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -79,6 +79,7 @@ def unpack(archive: Path, folder: Path, needed: Sequence[str]) -> None:
     Raises:
         SFPError: the archive is broken, or has a member that would leave the folder or is a link.
     """
+    sweep(folder)
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as file:

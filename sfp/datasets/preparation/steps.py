@@ -14,7 +14,7 @@ from PIL import Image
 
 from sfp.datasets.parallel import in_parallel
 from sfp.errors import SFPError
-from sfp.files import whole_file
+from sfp.files import sweep, whole_file
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def carry_out(plan: Plan, workers: int, description: str) -> None:
     todo = [step for step in plan.steps if not step.target.exists()]
     for folder in {step.target.parent for step in plan.steps}:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.partial.*"):  # of a run that was killed
-            leftover.unlink()
+        sweep(folder)
     deque(in_parallel(_make, todo, workers, description), maxlen=0)
     for path, names in plan.lists.items():
         if not path.is_file():
