@@ -11,12 +11,12 @@ MMSEG = [
     "mmengine>=0.10.0,<0.11",
     "mmcv-lite>=2.0.0,<2.2.0",
     "onedl-mmsegmentation>=1.4.0,<2",
-    "opencv-python>=4.8,<6",
+    "opencv-python>=4.10.0.84,<6",
     "prettytable>=3.7,<4",
     "setuptools<82",
 ]
 PAGE = ["gradio>=6.31,<7", "fastapi>=0.115,<1", "starlette>=0.40,<2", "uvicorn>=0.30,<1"]
-NOTEBOOKS = ["ipykernel>=6,<8", "nbclient>=0.8,<1", "nbformat>=5.7,<6", "matplotlib>=3.7,<4"]
+NOTEBOOKS = ["ipykernel>=6,<8", "nbclient>=0.8,<1", "nbformat>=5.7,<6", "matplotlib>=3.9,<4"]
 DEV = [
     "pytest>=8,<10",
     "pytest-xdist>=3.5,<4",
@@ -49,11 +49,11 @@ setup(
         "huggingface_hub>=0.23,<3",
         "ftfy>=6.1.1,<7",
         "regex>=2023.6.3",
-        "numpy>=1.26,<3",
+        "numpy>=2.0.1,<3",
         "pillow>=10.1,<13",
         "safetensors>=0.4,<1",
-        "scikit-learn>=1.3,<2",
-        "scipy>=1.11.1,<2",
+        "scikit-learn>=1.5.0,<2",
+        "scipy>=1.13.0,<2",
         "timm>=1.0.3,<2",
         "tqdm>=4.60,<5",
     ],

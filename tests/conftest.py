@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
@@ -69,8 +70,20 @@ def _seed():
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run what takes long, and think of many more cases")
+
+
+def pytest_configure(config):
+    slow = config.getoption("--slow")
+    settings.register_profile("sfp", deadline=None, derandomize=not slow, max_examples=1500 if slow else 30, database=None)
+    settings.load_profile("sfp")
+
+
+def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.parent != ROOT / "tests")  # the whole runs first, so that two processes end together
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes long; run with --slow"))

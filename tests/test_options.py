@@ -20,5 +20,5 @@ def test_a_spec_keeps_commas_inside_values():
 
 @pytest.mark.parametrize("pair", ["sigma", "=3", ""])
 def test_a_pair_without_key_or_value(pair):
-    with pytest.raises(SFPError, match="--options got .*KEY=VALUE"):
+    with pytest.raises(SFPError, match=r"--options got .*KEY=VALUE"):
         parse_options([pair], "--options")

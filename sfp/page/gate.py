@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import math
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -24,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sfp.page.studio import MOST_FILE_BYTES
 
 MOST_REQUEST_BYTES = 64 << 10  # of what the widgets send
-MOST_KEPT_FILES, MOST_KEPT_BYTES = 500, 1 << 30  # uploads, drawings and text vectors together
+MOST_KEPT_FILES, MOST_KEPT_BYTES = 200, 1 << 30  # uploads, drawings and text vectors together
 _MOST_UPLOAD_BYTES = MOST_FILE_BYTES + (64 << 10)
 _PATIENCE = 120.0  # seconds for the whole of a request
 _JOIN, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
@@ -53,7 +55,7 @@ class Gate:
     """An ASGI application in front of the page's own.
 
     Passed on are: requests by an address or a name of this machine, so that no other site's name can be made to lead here;
-    from no other site's page; for what the page itself asks for; of bounded size and time. After each request that brings
+    from no other site's page; for what the page itself asks for; of bounded size and time. Before each request that brings
     something, the oldest files are deleted until the bounds hold.
 
     Args:
@@ -70,6 +72,7 @@ class Gate:
         self._clicked = {
             number: type(page.blocks[block]) for number, event in page.fns.items() for block, kind in event.targets if kind == "select"
         }
+        self._one_at_a_time = anyio.CapacityLimiter(1)
         self._stay = frozenset(path for path in folder.rglob("*") if path.is_file())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,8 +105,8 @@ class Gate:
                 bounded = _bounded(Headers(scope=scope), receive, MOST_REQUEST_BYTES if path == _JOIN else _MOST_UPLOAD_BYTES)
                 if path == _JOIN:
                     bounded = _replay(self._cleaned(await _whole(bounded)), receive)
+                await anyio.to_thread.run_sync(trim, self._folder, self._stay, limiter=self._one_at_a_time)
                 await self._app(scope, bounded, send_with_policy)
-                await anyio.to_thread.run_sync(trim, self._folder, self._stay)
             else:
                 raise HTTPException(404, "The page has no such place.")
         except ClientDisconnect:
@@ -179,21 +182,19 @@ def own_names(host: str) -> frozenset[str]:
 
 def trim(folder: Path, stay: Iterable[Path] = (), most_files: int = MOST_KEPT_FILES, most_bytes: int = MOST_KEPT_BYTES) -> None:
     """Delete the oldest files below a folder, but for those that stay, until the bounds hold."""
-    found = []
-    for path in set(folder.rglob("*")).difference(stay):
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            continue  # a partial file got its name
-        if path.is_file():
-            found.append((status.st_mtime, status.st_size, path))
-    found.sort(reverse=True)
+    stay, found = set(stay), []
+    for where, _, names in os.walk(folder):
+        for path in (Path(where, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):  # a partial file got its name meanwhile
+                if path not in stay:
+                    status = path.stat()
+                    found.append((status.st_mtime, status.st_size, path))
     size = 0
-    for number, (_, own, path) in enumerate(found):
+    for number, (_, own, path) in enumerate(sorted(found, reverse=True)):
         size += own
         if number >= most_files or size > most_bytes:
             path.unlink(missing_ok=True)
-            if path.parent != folder and not any(path.parent.iterdir()):
+            with contextlib.suppress(OSError):  # others lie there too
                 path.parent.rmdir()
 
 
@@ -246,7 +247,7 @@ def _bounded(headers: Headers, receive: Receive, most: int) -> Receive:
             return await receive()
         try:
             message = await asyncio.wait_for(receive(), max(0.0, ends - time.monotonic()))
-        except asyncio.TimeoutError:  # noqa: UP041: another class before Python 3.11
+        except asyncio.TimeoutError:  # noqa: UP041 - another class before Python 3.11
             raise HTTPException(408, f"The request was not complete after {_PATIENCE:.0f} seconds; send it again.") from None
         got += len(message.get("body", b""))
         done = not message.get("more_body", False)
