@@ -1,13 +1,31 @@
-"""Package metadata. ``constraints.txt`` pins the set of versions that was verified; the ranges here are wider."""
+"""Package metadata. ``constraints.txt`` pins the set of versions that was verified; the ranges here are wider.
+
+A lower bound was run (``tools/try_newest.py``), an upper one is the next major version: docs/supply.md has both, and why.
+"""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-MMSEG = ["mmengine>=0.10.0,<0.11", "mmcv-lite>=2.0.0,<2.2.0", "onedl-mmsegmentation>=1.4.0,<2", "opencv-python>=4.8", "setuptools<82"]
-PAGE = ["gradio>=6.31,<7", "fastapi>=0.115", "uvicorn>=0.30"]
-NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.8", "nbformat>=5.7", "matplotlib>=3.7"]
-DEV = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "playwright>=1.45", "ruff>=0.9"]
+MMSEG = [
+    "mmengine>=0.10.0,<0.11",
+    "mmcv-lite>=2.0.0,<2.2.0",
+    "onedl-mmsegmentation>=1.4.0,<2",
+    "opencv-python>=4.10.0.84,<6",
+    "prettytable>=3.7,<4",
+    "setuptools<82",
+]
+PAGE = ["gradio>=6.31,<7", "fastapi>=0.115,<1", "starlette>=0.40,<2", "uvicorn>=0.30,<1"]
+NOTEBOOKS = ["ipykernel>=6,<8", "nbclient>=0.8,<1", "nbformat>=5.7,<6", "matplotlib>=3.9,<4"]
+DEV = [
+    "pytest>=8,<10",
+    "pytest-xdist>=3.5,<4",
+    "hypothesis>=6.100,<7",
+    "playwright>=1.45,<2",
+    "packaging>=23.2",
+    "pyyaml>=6.0.1,<7",
+    "ruff>=0.9,<1",
+]
 
 setup(
     name="sfp",
@@ -25,19 +43,20 @@ setup(
         "sfp.page": ["page.css"],
     },
     install_requires=[
-        "torch>=2.1",
-        "torchvision>=0.16",
-        "open_clip_torch>=2.26,<4",
-        "ftfy>=6",
-        "regex>=2023.0",
-        "filelock>=3.13",
-        "numpy>=1.26",
-        "pillow>=10.1",
-        "safetensors>=0.4",
-        "scikit-learn>=1.3",
-        "scipy>=1.9",
-        "timm>=1.0.3",
-        "tqdm>=4.60",
+        "torch>=2.4,<3",
+        "torchvision>=0.19,<1",
+        "open_clip_torch>=3.0,<4",
+        "huggingface_hub>=0.23,<3",
+        "ftfy>=6.1.1,<7",
+        "regex>=2023.6.3",
+        "filelock>=3.13,<5",
+        "numpy>=2.0.1,<3",
+        "pillow>=10.1,<13",
+        "safetensors>=0.4,<1",
+        "scikit-learn>=1.5.0,<2",
+        "scipy>=1.13.0,<2",
+        "timm>=1.0.3,<2",
+        "tqdm>=4.60,<5",
     ],
     extras_require={
         "mmseg": MMSEG,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import importlib.util
 import os
 import signal
@@ -17,6 +18,8 @@ import tempfile
 from pathlib import Path
 
 from sfp.errors import SFPError, run_command
+
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 def main() -> int:
@@ -49,12 +52,22 @@ def serve(args: argparse.Namespace) -> None:
         from sfp.page.studio import BACKBONES, Backbone, Studio
 
         own = (Backbone(f"{args.model}, {Path(args.pretrained).name}", args.model, args.pretrained),) if args.model else ()
-        server = page_server(Studio(Path(folder), (*own, *BACKBONES)))
+        _give_memory_back()
+        server = page_server(Studio(Path(folder), (*own, *BACKBONES)), args.host)
         host, port = listening.getsockname()[:2]
         print(f"The page is at http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then too
         with contextlib.suppress(KeyboardInterrupt):
             server.run([listening])
+
+
+def _give_memory_back() -> None:
+    """Have blocks of 1 MB and more returned to the system when they are freed.
+
+    glibc otherwise keeps what large pictures needed, once for each thread that read one.
+    """
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
 
 
 def listen(host: str, port: int) -> socket.socket:

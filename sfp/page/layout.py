@@ -75,6 +75,8 @@ def build_page(studio: Studio) -> gr.Blocks:
             return ready, key, pixels, _SEGMENT_HINT, gr.update(visible=False), "", "", None
 
         def choose(event: gr.SelectData) -> tuple[Any, ...]:
+            if not 0 <= event.index < len(studio.examples):
+                raise SFPError(f"There is no example {event.index}; click one of the {len(studio.examples)}.")
             example = studio.examples[event.index]
             key = studio.add_picture(example.file)
             return "", key, studio.picture(key), example.names
@@ -87,7 +89,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         upload.upload(answering(take, 8), upload, [said, picture, shown, *segment["outputs"]], **IN_TURN)
         chosen = gallery.select(answering(choose, 4), None, [said, picture, shown, names], **QUIET)
         chosen.success(**segment)
-        picture.change(lambda: stale, None, list(stale), queue=False, show_progress="hidden", api_visibility="private")
+        picture.change(lambda: stale, None, list(stale), show_progress="hidden", api_visibility="private")
     return page.queue(max_size=32)
 
 

@@ -76,12 +76,13 @@ class Studio:
     out is made again when it is asked for, but for pictures. Not for several threads at once.
 
     Args:
-        folder: where the examples are drawn and text vectors kept.
+        folder: where the examples are drawn, and all that is kept in files lies.
         backbones: what can be chosen.
     """
 
     def __init__(self, folder: Path, backbones: Sequence[Backbone] = BACKBONES):
         self.backbones = {backbone.title: backbone for backbone in backbones}
+        self.folder = folder
         self.examples = _draw_examples(folder)
         self._text_cache = folder / "text"
         self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
