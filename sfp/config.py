@@ -135,7 +135,7 @@ def _set_short_side(cfg: Config) -> None:
     if short_side is None:
         return
     if not isinstance(short_side, int) or short_side < 1:
-        raise SFPError(f"short_side={short_side!r} is no number of pixels; 336 is usual.")
+        raise SFPError(f"short_side={short_side!r} is no number of pixels; give one such as 336.")
     resizes = [step for step in cfg.test_dataloader.dataset.get("pipeline", []) if step.get("type") == "Resize"]
     if not resizes:
         raise SFPError(f"short_side={short_side} is given, but the pipeline of {cfg.filename} has no Resize; leave it out.")

@@ -100,7 +100,8 @@ def place(tmp_path_factory):
 
 
 RESULT = dict(
-    shared_with=[], changed_options={}, method="SFP", backbone="ViT-B-16", dataset="PascalVOCDataset", precision="fp32", device="cpu",
+    shared_with=[], images_resumed=0, changed_options={}, method="SFP", backbone="ViT-B-16", dataset="PascalVOCDataset",
+    precision="fp32", device="cpu",
     pm="SOM", mIoU=3.0, seconds=1.0, images=3, pretrained="openai", prompts=80,
     protocol=dict(window=224, stride=112, short_side=336, pamr_iterations=0),
 )  # fmt: skip
@@ -241,9 +242,9 @@ COMMANDS = [
     ("test", "broken.yaml", "broken.yaml"),
     ("test", "nothing.py", "nothing.py has no model"),
     ("test", "VOC --cfg-options test_dataloader.dataset.data_root=absent", "data root absent", "SFP_DATA"),
-    ("test", "TOYLAND --work-dir file", "work dir file"),
-    ("test", "TOYLAND --work-dir file/inside", "work dir file/inside"),
-    ("test", "TOYLAND --work-dir /proc/inside", "work dir /proc/inside"),
+    ("test", "TOYLAND --work-dir file", "file can't be written"),
+    ("test", "TOYLAND --work-dir file/inside", "file/inside can't be written"),
+    ("test", "TOYLAND --work-dir /proc/inside", "/proc/inside can't be written"),
     ("test", "TOYLAND --launcher pytorch", "--launcher pytorch needs torchrun"),
     ("test", "TOYLAND --launcher mpi", "--launcher mpi needs mpirun"),
     ("benchmark", "--devices 9", "'9'"),
@@ -716,7 +717,7 @@ DATASET = [
     case("image of words", _bytes("JPEGImages/b.jpg", b"no picture"), "b.jpg"),
     case("list empty", _bytes(_LIST, b"\n"), "val.txt", "empty"),
     case("list missing", lambda root: (root / _LIST).unlink(), "val.txt"),
-    case("list names an image twice", _bytes(_LIST, b"a\nb\na\n"), "a.jpg"),
+    case("list names an image twice", _bytes(_LIST, b"a\nb\na\n"), "val.txt"),
     case("list names what is not there", _bytes(_LIST, b"a\nc\n"), "c.jpg"),
     case("labels' folder missing", lambda root: shutil.rmtree(root / "SegmentationClass"), "SegmentationClass"),
 ]

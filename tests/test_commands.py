@@ -187,7 +187,7 @@ class TestMistakes:
     def test_unwritable_work_dir(self, tmp_path, data):
         (tmp_path / "file").write_text("")
         message = self.mistake(tmp_path, "--work-dir", "file/inside", "--cfg-options", FEW, SFP_DATA=str(data))
-        assert "work dir" in message
+        assert "choose another folder with --work-dir" in message
 
 
 class TestSegment:

@@ -70,7 +70,7 @@ def test_the_tables_by_hand(tmp_path):
 def test_a_broken_file_of_figures_is_refused(tmp_path):
     for text in ("{", "[]", '{"card": {}}'):
         (tmp_path / "results.json").write_text(text)
-        with pytest.raises(SFPError, match=r"results\.json holds no figures of this version"):
+        with pytest.raises(SFPError, match=r"results\.json is no results"):
             Store(tmp_path / "results.json", {})
 
 
