@@ -65,7 +65,10 @@ def read_config(file: str | Path, options: list[str]) -> Config:
 def _from_file(path: Path) -> Config:
     logging.disable(logging.INFO)  # mmengine tells of each environment variable that a config reads
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
+        # mmengine prints it four times a run, and formatting takes a second each; its fromfile drops format_python_code
+        object.__setattr__(cfg, "_format_python_code", False)
+        return cfg
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise SFPError(f"The config {path} can't be read ({type(error).__name__}: {error}); put it right, or name another.") from error
     finally:
@@ -134,7 +137,7 @@ def _set_short_side(cfg: Config) -> None:
     if short_side is None:
         return
     if not isinstance(short_side, int) or short_side < 1:
-        raise SFPError(f"short_side={short_side!r} is no number of pixels; 336 is usual.")
+        raise SFPError(f"short_side={short_side!r} is no number of pixels; give one such as 336.")
     resizes = [step for step in cfg.test_dataloader.dataset.get("pipeline", []) if step.get("type") == "Resize"]
     if not resizes:
         raise SFPError(f"short_side={short_side} is given, but the pipeline of {cfg.filename} has no Resize; leave it out.")
