@@ -66,7 +66,10 @@ def read_config(file: str | Path, options: list[str]) -> Config:
 def _from_file(path: Path) -> Config:
     logging.disable(logging.INFO)  # mmengine tells of each environment variable that a config reads
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
+        # mmengine prints it four times a run, and formatting takes a second each; its fromfile drops format_python_code
+        object.__setattr__(cfg, "_format_python_code", False)
+        return cfg
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise SFPError(f"The config {path} can't be read ({type(error).__name__}: {error}); put it right, or name another.") from error
     finally:
