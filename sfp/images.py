@@ -71,7 +71,7 @@ def _planes(image: Tensor) -> np.ndarray:
         if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):  # NaN fails too
             least, most = float(image.min()), float(image.max())
             found = f"values from {least:.3g} to {most:.3g}" if torch.isfinite(image).all() else "NaN or infinite values"
-            raise SFPError(f"{shown} with {found}; give floats in [0, 1], not normalised.")
+            raise SFPError(f"{shown} with {found}; floats must lie in [0, 1], not normalised.")
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
         raise SFPError(f"{shown}; give {_TENSORS}.")

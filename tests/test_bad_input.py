@@ -94,8 +94,9 @@ def place(tmp_path_factory):
     for name, content in {"list": "[]", "half": '{"mIoU": 3', "none": "{}", "nan": json.dumps(RESULT | {"mIoU": NAN})}.items():
         (root / f"given/{name}").mkdir(parents=True)
         (root / f"given/{name}/results.json").write_text(content)
-    (root / "given/sound").mkdir()
-    (root / "given/sound/results.json").write_text(json.dumps(RESULT))
+    for name, others in (("sound", []), ("shared", ["voc20"])):
+        (root / f"given/{name}").mkdir()
+        (root / f"given/{name}/results.json").write_text(json.dumps(RESULT | {"shared_with": others}))
     return root
 
 
@@ -295,6 +296,7 @@ COMMANDS = [
     ("compare_names", "TOYLAND --images 0", "--images is 0"),
     ("compare_names", "TOYLAND --names plain=absent.txt", "absent.txt"),
     ("compare_names", "TOYLAND --names =two.txt", "'=two.txt'"),
+    ("compare_names", "TOYLAND --names plain", "'plain'"),
     ("compare_names", "TOYLAND --names plain=two.txt --cfg-options test_dataloader.dataset.scenes=2", "'plain' has 2 classes"),
     ("compare_names", f"TOYLAND --distractors {ROOT}/configs/cls_toyland.txt", "cls_toyland.txt"),
     ("compare_names", "TOYLAND --cfg-options model.prob_thd=0.5 test_dataloader.dataset.scenes=2", "model.prob_thd=0.5"),
@@ -310,6 +312,7 @@ COMMANDS = [
     ("make_table", "given/none", "given/none/results.json"),
     ("make_table", "given/sound --out file/x.md", "file/x"),
     ("plot_cost", "empty", "empty"),
+    ("plot_cost", "given/shared", "given/shared", "pass of its own"),
     ("plot_cost", "given/list", "given/list/results.json"),
     ("plot_cost", "given/nan", "given/nan/results.json"),
     ("plot_cost", "given/sound --out cost.doc", "cost.doc"),
@@ -323,6 +326,7 @@ COMMANDS = [
     ("measure_speed", f"{_SPEED} --plain-precision fp64", "'fp64'"),
     ("measure_speed", f"{_SPEED} --device banana", "'banana'"),
     ("measure_speed", f"{_SPEED} --methods SFP:sigma", "'sigma'"),
+    ("measure_speed", f"{_SPEED} --methods SFP:hai_iteration=2", "did you mean 'hai_iterations'"),
     ("measure_speed", "--model ViT-X", "ViT-X"),
     ("probe_layers", "TOYLAND --images 0", "--images is 0"),
     ("probe_layers", "TOYLAND --pairs -3", "--pairs -3"),

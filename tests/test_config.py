@@ -9,7 +9,6 @@ from conftest import ROOT
 
 from sfp.config import CONFIGS, read_config
 from sfp.datasets import mmseg_datasets
-from sfp.errors import SFPError
 from sfp.methods import METHODS, list_methods
 from sfp.pipeline import Vocabulary
 
@@ -192,20 +191,6 @@ class TestOrder:
 
     def test_the_base_config_is_sfp_with_som(self):
         assert (read("voc21").model.method, read("voc21").model.purify, read("voc21").model.pm) == ("SFP", True, "SOM")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["settings=mine"], "Unknown settings 'mine'"),
-        (["short_side=0"], "no number of pixels"),
-        (["short_side=many"], "no number of pixels"),
-        (["model.pm"], "KEY=VALUE"),
-    ],
-)
-def test_mistakes(options, words):
-    with pytest.raises(SFPError, match=words):
-        read("voc21", *options)
 
 
 def test_the_folder_of_configs_is_the_repositorys():

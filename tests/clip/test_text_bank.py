@@ -162,5 +162,5 @@ def test_wrong_prompts(prompts, words, clip):
 
 
 def test_too_long_a_name(clip):
-    with pytest.raises(SFPError, match="more than the 75 tokens"):
+    with pytest.raises(SFPError, match="86 tokens, but CLIP reads 75"):
         TextBank(clip, cache_dir=False).encode(["cat " * 80])

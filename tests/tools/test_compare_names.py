@@ -36,11 +36,3 @@ def test_the_rows(tool, tmp_path, data):
 def _rounded(text: str) -> str:
     """The line of figures with one digit."""
     return re.sub(r"mIoU (\d+\.\d\d)", lambda found: f"mIoU {np.round(float(found[1]), 1):.1f}", text)
-
-
-def test_mistakes(tool, tmp_path, data):
-    assert "give LABEL=FILE" in tool("compare_names", CONFIG, "--names", "plain", *data)[2]
-    short = tmp_path / "short.txt"
-    short.write_text("sky\n")
-    assert "has 1 classes" in tool("compare_names", CONFIG, "--names", f"short={short}", *data)[2]
-    assert "All names of" in tool("compare_names", CONFIG, "--distractors", short, *data)[2]

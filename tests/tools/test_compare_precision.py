@@ -18,13 +18,3 @@ def test_labels_agree(tool, tmp_path):
         for precision in ("bf16", "fp16"):
             assert rows[precision]["equal"] >= 99.5, (method, precision)
             assert abs(rows[precision]["mIoU"] - rows["fp32"]["mIoU"]) < 0.3, (method, precision)  # of two scenes
-
-
-def test_errors(tool):
-    for given, words in (
-        (["--methods", "SPF"], "did you mean 'SFP'"),
-        (["--precisions", "fp8"], "Unknown precision"),
-        (["--scenes", 0], "at least 1"),
-    ):
-        code, _, error = tool("compare_precision", "--scenes", 1, *given)
-        assert code == 2 and words in error

@@ -43,18 +43,3 @@ def test_table_9(tool, quick):
     assert code == 0 and text.splitlines()[0] == "| method | FLOPs(G) | Params(M) | FPS |"
     method, flops, parameters, rate = text.splitlines()[2].strip("| ").split(" | ")
     assert method == "SCLIP" and float(flops) == pytest.approx(4.4, abs=0.1) and parameters == "151.3" and float(rate) > 0
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (["--methods", "SPF"], "did you mean 'SFP'"),
-        (["--methods", "SFP:hai_iteration=2"], "did you mean 'hai_iterations'"),
-        (["--model", "ViT-B/15"], "Made-up weights need"),
-        (["--rounds", 0], "at least 1"),
-        (["--batch", 0], "at least 1"),
-    ],
-)
-def test_errors(given, words, tool, quick):
-    code, _, error = tool("measure_speed", *quick, *given)
-    assert code == 2 and words in error

@@ -30,12 +30,3 @@ def test_the_points(tool, tmp_path):
     points = list(csv.DictReader((tmp_path / "cost.csv").open()))
     assert [(p["method"], p["milliseconds"]) for p in points] == [("CLIP", "25.00"), ("SFP, hai=False", "50.00")]
     assert (tmp_path / "cost.png").stat().st_size > 5000
-
-
-def test_mistakes(tool, tmp_path):
-    result(tmp_path / "c", shared_with=["voc20"])
-    assert "no results.json of a whole pass of its own" in tool("plot_cost", tmp_path)[2]
-    result(tmp_path / "a")
-    assert "give --out a file such as cost.png" in tool("plot_cost", tmp_path, "--out", tmp_path / "cost.xyz")[2]
-    (tmp_path / "a/results.json").write_text("{}")
-    assert "measure it again" in tool("plot_cost", tmp_path)[2]
