@@ -126,7 +126,8 @@ def only_one(folder: Path, option: str, name: str = ".lock") -> Iterator[None]:
     try:
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        for path in (holder, folder / name):  # still held: nobody else is in between
+            path.unlink(missing_ok=True)
         lock.release()
 
 

@@ -227,7 +227,7 @@ def test_a_device_that_takes_nothing():
 
 
 def test_groups_of_the_grid(tmp_path):
-    with files_limited(0), pytest.raises(SFPError, match=r"group.json can't be written"):
+    with files_limited(0), pytest.raises(SFPError, match=r"group\.json can't be written"):
         save_group([], tmp_path / "logs/group.json")
     assert files(tmp_path) == []
 
