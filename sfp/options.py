@@ -26,7 +26,7 @@ def parse_options(pairs: Iterable[str], where: str) -> dict[str, Any]:
             raise SFPError(f"{where} got {pair!r}; write KEY=VALUE, such as sigma=3.")
         try:
             options[key.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as literal_eval's page lists them
             options[key.strip()] = value
     return options
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from sfp.errors import SFPError
 
+_MOST_UNPACKED = 8  # weights are stored as they are; only the code beside them is packed
 _BOOKKEEPING = ("input_resolution", "context_length", "vocab_size")  # entries that OpenAI's archives carry
 
 
@@ -63,12 +64,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 weights: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        elif zipfile.is_zipfile(path) and _archive_root(path) is not None:
+        elif zipfile.is_zipfile(path) and _archive_root(path) is not None:  # which refuses a bomb
             archive = True
             weights = _read_torchscript(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except Exception as error:  # of a broken pickle or archive, any
         reason = str(error).strip().split("\n")[0][:200]
         raise SFPError(
             f"{path} can't be read as a checkpoint ({type(error).__name__}: {reason}); it may be cut short, or not hold "
@@ -96,6 +97,8 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
         key = str(key).removeprefix("module.").removeprefix("_orig_mod.")
         key = key.removeprefix("text.")  # open_clip's CustomTextCLIP keeps the text tower in its own room
         if isinstance(value, Tensor) and not key.endswith("attn_mask"):
+            if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise SFPError(f"{source} has {tuple(value.shape)} numbers in {key}, more than it holds; get a sound copy.")
             plain[key] = value
     openai = all(key in plain for key in _BOOKKEEPING)
     for key in _BOOKKEEPING:
@@ -148,8 +151,16 @@ def _require_clip_vit(weights: dict[str, Tensor], source: str) -> None:
         "token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection",
     )  # fmt: skip
     missing = [key for key in needed if key not in weights]
-    if found or missing:
-        what = f"it is {found}" if found else f"it lacks {missing[0]}"
+    axes = {
+        "visual.conv1.weight": 4,
+        "visual.class_embedding": 1,
+        "visual.ln_pre.weight": 1,
+        "visual.ln_post.weight": 1,
+        "ln_final.weight": 1,
+    }
+    wrong = [key for key in needed if key in weights and (weights[key].ndim != axes.get(key, 2) or not weights[key].numel())]
+    if found or missing or wrong:
+        what = f"it is {found}" if found else f"it lacks {missing[0]}" if missing else f"{wrong[0]} is {tuple(weights[wrong[0]].shape)}"
         raise SFPError(f"{source} is not a CLIP ViT in OpenAI's or open_clip's layout: {what}; give the weights of such a model.")
 
 
@@ -163,8 +174,14 @@ def _looks_like_safetensors(path: Path) -> bool:
 
 # --------------------------------------------------------------------------------------------- TorchScript archives
 def _archive_root(path: Path) -> str | None:
-    """The folder inside a TorchScript archive, or None where the file is an ordinary one."""
+    """The folder inside a TorchScript archive, or None where the file is an ordinary one.
+
+    Raises:
+        BadZipFile: it would unpack to far more than it holds.
+    """
     with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > _MOST_UNPACKED * path.stat().st_size:
+            raise zipfile.BadZipFile(f"it unpacks to more than {_MOST_UNPACKED} times its size")
         for name in archive.namelist():
             root, _, rest = name.partition("/")
             if rest == "constants.pkl":

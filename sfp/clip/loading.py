@@ -89,7 +89,10 @@ def load_clip(
                 f"{sizes.grid * sizes.patch}, which is not {model}; name the model that the file was made for."
             )
         config = {}
-    network = _build(sizes, config, quick_gelu, head_width)
+    try:
+        network = _build(sizes, config, quick_gelu, head_width)
+    except (AssertionError, RuntimeError, ArithmeticError) as error:
+        raise SFPError(f"The weights of {checkpoint.source} have sizes that make no CLIP ViT ({sizes}); get a sound copy.") from error
     try:
         network.load_state_dict(checkpoint.weights, strict=True)
     except RuntimeError as error:

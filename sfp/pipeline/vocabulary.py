@@ -59,8 +59,10 @@ class Vocabulary:
         """From a names file: one class per line, synonyms between separators.
 
         Raises:
-            SFPError: no such file, not text, or names that ``from_names`` refuses.
+            SFPError: no such file, not text, no separator, or names that ``from_names`` refuses.
         """
+        if not separator:
+            raise SFPError("The separator of synonyms is empty; set name_separator to what stands between them, such as ', '.")
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
