@@ -15,7 +15,7 @@ import torch
 
 from sfp.clip.checkpoints import Checkpoint, Sizes, from_state_dict, read_checkpoint, read_sizes
 from sfp.errors import SFPError, unknown_choice
-from sfp.network import hub, why_unreached
+from sfp.network import hub, require_published, why_unreached
 
 if TYPE_CHECKING:
     from sfp.clip.clip import FrozenCLIP
@@ -184,7 +184,7 @@ def _fetch(architecture: str, tag: str) -> tuple[Checkpoint, bool]:
     """Weights of an open_clip tag, from its cache or the network, and whether they were trained with QuickGELU.
 
     Raises:
-        SFPError: unknown tag, the wrong activation in the name, or no network.
+        SFPError: unknown tag, the wrong activation in the name, no network, or a file that is not the published one.
     """
     import open_clip
 
@@ -207,6 +207,7 @@ def _fetch(architecture: str, tag: str) -> tuple[Checkpoint, bool]:
         except Exception as error:  # the hub's and urllib's errors have no common base
             reason = str(error).strip().split("\n")[0][:160]
             raise SFPError(f"The weights {tag!r} of {plain} could not be downloaded ({reason}). {_offline_hint(entry)}") from error
+    require_published(path, entry.get("url", ""))
     return read_checkpoint(path), quick_gelu
 
 
