@@ -55,7 +55,7 @@ setup(
         "safetensors>=0.4,<1",
         "scikit-learn>=1.5.0,<2",
         "scipy>=1.13.0,<2",
-        "timm>=1.0.3,<2",
+        "timm>=1.0.17,<2",
         "tqdm>=4.60,<5",
     ],
     extras_require={

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 from sfp.errors import SFPError, unknown_choice
+from sfp.methods import list_methods
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TCL = {"short_side": 448, "model.window": 448, "model.stride": 224}
@@ -120,6 +122,8 @@ _READ_ALREADY = {
 
 def _take_method(cfg: Config, method: str, clip: str, common: bool) -> None:
     """Merge a method's settings into a dataset's config."""
+    if not re.fullmatch(r"[\w.-]{1,100}", str(method)):  # the name of a file
+        raise unknown_choice("method", str(method)[:100], list_methods())
     beside = Path(cfg.filename).parent / "methods" / f"{method}.py"
     path = beside if beside.is_file() else CONFIGS / "methods" / f"{method}.py"
     own = _from_file(path) if path.is_file() else Config(dict(model=dict(purify=None, pm=None)))

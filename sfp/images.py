@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from sfp.errors import SFPError
@@ -41,7 +41,7 @@ def read_image(image: ImageLike) -> np.ndarray:
     if isinstance(image, Image.Image):
         try:
             return _from_pil(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # Pillow's readers raise whatever they stumble on
             raise _unreadable("The PIL image", error) from error
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
@@ -50,14 +50,15 @@ def read_image(image: ImageLike) -> np.ndarray:
                 return _from_pil(opened)
         except FileNotFoundError as error:
             raise SFPError(f"There is no image file {image}; check the path.") from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:
             raise _unreadable(str(image) or "The empty path", error) from error
     kinds = f"a path, a PIL image, an array {_ARRAYS}, or a tensor {_TENSORS}"
     raise SFPError(f"The image is a {type(image).__name__}; give {kinds}.")
 
 
 def _unreadable(what: str, error: Exception) -> SFPError:
-    return SFPError(f"{what} can't be read as an image ({error}); give a sound JPEG, PNG or the like.")
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return SFPError(f"{what} can't be read as an image ({reason[:200]}); give a sound JPEG, PNG or the like.")
 
 
 def _planes(image: Tensor) -> np.ndarray:
@@ -88,7 +89,9 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _from_pil(image: Image.Image) -> np.ndarray:
-    """Raises ValueError or OSError for a picture that can't be read."""
+    """Raises ValueError, or what Pillow raises, for a picture that can't be read."""
+    if image.format == "EPS":
+        raise ValueError("it is a program in PostScript, which is never run")
     if 0 in image.size:
         raise ValueError(f"it has {image.width}x{image.height} pixels")
     image = ImageOps.exif_transpose(image)

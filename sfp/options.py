@@ -35,7 +35,7 @@ def parse_options(pairs: Iterable[str], where: str) -> dict[str, Any]:
             raise SFPError(f"{where} names {key} twice, the second time as {pair!r}; keep one.")
         try:
             options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as literal_eval's page lists them
             options[key] = value
     return options
 

@@ -6,8 +6,6 @@ import colorsys
 import io
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,19 +197,33 @@ class Segmentation:
         """
         try:
             with np.load(path, allow_pickle=False) as saved:
-                labels, names = saved["labels"].astype(np.int64), tuple(saved["names"].tolist())
-                scores, image, protocol = saved.get("scores"), saved["image"], json.loads(str(saved["protocol"]))
-            sizes = [labels.shape, image.shape[:2], labels.shape if scores is None else scores.shape[1:]]
-            if len(set(sizes)) > 1 or labels.ndim != 2 or not isinstance(protocol, dict):
-                raise ValueError(f"labels, picture and scores have the sizes {sizes}")
-            if labels.size and not 0 <= labels.min() <= labels.max() < len(names):
-                raise ValueError(f"labels from {labels.min()} to {labels.max()} of {len(names)} names")
-            return cls(labels, names, scores, image, protocol)
+                result = cls(
+                    labels=saved["labels"].astype(np.int64),
+                    names=tuple(saved["names"].tolist()),
+                    scores=saved.get("scores"),
+                    image=saved["image"],
+                    protocol=json.loads(str(saved["protocol"])),
+                )
+                result._require_sound()
+                return result
         except FileNotFoundError as error:
             raise SFPError(f"There is no result file {path}; check the path.") from error
-        except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-            reason = "it is no .npz file" if "pickle" in str(error) else error  # NumPy advises to run what is in it
+        except Exception as error:  # of a broken archive, any
+            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            reason = "it is no .npz file" if "pickle" in reason else reason  # NumPy advises to run what is in it
             raise SFPError(f"{path} is not a whole result of this package ({reason}); load a .npz file that save() wrote.") from error
+
+    def _require_sound(self) -> None:
+        """Raises ValueError where the parts don't fit each other."""
+        count, size = len(self.names), self.labels.shape
+        if not count or not all(isinstance(name, str) for name in self.names) or not isinstance(self.protocol, dict):
+            raise ValueError("its names are no texts, or its protocol is no mapping")
+        if len(size) != 2 or not self.labels.size or self.labels.min() < 0 or self.labels.max() >= count:
+            raise ValueError(f"its labels are {size}, or not below its {count} names")
+        if self.image.shape != (*size, 3) or self.image.dtype != np.uint8:
+            raise ValueError(f"its image is {self.image.shape} {self.image.dtype}")
+        if self.scores is not None and (self.scores.shape != (count, *size) or self.scores.dtype != np.float32):
+            raise ValueError(f"its scores are {self.scores.shape} {self.scores.dtype}")
 
     def show(self) -> None:
         """Open the overlay in the desktop's picture viewer."""
@@ -254,9 +266,10 @@ def read_card(path: str | os.PathLike) -> dict[str, Any] | None:
     """The card in a PNG file; None where there is no such file, or none in it."""
     try:
         with Image.open(path) as picture:
-            return json.loads(picture.info[CARD])
-    except (OSError, KeyError, ValueError, SyntaxError):
+            card = json.loads(picture.info[CARD])
+    except Exception:  # Pillow's readers raise whatever they stumble on
         return None
+    return card if isinstance(card, dict) else None
 
 
 def png_bytes(picture: Image.Image) -> bytes:

@@ -14,7 +14,7 @@ def unpack_counts(text: str) -> list[int]:
     fifth bit is the sign. From the fourth number on, each is the difference to the one two before it.
 
     Raises:
-        ValueError: the text ends in the middle of a number.
+        ValueError: a character or a number that can't be, or the text ends in the middle of a number.
     """
     counts: list[int] = []
     value = shift = 0
@@ -22,6 +22,8 @@ def unpack_counts(text: str) -> list[int]:
         bits = ord(character) - 48
         value |= (bits & 31) << shift
         shift += 5
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError(f"it has a number that is none, at {character!r}")
         if bits & 32:
             continue
         if bits & 16:
@@ -39,8 +41,11 @@ def decode_mask(counts: str | Sequence[int], height: int, width: int) -> np.ndar
     Raises:
         ValueError: the runs don't cover it exactly.
     """
-    runs = np.asarray(unpack_counts(counts) if isinstance(counts, str) else counts, np.int64)
-    if (runs < 0).any() or runs.sum() != height * width:
+    counts = unpack_counts(counts) if isinstance(counts, str) else counts
+    if any(not 0 <= count <= height * width for count in counts):
+        raise ValueError(f"it has a run that is none of {height} x {width} pixels")
+    runs = np.asarray(counts, np.int64)
+    if runs.sum() != height * width:
         raise ValueError(f"its runs cover {runs.sum()} pixels of {height} x {width}")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 

@@ -27,6 +27,7 @@ NOT_RUN = {
     "python tools/draw_pictures.py pictures --only page.png": "drives a browser, as test_page.py does",
     "python tools/measure_speed.py --methods CLIP ClearCLIP SC-CLIP SFP --batch 24 --out speed.json": "minutes",
     "python tools/compare_precision.py --scenes 40": "minutes",
+    "python tools/try_newest.py --sets newest beyond oldest --out docs/releases.json": "many minutes, and the package registry",
     "python -m sfp.page": "serves until it is stopped; test_page.py starts it",
     "python -m sfp.page --model ViT-B/16 --pretrained weights/ViT-B-16.pt --port 8000": "needs OpenAI's weights",
     'python tools/segment.py photo.jpg --names "cat, sofa, window" --background "background, wall, floor"': "needs OpenAI's weights",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sfp.errors import SFPError
 
+_MOST_UNPACKED = 8  # weights are stored as they are; only the code beside them is packed
 _BOOKKEEPING = ("input_resolution", "context_length", "vocab_size")  # entries that OpenAI's archives carry
 
 
@@ -66,7 +67,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 weights: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        elif zipfile.is_zipfile(path) and _archive_root(path) is not None:
+        elif zipfile.is_zipfile(path) and _archive_root(path) is not None:  # which refuses a bomb
             archive = True
             weights = _read_torchscript(path)
         else:
@@ -107,6 +108,8 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
         key = str(key).removeprefix("module.").removeprefix("_orig_mod.")
         key = key.removeprefix("text.")  # open_clip's CustomTextCLIP keeps the text tower in its own room
         if isinstance(value, Tensor) and not key.endswith("attn_mask"):
+            if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise SFPError(f"{source} has {tuple(value.shape)} numbers in {key}, more than it holds; get a sound copy.")
             plain[key] = value
     openai = all(key in plain for key in _BOOKKEEPING)
     for key in _BOOKKEEPING:
@@ -182,8 +185,14 @@ def _looks_like_safetensors(path: Path) -> bool:
 
 # --------------------------------------------------------------------------------------------- TorchScript archives
 def _archive_root(path: Path) -> str | None:
-    """The folder inside a TorchScript archive, or None where the file is an ordinary one."""
+    """The folder inside a TorchScript archive, or None where the file is an ordinary one.
+
+    Raises:
+        BadZipFile: it would unpack to far more than it holds.
+    """
     with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > _MOST_UNPACKED * path.stat().st_size:
+            raise zipfile.BadZipFile(f"it unpacks to more than {_MOST_UNPACKED} times its size")
         for name in archive.namelist():
             root, _, rest = name.partition("/")
             if rest == "constants.pkl":

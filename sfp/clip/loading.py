@@ -15,7 +15,7 @@ import torch
 
 from sfp.clip.checkpoints import Checkpoint, Sizes, from_state_dict, read_checkpoint, read_sizes
 from sfp.errors import SFPError, unknown_choice
-from sfp.network import hub, why_unreached
+from sfp.network import hub, require_published, why_unreached
 from sfp.options import check_type
 
 if TYPE_CHECKING:
@@ -97,7 +97,10 @@ def load_clip(
                 f"{sizes.grid * sizes.patch}, which is not {model}; name the model that the file was made for."
             )
         config = {}
-    network = _build(sizes, config, quick_gelu, head_width)
+    try:
+        network = _build(sizes, config, quick_gelu, head_width)
+    except (AssertionError, RuntimeError, ArithmeticError) as error:
+        raise SFPError(f"The weights of {checkpoint.source} have sizes that make no CLIP ViT ({sizes}); get a sound copy.") from error
     try:
         network.load_state_dict(checkpoint.weights, strict=True)
     except RuntimeError as error:
@@ -217,7 +220,7 @@ def _fetch(architecture: str, tag: str) -> tuple[Checkpoint, bool]:
     """Weights of an open_clip tag, from its cache or the network, and whether they were trained with QuickGELU.
 
     Raises:
-        SFPError: unknown tag, the wrong activation in the name, or no network.
+        SFPError: unknown tag, the wrong activation in the name, no network, or a file that is not the published one.
     """
     import open_clip
 
@@ -240,6 +243,7 @@ def _fetch(architecture: str, tag: str) -> tuple[Checkpoint, bool]:
         except Exception as error:  # the hub's and urllib's errors have no common base
             reason = str(error).strip().split("\n")[0][:160]
             raise SFPError(f"The weights {tag!r} of {plain} could not be downloaded ({reason}). {_offline_hint(entry)}") from error
+    require_published(path, entry.get("url", ""))
     return read_checkpoint(path), quick_gelu
 
 

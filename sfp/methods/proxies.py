@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
 from sfp.errors import SFPError
-from sfp.network import hub, why_unreached
+from sfp.network import hub, require_published, why_unreached
 
 COLOUR_CELL = 8  # pixels
 
@@ -46,8 +46,7 @@ def load_proxy(name: str, weights: str | None, device: torch.device, dtype: torc
         raise SFPError(
             f"timm's {name} takes no windows of other sizes; give proxy a plain ViT such as vit_base_patch8_224.dino."
         ) from error
-    if not weights:
-        _require_download(name)
+    repository = "" if weights else _require_download(name)
     overlay = dict(pretrained_cfg_overlay=dict(file=str(Path(weights).expanduser()))) if weights else {}
     if weights and not Path(weights).expanduser().is_file():
         raise SFPError(f"There is no file {weights} (proxy_weights of ProxyCLIP); give the path of {name}'s weights.")
@@ -63,12 +62,16 @@ def load_proxy(name: str, weights: str | None, device: torch.device, dtype: torc
             f"The weights of timm's {name} can't be had ({reason}); bring the file and pass its path as proxy_weights, or give proxy "
             "a callable, or 'colour'."
         ) from error
+    _require_published(repository)
     return TimmProxy(model.to(device, dtype))
 
 
-def _require_download(name: str) -> None:
-    """Raises SFPError where a timm model's weights neither lie in the hub's cache nor can be fetched, with what to do."""
-    from huggingface_hub import try_to_load_from_cache
+def _require_download(name: str) -> str:
+    """The hub's repository of a timm model.
+
+    Raises:
+        SFPError: its weights neither lie in the hub's cache nor can be fetched, or are not the published ones.
+    """
     from timm.models import get_pretrained_cfg
 
     try:
@@ -78,13 +81,25 @@ def _require_download(name: str) -> None:
     if entry is None or not entry.hf_hub_id:
         raise SFPError(f"timm has no weights {name!r}; give proxy a name with one of its tags, such as vit_base_patch8_224.dino.")
     repository = entry.hf_hub_id if "/" in (entry.hf_hub_id or "") else f"timm/{name}"
-    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in ("model.safetensors", "pytorch_model.bin")):
-        return
+    if _require_published(repository):
+        return repository
     if why := why_unreached(hub()):
         raise SFPError(
             f"The weights of timm's {name} are not on this machine and {why}; bring model.safetensors of {repository} on Hugging "
             "Face from elsewhere and pass its path as proxy_weights, or give proxy a callable, or 'colour'."
         )
+    return repository
+
+
+def _require_published(repository: str) -> bool:
+    """Whether weights lie in the hub's cache; raises SFPError where they are not the published ones."""
+    from huggingface_hub import try_to_load_from_cache
+
+    kept = [try_to_load_from_cache(repository, file) for file in ("model.safetensors", "pytorch_model.bin")] if repository else []
+    files = [Path(file) for file in kept if isinstance(file, str)]
+    for file in files:
+        require_published(file)
+    return bool(files)
 
 
 def mean_colours(windows: Tensor) -> Tensor:

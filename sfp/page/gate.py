@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import anyio
 import gradio as gr
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -72,7 +72,7 @@ class Gate:
         self._clicked = {
             number: type(page.blocks[block]) for number, event in page.fns.items() for block, kind in event.targets if kind == "select"
         }
-        self._one_at_a_time = anyio.CapacityLimiter(1)
+        self._trimming = asyncio.Lock()
         self._stay = frozenset(path for path in folder.rglob("*") if path.is_file())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +105,8 @@ class Gate:
                 bounded = _bounded(Headers(scope=scope), receive, MOST_REQUEST_BYTES if path == _JOIN else _MOST_UPLOAD_BYTES)
                 if path == _JOIN:
                     bounded = _replay(self._cleaned(await _whole(bounded)), receive)
-                await anyio.to_thread.run_sync(trim, self._folder, self._stay, limiter=self._one_at_a_time)
+                async with self._trimming:
+                    await run_in_threadpool(trim, self._folder, self._stay)
                 await self._app(scope, bounded, send_with_policy)
             else:
                 raise HTTPException(404, "The page has no such place.")

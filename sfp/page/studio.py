@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sfp import Inspection, Segmentation, Segmenter, SFPError, list_detectors, load_clip
 from sfp.api import Names
@@ -100,7 +100,7 @@ class Studio:
             with Image.open(file, formats=_FORMATS) as opened:
                 width, height = opened.size
                 pixels = read_image(opened) if width * height <= _MOST_PIXELS else None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's readers raise whatever they stumble on
             raise SFPError(f"{file.name} can't be read as a picture; give a sound {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}.") from error
         if pixels is None:
             raise SFPError(f"{file.name} has {width}x{height} pixels; the page takes {_MOST_PIXELS // 10**6} million, so make it smaller.")

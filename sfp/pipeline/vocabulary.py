@@ -65,7 +65,7 @@ class Vocabulary:
         """From a names file in UTF-8, with or without a byte order mark: one class per line, synonyms between separators.
 
         Raises:
-            SFPError: no such file, not text, or names that ``from_names`` refuses.
+            SFPError: no such file, not text, no separator, or names that ``from_names`` refuses.
         """
         if not isinstance(path, (str, os.PathLike)) or not isinstance(separator, str) or not separator:
             raise SFPError(f"The names file is {path!r} with the separator {separator!r}; give name_path a path and name_separator a text.")
