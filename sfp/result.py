@@ -218,10 +218,12 @@ class Segmentation:
         count, size = len(self.names), self.labels.shape
         if not count or not all(isinstance(name, str) for name in self.names) or not isinstance(self.protocol, dict):
             raise ValueError("its names are no texts, or its protocol is no mapping")
-        if len(size) != 2 or not self.labels.size or self.labels.min() < 0 or self.labels.max() >= count:
-            raise ValueError(f"its labels are {size}, or not below its {count} names")
+        if len(size) != 2 or not self.labels.size:
+            raise ValueError(f"its labels have the shape {size}")
+        if self.labels.min() < 0 or self.labels.max() >= count:
+            raise ValueError(f"it has labels from {self.labels.min()} to {self.labels.max()}, but {count} names")
         if self.image.shape != (*size, 3) or self.image.dtype != np.uint8:
-            raise ValueError(f"its image is {self.image.shape} {self.image.dtype}")
+            raise ValueError(f"its image is {self.image.shape} {self.image.dtype}, its labels {size}")
         if self.scores is not None and (self.scores.shape != (count, *size) or self.scores.dtype != np.float32):
             raise ValueError(f"its scores are {self.scores.shape} {self.scores.dtype}")
 
