@@ -64,7 +64,7 @@ def check_type(what: str, value: Any, hint: Any, default: Any = None) -> None:
         default: stands in the message as an example, unless it is None.
     """
     if not _fits(value, hint):
-        example = f" such as {default!r}" if default is not None else ""
+        example = f" such as {default!r}" if default is not None and not isinstance(default, bool) else ""
         raise SFPError(f"{what} is {value!r}; give {_said(hint)}{example}.")
 
 
@@ -101,7 +101,7 @@ def _said(hint: Any) -> str:
     """A type in words."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_said(one) for one in inner)
+        return ", or ".join(_said(one) for one in inner)
     if origin is collections.abc.Callable:
         return "a callable"
     if origin in (tuple, collections.abc.Collection, collections.abc.Sequence):

@@ -23,6 +23,7 @@ def counted_by_hand(layout, labels: np.ndarray, prediction: np.ndarray, table: n
 def test_miou_of_a_prepared_tree(name, tmp_path, tool, monkeypatch):
     from mmseg.registry import MODELS
 
+    from sfp.evaluation import build_dataset
     from sfp.grid import Cell, run_group
 
     shipped, layout = SHIPPED[name](tmp_path / "owners"), LAYOUTS[name]
@@ -34,7 +35,7 @@ def test_miou_of_a_prepared_tree(name, tmp_path, tool, monkeypatch):
     result = json.loads((cell.folder / "results.json").read_text())
 
     cfg = cell.config()
-    dataset, model = cell.build_dataset(cfg), MODELS.build(cfg.model)
+    dataset, model = build_dataset(cfg), MODELS.build(cfg.model)
     table = np.zeros((layout.classes, layout.classes), np.int64)
     for index in range(len(dataset)):
         item = dataset[index]
