@@ -1,6 +1,6 @@
 """Whole runs through the real command line that are killed, interrupted, or find damaged files: then the same command again.
 
-Those that take long are slow; their last outcome stands in docs/faults.md.
+Two seconds of a quick run show most of it in tests/test_counts.py and tests/test_files.py; these take minutes.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def test_signals_end_it_without_a_traceback_and_keep_what_is_done(sent, codes, f
     os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode in codes and "Traceback" not in err, (process.returncode, err[-3000:])
-    assert sent != signal.SIGINT or err.rstrip().endswith("interrupted")
+    assert sent != signal.SIGINT or "interrupted" in err
     print(f"ended after {time.time() - started:.1f} s")
     kept = counted(folder, work)
     wait_for(lambda: not any(map(is_alive, below)), 15)
@@ -108,10 +108,12 @@ def test_signals_end_it_without_a_traceback_and_keep_what_is_done(sent, codes, f
 
 
 def test_two_runs_in_one_work_dir(folder, reference):  # noqa: F811
-    """The second is refused; the first is not disturbed; on two ranks both are."""
+    """The second is refused and the first is not disturbed."""
     first = start(folder, "shared")
     wait_for(lambda: counted(folder, "shared"))
+    first.send_signal(signal.SIGSTOP)  # so that it is still at work when the second one asks
     refused = finish(start(folder, "shared"), code=2)
+    first.send_signal(signal.SIGCONT)
     assert f"error: process {first.pid} on " in refused and "wait until it has ended, or choose another folder with --work-dir" in refused
     finish(first)
     assert result(folder, "shared") == reference and not list((folder / "shared").glob(".lock*"))

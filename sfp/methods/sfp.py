@@ -115,7 +115,5 @@ class SFP(Method):
         """A_HAI F_SAE (Eq. 10-11), the class token dropped; features (B, 1 + N, C or D)."""
         if total is None:
             return features[:, 1:]
-        normalised = sinkhorn(total, self.hai_iterations)  # A_HAI
-        if self.hai_cls:
-            return product(normalised, features.float())[:, 1:]
-        return product(normalised, features[:, 1:].float())
+        first = 0 if self.hai_cls else 1
+        return product(sinkhorn(total, self.hai_iterations), features[:, first:].float())[:, 1 - first :]
