@@ -108,6 +108,7 @@ def only_one(folder: Path, option: str, name: str = ".lock") -> Iterator[None]:
         SFPError: another process holds it, or it can't be written.
     """
     mend = f"choose another folder with {option}"
+    missing = not folder.exists()
     make_folder(folder, mend)
     lock, holder = FileLock(folder / name), folder / f"{name}.by"
 
@@ -129,6 +130,9 @@ def only_one(folder: Path, option: str, name: str = ".lock") -> Iterator[None]:
         for path in (holder, folder / name):  # still held: nobody else is in between
             path.unlink(missing_ok=True)
         lock.release()
+        if missing:
+            with contextlib.suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
 def save_figure(figure: Figure, path: Path, option: str, dpi: int = 110) -> None:

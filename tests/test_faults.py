@@ -20,7 +20,7 @@ from test_interruption import counted, finish, folder, free_port, reference, res
 pytestmark = pytest.mark.slow
 
 
-def wait_for(condition, seconds: float = 200) -> None:
+def wait_for(condition, seconds: float = 500) -> None:
     end = time.time() + seconds
     while not condition():
         assert time.time() < end
