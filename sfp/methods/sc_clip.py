@@ -36,7 +36,8 @@ class SCCLIP(Method):
 
     pre_layer: int | None = None  # layer of G_pre, whose tokens are repaired with the outliers of block L-1
     post_layer: int | None = None  # layer of G_post, not repaired
-    fuse_layers: tuple | None = None  # first and last layer of M, both inclusive; several such pairs; or none, [], without M
+    # first and last layer of M, both inclusive; several such pairs; or none, [], without M
+    fuse_layers: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
     fusion: str = "pass"  # M through Dec; "sum": M itself is Y2; "dual_path": Y2 sums W_o concat(softmax(V V^T / s) V) + b_o of its blocks
     res_cls: float | None = None  # weight rho of the class token in the output
     beta: float = 0.4  # similarities below it are cut

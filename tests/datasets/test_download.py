@@ -162,7 +162,7 @@ def test_a_wrong_checksum_is_refused(server, tmp_path, monkeypatch, tool):
     path.write_bytes(data)
     code, _, error = run()
     assert code == 2 and "not the published" in error and "was deleted" in error
-    assert not list((tmp_path / "data/downloads").iterdir()) and not (tmp_path / "data/VOCdevkit").exists()
+    assert not list((tmp_path / "data/downloads").glob("*")) and not (tmp_path / "data/VOCdevkit").exists()
 
 
 def test_an_unsafe_archive_is_refused(server, tmp_path, monkeypatch, tool):

@@ -95,5 +95,5 @@ def test_no_state_is_kept_between_window_sizes(clip):
 
 @pytest.mark.parametrize(("name", "options"), [("CLIPSurgery", dict(blocks=-1)), ("GEM", dict(depth=0)), ("GEM", dict(iterations=-1))])
 def test_wrong_options(name, options, clip):
-    with pytest.raises(SFPError, match="at least 0"):
+    with pytest.raises(SFPError, match=r"at least [01]"):
         build_method(name, clip, **options)
