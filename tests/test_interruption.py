@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,9 @@ def folder(tmp_path_factory):
     return root
 
 
-def start(folder: Path, work: str, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+def start(folder: Path, work: str, *arguments: str, launcher: tuple[str, ...] = (), options: Sequence[str] = ()) -> subprocess.Popen:
     command = [*(launcher or TEST[:1]), TEST[1], str(ROOT / "configs/cfg_toyland.py"), "--work-dir", work, *arguments]
-    command += ["--cfg-options", f"test_dataloader.dataset.scenes={SCENES}", "model.method=ClearCLIP"]
+    command += ["--cfg-options", f"test_dataloader.dataset.scenes={SCENES}", "model.method=ClearCLIP", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SFP_DATA": str(folder / "data")}
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -90,6 +91,7 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_slurms_variables_start_ranks_too(folder, reference, monkeypatch):
     """Two processes as srun starts them."""
     for name, value in dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), SLURM_NTASKS="2", SLURM_LOCALID="0").items():
@@ -108,7 +110,7 @@ def test_a_launcher_that_did_not_start_it(launcher, folder):
     assert f"--launcher {launcher} needs" in finish(start(folder, "none", "--launcher", launcher), code=2)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_ranks_equal_one(ranks, folder, reference):
     """3 ranks share 7 images as 3, 2, 2."""
     port = free_port()
@@ -122,3 +124,11 @@ def test_ranks_equal_one(ranks, folder, reference):
     )
     finish(start(folder, f"ranks{ranks}", "--launcher", "pytorch", launcher=torchrun))
     assert result(folder, f"ranks{ranks}") == reference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [("batch_size=3", "num_workers=0"), ("batch_size=2", "num_workers=4")], ids=" ".join)
+def test_batches_and_workers_change_nothing(options, folder, reference):
+    work = "-".join(options)
+    finish(start(folder, work, options=[f"test_dataloader.{option}" for option in options]))
+    assert {**result(folder, work), "config_sha256": None} == {**reference, "config_sha256": None}

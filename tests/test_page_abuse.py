@@ -449,6 +449,7 @@ def resident(process: int | str = "self") -> int:
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1]) >> 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
 def test_memory_stays_level_over_forty_requests(address):
     mixed(address, 10)

@@ -134,7 +134,9 @@ def test_step(step, checkout, tmp_path_factory):
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("command", sorted(NEED_DATA), ids=str)
+@pytest.mark.parametrize(
+    "command", [pytest.param(command, marks=() if command in PAGES["README.md"] else pytest.mark.slow) for command in sorted(NEED_DATA)]
+)
 def test_command_that_needs_data(command, checkout, tmp_path):
     nowhere = ["--mirror", "http://127.0.0.1:9"] if "--download" in command else []  # where there is a network, nothing is fetched
     done = run([*shlex.split(command), *nowhere], checkout("README.md"), SFP_DATA=str(tmp_path))
