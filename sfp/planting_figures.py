@@ -136,7 +136,8 @@ def detection_figure(plan: Plan, store: Store) -> Figure:
             axis.set(title=f"lambda {own:g}: {title}", ylim=(-0.03, 1.03), xlabel=of)
             axis.grid(alpha=0.3)
         row[1].axhline(store.card["count"] / store.card["patches"], color="black", linestyle=":", label="chance")
-    axes[0, 1].legend(fontsize=8)
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
     return figure
 
 

@@ -185,6 +185,7 @@ def test_the_command_line(tmp_path):
 SLOW = "ClearCLIP:purify=True,pm=IsolationForest,purify_layers=[8,9,10,11]"
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_leaves_no_worker_and_is_continued(data, tmp_path):
     command = [sys.executable, str(ROOT / "tools/benchmark.py"), "--methods", SLOW, "--datasets", "toyland", "--out", "grid"]
     command += ["--cfg-options", "test_dataloader.dataset.scenes=4", "--devices", "cpu"]

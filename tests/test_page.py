@@ -238,7 +238,7 @@ def page(chromium, address, width, screenshots, request):
     """The page in a browser window; afterwards it has asked no other host for anything and logged no error."""
     asked, errors = [], []
     window = chromium.new_page(viewport={"width": width, "height": 900})
-    window.set_default_timeout(20_000)
+    window.set_default_timeout(60_000)
     window.on("request", lambda sent: asked.append(sent.url))
     window.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     window.on("pageerror", lambda error: errors.append(str(error)))
