@@ -35,7 +35,14 @@ def start(folder: Path, work: str, *arguments: str, launcher: tuple[str, ...] = 
     command += ["--cfg-options", f"test_dataloader.dataset.scenes={SCENES}", "model.method=ClearCLIP", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SFP_DATA": str(folder / "data")}
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
 
 
