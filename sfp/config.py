@@ -161,6 +161,12 @@ def building(what: str) -> Iterator[None]:
         yield
     except SFPError:
         raise
+    except OSError as error:
+        where = error.filename or "a file of its own"
+        reason = error.strerror or error
+        raise SFPError(
+            f"{what} can't read or write {where} ({reason}); check the path, its permissions and the room on its disk."
+        ) from error
     except Exception as error:  # a class of mmengine's, mmseg's or the user's
         if "need at least one array to concatenate" in str(error):  # mmengine's words for a dataset of length 0
             raise SFPError(f"{what} has no images; check test_dataloader.dataset: its folders, list and suffixes.") from error

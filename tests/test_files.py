@@ -221,6 +221,27 @@ def test_a_full_disk(writer, small_disk):
         subprocess.run(["rm", "-r", *folder.parent.iterdir()], check=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [0, 8, 24])
+def test_the_real_command_on_a_disk_that_fills(left, small_disk, tmp_path):
+    """Before the first log, among mmengine's logs, and after them."""
+    (small_disk / "filler").unlink(missing_ok=True)
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+    with (small_disk / "filler").open("r+b") as file:
+        file.truncate(max(file.seek(0, os.SEEK_END) - left * 1024, 0))
+    options = ["test_dataloader.dataset.scenes=1", "model.method=MaskCLIP", "model.prompts=photo", "test_dataloader.num_workers=0"]
+    work = small_disk / f"work{left}"
+    command = [sys.executable, ROOT / "tools/test.py", ROOT / "configs/cfg_toyland.py", "--work-dir", work, "--cfg-options", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SFP_DATA": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    (small_disk / "filler").unlink()
+    assert done.returncode == 2 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
+    assert not (work / "results.json").exists()
+    assert not list(work.rglob("*.partial*"))
+
+
 def test_a_device_that_takes_nothing():
     with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("wb", buffering=0) as file:
         file.write(b"x")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +60,21 @@ def evaluate(args: argparse.Namespace) -> None:
     prepare_launcher(cfg)
     with contextlib.ExitStack() as held, named_deaths():
         hold(Path(cfg.work_dir), held)
+        usual = logging.Handler.handleError
+        held.callback(setattr, logging.Handler, "handleError", usual)
+        logging.Handler.handleError = end_with_log(usual)
         run(cfg, args, config_sha256)
+
+
+def end_with_log(usual: Callable[[logging.Handler, logging.LogRecord], None]) -> Callable[[logging.Handler, logging.LogRecord], None]:
+    """``logging.Handler.handleError`` that raises what kept a log from being written; the usual one goes on without the log."""
+
+    def raise_error(handler: logging.Handler, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        usual(handler, record)
+
+    return raise_error
 
 
 def hold(work_dir: Path, held: contextlib.ExitStack) -> None:
