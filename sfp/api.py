@@ -253,10 +253,7 @@ class Segmenter:
         elif background is not None:
             check_type("background", background, str | Sequence[str] | None)
             asked = Vocabulary.from_names([background, *names], "The background with the names")
-        words: list[list[str]] = [[] for _ in asked.names]
-        for query, place in zip(asked.queries, asked.class_of_query, strict=True):
-            words[place].append(query)
-        card = {**self.protocol(), "prob_thd": protocol.prob_thd, "words": words, "background": label}
+        card = {**self.protocol(), "prob_thd": protocol.prob_thd, "words": asked.words, "background": label}
         return _Question(asked, self._embed_text(asked), protocol, label, card)
 
     def _answer(self, pictures: Sequence[np.ndarray], questions: Sequence[_Question], keep_scores: bool) -> list[list[Segmentation]]:

@@ -94,6 +94,7 @@ class CountStore:
 
     def __init__(self, folder: Path, card: Mapping[str, str], rank: int = 0):
         self.folder, self.card, self.rank = Path(folder), dict(card), rank
+        self._seal = hashlib.sha256(json.dumps(self.card, sort_keys=True).encode())
         self._file = None
 
     def read(self, classes: int) -> dict[str, np.ndarray]:
@@ -125,7 +126,9 @@ class CountStore:
         return found
 
     def _proof(self, content: bytes) -> bytes:
-        return hashlib.sha256(json.dumps(self.card, sort_keys=True).encode() + content).hexdigest()[:16].encode()
+        digest = self._seal.copy()
+        digest.update(content)
+        return digest.hexdigest()[:16].encode()
 
     def _read_card(self) -> dict[str, Any]:
         """The card of the run whose counts are there; nothing where it is missing or damaged."""

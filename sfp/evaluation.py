@@ -375,7 +375,7 @@ def write_results(
         "shared_with": list(shared_with),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "protocol": {**task.protocol.as_dict(), "short_side": short_side_of(dataset)},
-        "names": query_words(task.vocabulary),
+        "names": task.vocabulary.words,
         "names_sha256": card["names"],
         "prompts": len(bank.prompts),
         "prompts_sha256": hashlib.sha256(json.dumps(list(bank.prompts)).encode()).hexdigest(),
@@ -389,17 +389,9 @@ def write_results(
     return result
 
 
-def query_words(vocabulary: Vocabulary) -> list[list[str]]:
-    """The query words of each class."""
-    names: list[list[str]] = [[] for _ in vocabulary.names]
-    for query, number in zip(vocabulary.queries, vocabulary.class_of_query, strict=True):
-        names[number].append(query)
-    return names
-
-
 def names_hash(vocabulary: Vocabulary) -> str:
     """SHA-256 over the classes and their query words."""
-    return hashlib.sha256(json.dumps(query_words(vocabulary)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(vocabulary.words).encode()).hexdigest()
 
 
 def spread_over(dataset: Sized, images: int) -> list[int]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from sfp.errors import SFPError, run_command
+from sfp.errors import run_command
 from sfp.files import whole_file
 from sfp.markdown import markdown_table
 
@@ -57,13 +57,10 @@ def try_sets(args: argparse.Namespace) -> None:
     for name in args.sets:
         outcomes.append({"set": name, "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), **try_set(name, args)})
         print(f"{name}: {outcomes[-1]['outcome']}")
-        try:
-            with whole_file(args.out) as partial:
-                partial.write_text(json.dumps(outcomes, indent=1) + "\n", encoding="utf-8")
-            with whole_file(args.out.with_suffix(".md")) as partial:
-                partial.write_text(table(outcomes), encoding="utf-8")
-        except OSError as error:
-            raise SFPError(f"{args.out} can't be written ({error}); give --out a file in a folder that exists.") from error
+        with whole_file(args.out, "give --out a file in a folder that exists") as partial:
+            partial.write_text(json.dumps(outcomes, indent=1) + "\n", encoding="utf-8")
+        with whole_file(args.out.with_suffix(".md"), "give --out a file in a folder that exists") as partial:
+            partial.write_text(table(outcomes), encoding="utf-8")
 
 
 def try_set(name: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -27,6 +27,14 @@ class Vocabulary:
     queries: tuple[str, ...]
     class_of_query: tuple[int, ...]
 
+    @property
+    def words(self) -> list[list[str]]:
+        """The query words of each class."""
+        words: list[list[str]] = [[] for _ in self.names]
+        for query, place in zip(self.queries, self.class_of_query, strict=True):
+            words[place].append(query)
+        return words
+
     @classmethod
     def from_names(cls, names: Sequence[str | Sequence[str]], source: str = "the list of names") -> Vocabulary:
         """From names, each a word or a list of synonyms.
