@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -71,6 +72,15 @@ def make_folder(path: Path, mend: str | None = None) -> Path:
     except OSError as error:
         raise unwritable(path, error, mend) from error
     return path
+
+
+def file_digest(path: Path, kind: str) -> str:
+    """The hexadecimal digest of a file of any size; ``kind`` is a name of ``hashlib``'s."""
+    digest = hashlib.new(kind)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def sweep(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import urllib.error
@@ -12,6 +11,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 
 from sfp.errors import SFPError
+from sfp.files import file_digest
 
 _PATIENCE = 6.0  # seconds
 
@@ -68,11 +68,7 @@ def require_published(path: Path, url: str = "") -> None:
     published = published_sha256(path, url)
     if not published:
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    found = digest.hexdigest()
+    found = file_digest(path, "sha256")
     if not found.startswith(published):
         raise SFPError(
             f"{path} has the SHA-256 {found[:16]}..., not the published {published[:16]}...; delete it, so that it is fetched again."

@@ -104,8 +104,7 @@ def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> di
         words = [word for word in Vocabulary.from_file(distractors, separator).names if word not in official.queries]
         if not words:
             raise SFPError(f"All names of {distractors} are the dataset's own; give --distractors a file with other words.")
-        groups = official.words
-        found[f"official + {len(words)} distractors"] = Vocabulary.from_names([*groups, *words]), len(words)
+        found[f"official + {len(words)} distractors"] = Vocabulary.from_names([*official.words, *words]), len(words)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import urllib.error
 import urllib.request
@@ -12,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sfp.errors import SFPError
-from sfp.files import only_one
+from sfp.files import file_digest, only_one
 
 _ATTEMPTS = 3  # in a row that bring nothing new
 _PATIENCE = 60.0  # seconds without a byte
@@ -112,11 +111,7 @@ def _verify(archive: Archive, url: str, partial: Path) -> None:
     if not archive.checksum:
         return
     kind, _, published = archive.checksum.partition(":")
-    digest = hashlib.new(kind)
-    with partial.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    found = digest.hexdigest()
+    found = file_digest(partial, kind)
     if found != published:
         partial.unlink()
         raise SFPError(f"{url} has the {kind} {found}, not the published {published}, and was deleted; fetch it again or elsewhere.")
