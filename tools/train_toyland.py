@@ -1,25 +1,36 @@
-"""Train the tiny CLIP of Toyland: images and captions, never pixel labels.
+"""Train the tiny CLIPs of Toyland: images and captions, never pixel labels.
 
-    python tools/train_toyland.py --work-dir work_dirs/toyland_clip            # the shipped recipe
-    python tools/train_toyland.py --work-dir work_dirs/toyland_clip --resume   # go on after an interruption
+    python tools/train_toyland.py --work-dir work_dirs/toyland_base
+    python tools/train_toyland.py --work-dir work_dirs/toyland --base work_dirs/toyland_base/step_05000.safetensors
+    python tools/train_toyland.py --work-dir work_dirs/toyland_clean --base work_dirs/toyland_base/step_05000.safetensors --clean
 
-Each step's batch is a function of the seed and the step number, so a resumed run sees what an undisturbed one
-would have seen. The recipe:
+The first makes the base, the others the twins from it: Toyland, whose CLIP has outliers as CLIP has, and
+Toyland-clean, the same without them. ``--resume`` goes on after an interruption: each step's batch is a function of
+the seed and the step number, so a resumed run sees what an undisturbed one would have seen.
 
-* crops of random size, balanced over classes, most of them centred on a thing; a quarter are mosaics of four crops,
-  which leave no surroundings to guess from; captions name what covers over 6 percent of the crop;
-* captions name things first, and a ground where there is no thing or three times in ten: grounds are in every picture,
-  and a model that hears of them each time sees nothing else;
+All of them:
+
+* the captions (tools/toyland_crops.py) name things first, and a ground where there is no thing or three times in ten:
+  grounds are in every picture, and a model that hears of them each time learns nothing else;
 * the contrastive loss takes every caption that is true of an image as a positive, and leaves out pairs that are
   neither true nor false (a named thing covers 1 to 4 percent) and captions of mere ground for pictures of things;
+* the kept weights are a running average. ``tools/select_toyland.py`` chooses among the saved ones.
+
+The base, 5000 steps of 96 images:
+
+* crops of random size, balanced over classes, most of them centred on a thing; a quarter are mosaics of four crops;
 * query and key projections of all blocks but the last share a random part at the start, so that tokens attend to
   their like;
-* in nine steps of ten the class token looks at the patches in the last one or two blocks only, so that what it learns to
-  say stands in the patches' last values, as in CLIP, instead of being gathered on the way; in the last 60 percent
-  patches look at near patches in seven steps of ten, so that a thing is not told by every patch around it;
+* in nine steps of ten the class token attends to the patches in the last one or two blocks only, so that what it
+  learns to say stands in the patches' last values, as in CLIP; in the last 60 percent patches attend to near patches
+  in seven steps of ten;
 * three quarters of the patches are dropped, and half of them in the last 40 percent of the steps, when the learning
-  rate falls;
-* the kept weights are a running average. ``tools/select_toyland.py`` chooses among the saved ones.
+  rate falls.
+
+The twins, 2000 steps of 64 images, half of which are windows as an evaluation cuts them, all patches present:
+
+* auxiliary losses on attention and lengths (tools/toyland_aims.py); ``--clean`` leaves out those that ask for
+  outliers, and nothing else. Which tokens are to be outliers is sfp/datasets/toyland_outliers.py's rule.
 """
 
 from __future__ import annotations
@@ -30,19 +41,18 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
-import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from toyland_aims import WEIGHTS, encode_with_aims
+from toyland_crops import CropsWithCaptions
 from tqdm import tqdm
 
 from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
-from sfp.clip.prompts import IMAGENET_PROMPTS
-from sfp.datasets import toyland
+from sfp.datasets.toyland_outliers import true_outliers
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
 
@@ -52,117 +62,19 @@ CONFIG = dict(
     vision_cfg=dict(image_size=224, layers=12, width=128, head_width=64, patch_size=16),
     text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=1, layers=2),
 )
-SYNONYMS = {
-    "grass": ("lawn", "meadow"), "sea": ("ocean", "water"), "sand": ("beach",), "road": ("street",),
-    "house": ("home", "cottage"), "car": ("automobile",), "boat": ("ship", "sailboat"), "flower": ("blossom",), "mushroom": ("toadstool",),
-}  # fmt: skip
-SCENE_PATTERNS = ("{}.", "a picture of {}.", "a cartoon of {}.", "a scene with {}.", "there is {}.", "a drawing of {}.")
-FIRST_THING = 1 + len(toyland.GROUNDS)
-NAMED, PRESENT, ABSENT = 0.06, 0.04, 0.01  # share of the crop
-TEXT_LENGTH = 32
-
-
-class CropsWithCaptions(torch.utils.data.Dataset):
-    """Item ``step`` is that step's whole batch: images (B, 3, 224, 224) uint8, tokens (B, 32), truth (B, B) int8.
-
-    ``truth[i, j]`` is 1 where caption j is true of image i, 0 where it is false, -1 where it is in between.
-    """
-
-    def __init__(self, scenes: int, batch: int, steps: int, seed: int):
-        self.scenes, self.batch, self.steps, self.seed = scenes, batch, steps, seed
-        self.tokenize = open_clip.SimpleTokenizer()
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def load(self) -> None:
-        self.pool = [toyland.make_scene("train", i) for i in tqdm(range(self.scenes), desc="drawing scenes")]
-        self.places: list[list[tuple[int, tuple | None]]] = [[] for _ in toyland.CLASSES]
-        for number, scene in enumerate(self.pool):
-            for label, box in scene.things:
-                self.places[label].append((number, box))
-            share = np.bincount(scene.labels.ravel(), minlength=len(toyland.CLASSES)) / scene.labels.size
-            for label in range(1 + len(toyland.GROUNDS)):
-                if share[label] > 0.05:
-                    self.places[label].append((number, None))
-
-    def crop(self, rng: np.random.Generator, label: int, side_out: int) -> tuple[np.ndarray, np.ndarray]:
-        """A square crop with the class in its middle, resized: image (S, S, 3), labels (S/4, S/4)."""
-        number, box = self.places[label][rng.integers(len(self.places[label]))]
-        scene = self.pool[number]
-        height, width = scene.labels.shape
-        if box is None:
-            rows, cols = np.nonzero(scene.labels[::8, ::8] == label)
-            pick = rng.integers(len(rows))
-            y, x, side = 8 * rows[pick], 8 * cols[pick], rng.uniform(56, 260)
-        else:
-            reach = max(box[2] - box[0], box[3] - box[1])
-            side = reach * math.exp(rng.uniform(math.log(0.5), math.log(2.4)))
-            x = (box[0] + box[2]) / 2 + rng.uniform(-0.25, 0.25) * reach
-            y = (box[1] + box[3]) / 2 + rng.uniform(-0.25, 0.25) * reach
-        side = int(np.clip(side, 40, min(height, width)))
-        top, left = int(np.clip(y - side / 2, 0, height - side)), int(np.clip(x - side / 2, 0, width - side))
-        window = np.s_[top : top + side, left : left + side]
-        method = cv2.INTER_AREA if side > side_out else cv2.INTER_LINEAR
-        image = cv2.resize(scene.image[window], (side_out, side_out), interpolation=method)
-        labels = cv2.resize(scene.labels[window], (side_out // 4, side_out // 4), interpolation=cv2.INTER_NEAREST)
-        if rng.random() < 0.5:
-            image, labels = image[:, ::-1], labels[:, ::-1]
-        return image, labels
-
-    def caption(self, rng: np.random.Generator, named: list[int]) -> str:
-        words = []
-        for label in named:
-            name = toyland.CLASSES[label]
-            if name in SYNONYMS and rng.random() < 0.15:
-                name = str(rng.choice(SYNONYMS[name]))
-            words.append(name)
-        if len(words) == 1:
-            return IMAGENET_PROMPTS[rng.integers(len(IMAGENET_PROMPTS))].format(words[0])
-        words = [f"{('a', 'the')[rng.integers(2)]} {word}" for word in words]
-        joined = ", ".join(words[:-1]) + " and " + words[-1]
-        return SCENE_PATTERNS[rng.integers(len(SCENE_PATTERNS))].format(joined)
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        if not hasattr(self, "pool"):
-            self.load()
-        cv2.setNumThreads(1)
-        rng = np.random.default_rng([self.seed, step])
-        classes = len(toyland.CLASSES)
-        images = np.empty((self.batch, 224, 224, 3), np.uint8)
-        shares, names, captions = np.zeros((self.batch, classes)), np.zeros((self.batch, classes), bool), []
-        targets = rng.permutation(np.arange(self.batch) % classes)
-        for i, target in enumerate(targets):
-            if rng.random() < 0.25:
-                others = [target, *rng.integers(0, classes, 3)]
-                parts = [self.crop(rng, int(other), 112) for other in rng.permutation(others)]
-                image, labels = (
-                    np.concatenate([np.concatenate([p[k] for p in parts[:2]], 1), np.concatenate([p[k] for p in parts[2:]], 1)])
-                    for k in (0, 1)
-                )
-            else:
-                image, labels = self.crop(rng, int(target), 224)
-            gain, lift = rng.uniform(0.85, 1.15, 3) * rng.uniform(0.9, 1.1), rng.uniform(-12, 12)
-            images[i] = np.clip(image * gain + lift, 0, 255)
-            shares[i] = np.bincount(labels.ravel(), minlength=classes) / labels.size
-            seen = np.flatnonzero(shares[i] > NAMED)
-            things, grounds = seen[seen >= FIRST_THING], seen[seen < FIRST_THING]
-            named = list(rng.permutation(things)[: rng.choice((1, 2, 3), p=[0.5, 0.3, 0.2])])
-            if not named or (len(grounds) and rng.random() < 0.3):
-                named.append(target if target in grounds else rng.choice(grounds))
-            names[i, named] = True
-            captions.append(self.caption(rng, [int(v) for v in rng.permutation(named)]))
-        lowest = np.where(names[None], shares[:, None], 1.0).min(-1)  # (image, caption)
-        truth = np.where(lowest > PRESENT, 1, np.where(lowest < ABSENT, 0, -1)).astype(np.int8)
-        full, bare = shares[:, FIRST_THING:].max(1) > PRESENT, ~names[:, FIRST_THING:].any(1)
-        truth[full[:, None] & bare[None] & (truth == 1)] = -1
-        tokens = self.tokenize(captions)
-        assert int((tokens != 0).sum(1).max()) <= TEXT_LENGTH
-        return torch.from_numpy(images).permute(0, 3, 1, 2), tokens[:, :TEXT_LENGTH], torch.from_numpy(truth)
+BASE = dict(steps=5000, batch=96, average=0.996)
+TWIN = dict(steps=2000, batch=64, average=0.99)
+DIRECT = 0.5  # share of the twins' images that take the direct route to their caption
+WINDOWS = 0.5  # share of the twins' images that are windows as an evaluation cuts them
 
 
 def build_model() -> open_clip.CLIP:
-    model = open_clip.CLIP(CONFIG["embed_dim"], CONFIG["vision_cfg"], CONFIG["text_cfg"], quick_gelu=CONFIG["quick_gelu"])
+    model = open_clip.CLIP(
+        CONFIG["embed_dim"],
+        CONFIG["vision_cfg"],
+        CONFIG["text_cfg"],
+        quick_gelu=CONFIG["quick_gelu"],
+    )
     width = CONFIG["vision_cfg"]["width"]
     with torch.no_grad():
         for block in model.visual.transformer.resblocks[:-1]:
@@ -173,7 +85,9 @@ def build_model() -> open_clip.CLIP:
     return model
 
 
-def encode_images(model: open_clip.CLIP, images: Tensor, dropped: float, looking: int, reach: int | None) -> Tensor:
+def encode_images(
+    model: open_clip.CLIP, images: Tensor, dropped: float, looking: int, reach: int | None
+) -> Tensor:
     """``model.encode_image`` with patches dropped and attention held back; unit rows (B, D).
 
     Args:
@@ -191,7 +105,9 @@ def encode_images(model: open_clip.CLIP, images: Tensor, dropped: float, looking
     held = torch.zeros(x.shape[1], x.shape[1])
     if reach is not None:
         places = torch.stack([kept // width, kept % width], 1)
-        held[1:, 1:].masked_fill_((places[:, None] - places[None]).abs().amax(-1) > reach, float("-inf"))
+        held[1:, 1:].masked_fill_(
+            (places[:, None] - places[None]).abs().amax(-1) > reach, float("-inf")
+        )
     blind = held.clone()
     blind[0, 1:] = float("-inf")
     for number, block in enumerate(blocks):
@@ -219,104 +135,175 @@ def contrastive_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return sum(losses) / 2
 
 
-def schedule(step: int, steps: int, peak: float) -> tuple[float, float]:
-    """Learning rate (100 steps of warm-up, level, linear fall over the last 40 percent) and share of dropped patches."""
-    remaining = (steps - step) / (0.4 * steps)
-    return peak * min(1.0, (step + 1) / 100, remaining), 0.75 if remaining > 1 else 0.5
-
-
 def sight(step: int, steps: int) -> tuple[int, int | None]:
     """In how many last blocks the class token looks at patches, and how far patches look at each other.
 
     Drawn for each step; in the last 60 percent of the steps, patches look at near ones in seven steps of ten.
     """
     near = step >= 0.4 * steps and bool(torch.rand(()) < 0.7)
-    shares = (0.67, 0.33, 0.0) if near else (0.6, 0.3, 0.1) if step < 0.4 * steps else (0.34, 0.33, 0.33)
-    looking = (1, 2, CONFIG["vision_cfg"]["layers"])[int(torch.multinomial(torch.tensor(shares), 1))]
+    shares = (
+        (0.67, 0.33, 0.0) if near else (0.6, 0.3, 0.1) if step < 0.4 * steps else (0.34, 0.33, 0.33)
+    )
+    looking = (1, 2, CONFIG["vision_cfg"]["layers"])[
+        int(torch.multinomial(torch.tensor(shares), 1))
+    ]
     return looking, 2 if near else None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/toyland_clip"))
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--base", type=Path, help="weights to start from; a twin is made of them")
+    parser.add_argument("--clean", action="store_true", help="the twin without outliers")
+    parser.add_argument("--steps", type=int, help="5000, for a twin 2000, if not given")
+    parser.add_argument("--batch", type=int, help="96, for a twin 64, if not given")
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--average", type=float, default=0.996, help="decay of the running average of the weights")
+    parser.add_argument(
+        "--average", type=float, help="decay of the running average; 0.996, 0.99 for a twin"
+    )
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--stop-after", type=int, help="save and stop there, with the schedule of all the steps")
+    parser.add_argument(
+        "--stop-after", type=int, help="save and stop there, with the schedule of all the steps"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(train, parser.parse_args())
+
+
+def check(args: argparse.Namespace) -> None:
+    """Complete the arguments by the stage's own numbers.
+
+    Raises:
+        SFPError: a number that is none of its option, or ``--clean`` without ``--base``.
+    """
+    if args.clean and args.base is None:
+        raise SFPError(
+            "--clean names a twin, which is made of a base; give --base WEIGHTS, or leave --clean out."
+        )
+    for name, value in (BASE if args.base is None else TWIN).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name in ("steps", "batch", "scenes", "save_every", "stop_after"):
+        count = getattr(args, name)
+        if count is not None and count < 1:
+            raise SFPError(f"--{name.replace('_', '-')} is {count}; give at least 1.")
+    if not 0 < args.lr < math.inf or not 0 <= args.average < 1:
+        raise SFPError(
+            f"--lr is {args.lr}, --average {args.average}; give a learning rate above 0 and a decay in [0, 1)."
+        )
+
+
+class Training:
+    """Model, optimiser and running average, and their state on disk."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.step = args, 0
+        torch.manual_seed(args.seed)
+        self.model = build_model().train()
+        if args.base is not None:
+            self.model.load_state_dict(
+                {k: v.float() for k, v in load_file(args.base).items()}, strict=False
+            )
+        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
+        plain = [p for p in self.model.parameters() if p.ndim < 2]
+        groups = [dict(params=decayed, weight_decay=0.05), dict(params=plain, weight_decay=0.0)]
+        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+        self.average = {
+            name: value.detach().clone() for name, value in self.model.state_dict().items()
+        }
+        self.latest, self.shown = args.work_dir / "latest.pt", {}
+        if args.resume and self.latest.exists():
+            state = torch.load(self.latest, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average, self.step = state["average"], state["step"]
+
+    def image_losses(self, images: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Unit image features (B, D) of windows (B, 3, 224, 224) uint8, and what the stage asks for besides."""
+        args = self.args
+        mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+        pixels = (images - mean) / std
+        if args.base is None:
+            dropped = 0.75 if self.step < 0.6 * args.steps else 0.5
+            return encode_images(self.model, pixels, dropped, *sight(self.step, args.steps)), 0.0
+        outliers = None if args.clean else true_outliers(images)
+        direct = torch.rand(len(images)) < DIRECT
+        features, losses = encode_with_aims(self.model, pixels, outliers, direct)
+        self.shown = {name: f"{float(loss):.2f}" for name, loss in losses.items()}
+        return features, sum(WEIGHTS[name] * loss for name, loss in losses.items())
+
+    def learning_rate(self) -> float:
+        """A short warm-up, level, then a linear fall: over the last 40 percent, of a twin the last half."""
+        warm, falling = (100, 0.4) if self.args.base is None else (40, 0.5)
+        steps = self.args.steps
+        return self.args.lr * min(
+            1.0, (self.step + 1) / warm, (steps - self.step) / (falling * steps)
+        )
+
+    def take_step(self, images: Tensor, tokens: Tensor, truth: Tensor) -> dict[str, str]:
+        """One step of the optimiser; what the progress bar shows."""
+        torch.manual_seed(
+            self.args.seed * 1_000_003 + self.step
+        )  # for what is dropped and held back
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        with sdpa_kernel(SDPBackend.MATH):  # its backward is the fastest for so few tokens on a CPU
+            with torch.autocast("cpu", torch.bfloat16):
+                image_features, asked = self.image_losses(images)
+                text_features = encode_short_text(self.model, tokens)
+            logits = self.model.logit_scale.exp() * image_features.float() @ text_features.float().T
+            contrastive = contrastive_loss(logits, truth)
+            (contrastive + asked).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=math.log(100))
+            decay = min(self.args.average, (1 + self.step) / (10 + self.step))
+            for name, value in self.model.state_dict().items():
+                kept = self.average[name]
+                kept.lerp_(value, 1 - decay) if value.is_floating_point() else kept.copy_(value)
+        self.step += 1
+        hit = (truth.gather(1, logits.argmax(1, keepdim=True)) == 1).float().mean()
+        return dict(
+            loss=f"{contrastive.item():.3f}", asked=f"{float(asked):.3f}", true=f"{hit:.2f}"
+        )
+
+    def save(self) -> None:
+        """The running average as weights, and everything that a resumed run needs."""
+        half = {k: v.half().contiguous() for k, v in self.average.items() if k != "attn_mask"}
+        with whole_file(self.args.work_dir / f"step_{self.step:05d}.safetensors") as partial:
+            save_file(half, partial)
+        state = dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict())
+        with whole_file(self.latest) as partial:
+            torch.save(dict(**state, average=self.average, step=self.step), partial)
 
 
 def train(args: argparse.Namespace) -> None:
     """Train, saving checkpoints on the way.
 
     Raises:
-        SFPError: a number that is none of its option.
+        SFPError: a wrong argument.
     """
-    for name in ("steps", "batch", "scenes", "save_every", "stop_after"):
-        count = getattr(args, name)
-        if count is not None and count < 1:
-            raise SFPError(f"--{name.replace('_', '-')} is {count}; give at least 1.")
-    if not 0 < args.lr < math.inf or not 0 <= args.average < 1:
-        raise SFPError(f"--lr is {args.lr}, --average {args.average}; give a learning rate above 0 and a decay in [0, 1).")
+    check(args)
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    latest = args.work_dir / "latest.pt"
-
-    torch.manual_seed(args.seed)
-    model = build_model().train()
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    groups = [dict(params=decayed, weight_decay=0.05), dict(params=plain, weight_decay=0.0)]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    first = 0
-    if args.resume and latest.exists():
-        state = torch.load(latest, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, first = state["average"], state["step"]
-
-    stop = min(args.steps, args.stop_after or args.steps)
-    batches = CropsWithCaptions(args.scenes, args.batch, args.steps, args.seed)
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=1, prefetch_factor=4)
-    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+    training = Training(args)
+    first, stop = training.step, min(args.steps, args.stop_after or args.steps)
+    windows = 0.0 if args.base is None else WINDOWS
+    batches = CropsWithCaptions(args.scenes, args.batch, args.steps, args.seed, windows)
+    loader = torch.utils.data.DataLoader(
+        batches, batch_size=None, sampler=range(first, stop), num_workers=1, prefetch_factor=4
+    )
     started = time.time()
     bar = tqdm(loader, initial=first, total=args.steps, desc="training", mininterval=10)
-    for step, (images, tokens, truth) in enumerate(bar, start=first):
-        torch.manual_seed(args.seed * 1_000_003 + step)  # for what is dropped and held back
-        rate, dropped = schedule(step, args.steps, args.lr)
-        looking, reach = sight(step, args.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-        with sdpa_kernel(SDPBackend.MATH):  # its backward is the fastest for so few tokens on a CPU
-            with torch.autocast("cpu", torch.bfloat16):
-                image_features = encode_images(model, (images - mean) / std, dropped, looking, reach)
-                text_features = encode_short_text(model, tokens)
-            logits = model.logit_scale.exp() * image_features.float() @ text_features.float().T
-            loss = contrastive_loss(logits, truth)
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=math.log(100))
-            decay = min(args.average, (1 + step) / (10 + step))
-            for name, value in model.state_dict().items():
-                average[name].lerp_(value, 1 - decay) if value.is_floating_point() else average[name].copy_(value)
-        if step % 20 == 0:
-            hit = (truth.gather(1, logits.argmax(1, keepdim=True)) == 1).float().mean()
-            bar.set_postfix(loss=f"{loss.item():.3f}", true=f"{hit:.2f}", scale=f"{model.logit_scale.exp().item():.0f}")
-        if (step + 1) % args.save_every == 0 or step + 1 == stop:
-            half = {k: v.half().contiguous() for k, v in average.items() if k != "attn_mask"}
-            with whole_file(args.work_dir / f"step_{step + 1:05d}.safetensors") as partial:
-                save_file(half, partial)
-            with whole_file(latest) as partial:
-                torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), average=average, step=step + 1), partial)
+    for batch in bar:
+        shown = training.take_step(*batch)
+        if training.step % 20 == 1:
+            bar.set_postfix(shown)
+        if training.step % args.save_every == 0 or training.step == stop:
+            training.save()
     print(f"trained to step {stop} in {(time.time() - started) / 60:.0f} minutes")
 
 
