@@ -48,7 +48,7 @@ def test_each_answer_about_sae_and_hai_has_features_of_its_own(clip):
         name, options = parse_spec(method)
         if all(option.startswith(("sae_", "hai")) for option in options):
             features = build_method(name, clip, **options)(windows)
-            assert not [other for other, seen in found.items() if torch.equal(features, seen)], method
+            assert not any(torch.equal(features, seen) for seen in found.values()), method
             found[method] = features
     assert "SFP" in found and len(found) >= 14
 

@@ -27,7 +27,7 @@ class SFP(Method):
 
     sae: bool = True  # the ordinary last block if False
     sae_lambda: float = 0.5
-    # "cls": neither residual nor FFN, plus sae_cls_weight c, as in all public code; "full": residuals
+    # "cls": no residual, no FFN, plus sae_cls_weight c, as in all public code; "full": residuals
     # around attention and FFN; "attention": the first of them, no FFN (not in the paper); "ffn":
     # F_SOM + FFN of the mixed tokens, Eq. 7 as printed; "none": neither, as ClearCLIP
     sae_residual: str = "cls"
