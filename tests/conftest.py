@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def parity_clip(spec: str, seed: int | None = None):
-    """The frozen CLIP of a parity spec, float32 on the CPU; the seed of goldens/index.json if None."""
+    """The frozen CLIP of a parity spec, float32 on the CPU, the index's seed if None."""
     return _seeded_clip(spec, parity.SEED if seed is None else seed)
 
 

@@ -67,8 +67,8 @@ class SFPRelease(SCCLIP):
             value = getattr(self, name)
             if self.release == "2025-12" and value is not None:
                 raise SFPError(
-                    f"{name} of SFP-release is {value!r}, but its release 2025-12 has no similarity "
-                    f"of patches and one way to fuse; leave {name} out, or give release='2026-03'."
+                    f"{name} of SFP-release is {value!r}, but its release 2025-12 has no similarity"
+                    f" of patches and one way to fuse; leave {name} out, or give release='2026-03'."
                 )
             if self.release == "2026-03" and value is None:
                 setattr(self, name, getattr(SCCLIP, name))
