@@ -26,10 +26,15 @@ from sfp.clip import load_clip
 ROOT = Path(__file__).parent.parent
 
 
+def parity_clip(spec: str, seed: int | None = None):
+    """The frozen CLIP of a parity spec, float32 on the CPU, the index's seed if None."""
+    return _seeded_clip(spec, parity.SEED if seed is None else seed)
+
+
 @functools.cache
-def parity_clip(spec: str):
-    """The frozen CLIP of a parity spec, float32 on the CPU."""
-    return load_clip(pretrained=parity.state_dict(spec), device="cpu")
+def _seeded_clip(spec: str, seed: int):
+    with parity.seeded(seed):
+        return load_clip(pretrained=parity.state_dict(spec), device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Weights, images and texts of the golden outputs in ``tests/goldens``, made from PCG64 alone.
 
-The goldens were computed by the authors' own code on these weights (see ``goldens/index.json`` for repositories and
+The goldens were computed by the authors' own code on these weights (see ``goldens/index*.json`` for repositories and
 commits). Every number below is a recipe that must be met to the bit: ``digest`` is compared before anything else.
 Images are the normalised tensors themselves.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,17 @@ SEED = INDEX["seed"]
 # name: (layers, patch); all have width 128, 64-wide heads, 224-pixel images, embedding 64, text width 64 with 2 layers
 SPECS = {"vit12": (12, 16), "vit12-p32": (12, 32), "vit24-p14": (24, 14)}
 WIDTH, EMBED, TEXT_WIDTH, TEXT_LAYERS, CONTEXT, VOCABULARY = 128, 64, 64, 2, 77, 49408
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Weights, images and texts of another index's seed, while it lasts."""
+    global SEED
+    before, SEED = SEED, seed
+    try:
+        yield
+    finally:
+        SEED = before
 
 
 def _uniform(name: str, count: int) -> np.ndarray:

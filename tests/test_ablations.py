@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import parity
 import pytest
 import torch
 from conftest import ROOT
@@ -37,6 +38,19 @@ def test_every_method_of_every_table_builds(toyland_clip):
             assert bool(row.missing) == (row.method is None)
             if row.toyland:  # what stands in for weights that must be downloaded; all else is the same
                 assert row.toyland.replace("=colour", "=vit_base_patch16_224.dino") == row.method == row.method_on("voc21")
+
+
+def test_each_answer_about_sae_and_hai_has_features_of_its_own(clip):
+    """None is the default by another name, such as LN2 before an FFN that is not there."""
+    windows = torch.cat([parity.case_image(f"vit12/{name}") for name in ("win0", "win1")])
+    found = {}
+    for method in ABLATIONS["sfp-questions"].methods("toyland"):
+        name, options = parse_spec(method)
+        if all(option.startswith(("sae_", "hai")) for option in options):
+            features = build_method(name, clip, **options)(windows)
+            assert not any(torch.equal(features, seen) for seen in found.values()), method
+            found[method] = features
+    assert "SFP" in found and len(found) >= 14
 
 
 def test_the_shares_of_table_3_flag_as_many_tokens():

@@ -38,16 +38,69 @@ VARIANTS = {
     "CLIPtrase": [["model.cluster_vote=majority", "model.window=0"], ["model.cluster_vote=mean"], ["model.cluster_vote=majority"]],
     "CLIPSeg": [["model.deep_layers=-1"], ["model.relation=two_hop"], ["model.attention_layer=7"]],
     "SC-CLIP": [["model.purify=False"]],
-    "SFP-release": [["model.purify=False"], ["model.pm=L2"], ["model.pm=LOF"]],
+    "SFP-release": [
+        ["model.purify=False"],
+        ["model.pm=L2"],
+        ["model.pm=LOF"],
+        ["model.release=2025-12"],
+        ["model.release=2025-12", "model.purify=False"],
+    ],
     "SFP": [
         ["model.purify=False"],
         ["model.hai=False"],
+        ["model.hai=False", "model.purify=False"],
         ["model.hai_iterations=3"],
+        ["model.sae_cls_key=True"],
         ["model.sae_residual=none"],
-        ["model.sae_residual=none", "model.hai=False"],
-        ["model.sae_residual=none", "model.hai=False", "model.purify=False"],
+        ["model.sae_residual=ffn"],
+        ["model.sae_residual=full"],
+        ["model.sae_residual=full", "model.sae_cls_key=True"],
     ],
 }
+ABOUT_SFP = """\
+## SFP: its text and its public code
+
+**`SFP` is our reading of the paper.** The published method, SOM after every layer, SAE and HAI, is
+in no public code that we know, so `SFP` is tested against a slow reading of the equations, not
+against its authors' numbers. Where the text is open each answer is an option, and `sfp-questions`
+of [ablations.md](ablations.md) changes one at a time. Two answers about SAE come from the code:
+since 21 November 2026 the last block is `W_o A V + b_o + 0.3 c`, with `c` the class token of
+X^{L-1}, and attention among patches alone. The evidence:
+
+- All five public states of the authors' code (October, November and December 2025, February and
+  March 2026) have no residual of patch tokens and no FFN in the last block, real value and output
+  projections, 0.3 times the class token added, and no class token among the keys.
+- The official figure below was made so.
+- Table 2 of the paper adds SAE to ClearCLIP, which has neither residual nor FFN.
+
+Against it stands Eq. 7 as printed, `F_SOM + FFN(A F_SOM)`: `sae_residual=ffn`. Until that day the
+default was a full block with the class token among the keys: `sae_residual=full sae_cls_key=True`.
+Further readings are `none` and `attention`.
+
+**`SFP-release` is the code**, in two of its states, both equal to the authors' own outputs on
+made-up weights to 1e-5 in the cosines. Neither has HAI or repairs tokens after more than one block.
+What is known of each state:
+
+- October 2025: its last block is as above.
+- November 2025: SOM, L2 or LOF after block L-1; the mean of q-q and k-k attention; a second stream
+  of summed middle layers through the same attention; 15 prompts.
+- December 2025, commit `844b981`: the same, layers 4 to 11 summed. It made the only official figure
+  on a dataset of the paper: 61.4 mIoU on VOC21 with ViT-B/16 (the paper prints 63.9). Here it is
+  `release=2025-12`.
+- February 2026: similarities of middle layers, and 80 prompts. No figure was found.
+- March 2026, commit `2804f5b`: the second stream mixed by similarity alone. No figure on a dataset
+  of the paper was found. Here it is `release=2026-03`, the default.
+
+In November and December 2025 a comment in the code says that SOM is applied once for simplicity.
+
+The log of the 61.4 (7 December 2025) has SOM, `res_cls` 0.3, short side 336, logit scale 50,
+`prob_thd` 0.15 and `area_thd` 0.1, as `configs/cfg_voc21.py` has. Its text came from 15 prompts,
+mostly "a photo of" and "there is" sentences, and we do not have their list: `release=2025-12` takes
+the 80 prompts like all methods here, so its VOC21 figure need not be 61.4. Who has the list gives
+it as `model.prompts`. A later tree of the repository has logs of May 2026 on ACDC, BDD, Mapillary
+and RoadWork, which are not among the datasets here; they do not say which state made them. No
+figure with real weights has been measured here.
+"""
 
 
 def main() -> int:
@@ -172,6 +225,7 @@ CLIPSeg's layer on Toyland was chosen by `tools/probe_layers.py` on other scenes
 ## Variants
 
 {markdown_table(["method", "options", "#mIoU"], variants)}
+{ABOUT_SFP}
 ## Detectors
 
 `model.purify=True model.pm=NAME` with each detector's defaults, at the method's own layers: 1..11 for SFP and ClearCLIP, 11 for SC-CLIP.

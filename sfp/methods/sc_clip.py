@@ -49,14 +49,16 @@ class SCCLIP(Method):
     card = Card("Bai et al., 2024", "k-k + similarity of a middle layer", "last block's, of two streams", "L; reads 4..10", False, False)
     own_purify = True
     own_pm = "LOF"
+    of_twelve = PUBLISHED[12, 16]
     choices = {"fusion": ("pass", "sum", "dual_path"), "aggregation": ("both", "before", "after", "none")}
 
     def prepare(self) -> None:
-        given = {name: getattr(self, name) for name in PUBLISHED[12, 16]}
-        found = self.constants(self.published_constants(), PUBLISHED[12, 16], **given)
-        (self.pre_layer,) = self.check_layers("pre_layer", found["pre_layer"])
-        (self.post_layer,) = self.check_layers("post_layer", found["post_layer"])
-        self.fuse_layers, self.res_cls = found["fuse_layers"], found["res_cls"]
+        given = {name: getattr(self, name) for name in self.of_twelve}
+        found = self.constants(self.published_constants(), self.of_twelve, **given)
+        for name, value in found.items():
+            setattr(self, name, value)
+            if name in ("pre_layer", "post_layer"):
+                self.check_layers(name, value)
         pairs = self.fuse_layers if isinstance(self.fuse_layers, (tuple, list)) else [self.fuse_layers]
         pairs = [pairs] if any(isinstance(layer, int) for layer in pairs) else pairs
         ends = [self.check_layers("fuse_layers", pair) for pair in pairs]
@@ -65,7 +67,7 @@ class SCCLIP(Method):
         self.fused = {layer for first, last in ends for layer in range(first, last + 1)}
         if not set(self.correlation) <= set("qkv") or not (self.correlation or self.enhance):
             raise SFPError(f"correlation of {self.name} is {self.correlation!r}; give letters of q, k and v, one at least without enhance.")
-        own = self.similarity == "layers"
+        own = self.similarity in (None, "layers")
         self.eye = None if own else load_proxy(self.similarity, None, self.clip.device, self.trunk.dtype)
 
     def published_constants(self) -> dict | None:

@@ -1,10 +1,11 @@
 """SFP: "SFP: training-free open-vocabulary segmentation by purifying CLIP's features" as published (ICCV 2025).
 
     SOM (Eq. 4-5)   S^l = { i : a^l_{i,i} < a^l_{cls,i} }, repaired by their clean neighbours after every layer l < L
-    SAE (Eq. 6-7)   A_SAE = softmax(lambda (Q Q^T + K K^T) / sqrt(d_h)); F_SAE = last block with A_SAE as attention
+    SAE (Eq. 6-7)   A = softmax(lambda (Q Q^T + K K^T) / sqrt(d_h)); F_SAE = W_o A V + b_o + 0.3 c
     HAI (Eq. 8-11)  A_HAI = Sinkhorn(sum over l < L of a^l without outlier columns); F_vis = A_HAI F_SAE
 
-Where the text leaves something open (methods.md 1.11) the reading is an option, its default named first.
+c is the class token of X^{L-1}. Where the text is open (methods.md 1.11) the reading is an option,
+its default named first. SAE's is that of all public code, not Eq. 7 as printed: docs/methods.md.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ class SFP(Method):
 
     sae: bool = True  # the ordinary last block if False
     sae_lambda: float = 0.5
-    # "full": residuals around attention and FFN; "attention": a residual around attention, no FFN (not in the paper);
-    # "ffn": F_SOM plus the FFN of the mixed tokens, Eq. 7 as printed; "none": neither residual nor FFN, as ClearCLIP;
-    # "cls": no residual, plus sae_cls_weight times the class token, as released
-    sae_residual: str = "full"
+    # "cls": no residual, no FFN, plus sae_cls_weight c, as in all public code; "full": residuals
+    # around attention and FFN; "attention": the first of them, no FFN (not in the paper); "ffn":
+    # F_SOM + FFN of the mixed tokens, Eq. 7 as printed; "none": neither, as ClearCLIP
+    sae_residual: str = "cls"
     sae_cls_weight: float = 0.3
     sae_values: str = "projected"  # W_o A W_v LN1(F_SOM), or "literal": A F_SOM, as Eq. 6-7 abbreviate
-    sae_norm: bool = True  # LN2 before SAE's FFN
-    sae_cls_key: bool = True  # the class token is a key and value of SAE's attention
+    sae_norm: bool = True  # LN2 before SAE's FFN, where "full" and "ffn" have one
+    sae_cls_key: bool = False  # whether the class token is a key and value of SAE's attention
     hai: bool = True
     hai_iterations: int = 1  # rounds of row and column normalisation
     hai_first_layer: int = 1  # first layer l_0 of the sum
@@ -41,11 +42,11 @@ class SFP(Method):
     hai_rows: str = "kept"  # rows of outlier tokens, or "zeroed"
     hai_place: str = "before"  # LN_post and projection, or "after"
 
-    card = Card("SFP, ICCV 2025", attention="one softmax of q-q and k-k; HAI", layers="1..L")
+    card = Card("SFP, ICCV 2025", "softmax of q-q + k-k; HAI", "last block's", "1..L", False, False)
     own_purify = True
     own_pm = "SOM"
     choices = {
-        "sae_residual": ("full", "attention", "ffn", "none", "cls"),
+        "sae_residual": ("cls", "full", "attention", "ffn", "none"),
         "sae_values": ("projected", "literal"),
         "hai_rows": ("kept", "zeroed"),
         "hai_place": ("before", "after"),
@@ -86,6 +87,8 @@ class SFP(Method):
             mixed = block.project(self_attend(u, v, scale=scale, bias=bias))
         else:
             mixed = product(attend_explicitly(u, u, v, scale=scale, bias=bias)[2], purified)  # A_SAE averaged over heads
+        if self.sae_residual == "cls":
+            return mixed + self.sae_cls_weight * purified[:, :1]
         if self.sae_residual == "full":
             stream = purified + mixed
             return stream + block.mlp(stream, norm=self.sae_norm)
@@ -93,8 +96,6 @@ class SFP(Method):
             return purified + mixed
         if self.sae_residual == "ffn":
             return purified + block.mlp(mixed, norm=self.sae_norm)
-        if self.sae_residual == "cls":
-            return mixed + self.sae_cls_weight * purified[:, :1]
         return mixed
 
     def _integrate(self, state: LayerState, total: list[Tensor]) -> None:

@@ -1,4 +1,7 @@
-"""SFP's equations on small cases, against loops and plain formulas (there is no public code of the published method)."""
+"""SFP's equations on small cases, against loops and plain formulas.
+
+No public code has SOM after every layer and HAI.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,24 @@ from sfp.clip.kernels import layer_norm
 from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.methods import build_method
 from sfp.methods.parts import masked_similarity_attention, mix, sinkhorn
+from sfp.methods.sfp import SFP
+
+RESIDUALS = SFP.choices["sae_residual"]  # the default first
 
 
-def slow_sfp(clip, window, *, residual="full", iterations=1, first_layer=1, purify=True, hai=True, sae_lambda=0.5, norm=True):
+def slow_sfp(
+    clip,
+    window,
+    *,
+    residual="cls",
+    cls_key=False,
+    iterations=1,
+    first_layer=1,
+    purify=True,
+    hai=True,
+    sae_lambda=0.5,
+    norm=True,
+):
     """methods.md 1.11 step by step, one window, loops over tokens and heads."""
     trunk = clip.trunk
     grid = trunk.grid_of(*window.shape[-2:])
@@ -51,23 +69,27 @@ def slow_sfp(clip, window, *, residual="full", iterations=1, first_layer=1, puri
     last = clip.model.visual.transformer.resblocks[-1]
     normed = layer_norm(tokens, last.ln_1)
     q, k, v = (normed @ last.attn.in_proj_weight.T + last.attn.in_proj_bias).chunk(3, -1)
+    cls, f_som = tokens[0], tokens[1:]
     mixed = []
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         logits = sae_lambda * (q[:, part] @ q[:, part].T + k[:, part] @ k[:, part].T) / width**0.5
-        mixed.append(logits.softmax(-1) @ v[:, part])
+        if cls_key:
+            mixed.append((logits.softmax(-1) @ v[:, part])[1:])
+        else:
+            mixed.append(logits[1:, 1:].softmax(-1) @ v[1:, part])
     e = last.attn.out_proj(torch.cat(mixed, -1))
 
     def mlp(x):
         return last.mlp(layer_norm(x, last.ln_2) if norm else x)
 
     features = {
-        "full": lambda: tokens + e + mlp(tokens + e),
-        "attention": lambda: tokens + e,
-        "ffn": lambda: tokens + mlp(e),
+        "cls": lambda: e + 0.3 * cls,
+        "full": lambda: f_som + e + mlp(f_som + e),
+        "attention": lambda: f_som + e,
+        "ffn": lambda: f_som + mlp(e),
         "none": lambda: e,
-        "cls": lambda: e + 0.3 * tokens[0],
-    }[residual]()[1:]
+    }[residual]()
     if hai:
         for _ in range(iterations):
             total = total / total.sum(1, keepdim=True).clamp(min=1e-6)
@@ -80,26 +102,41 @@ def slow_sfp(clip, window, *, residual="full", iterations=1, first_layer=1, puri
     "options",
     [
         {},
-        dict(residual="attention"),
-        dict(residual="ffn"),
-        dict(residual="none"),
-        dict(residual="cls"),
+        *(dict(residual=residual) for residual in RESIDUALS),
+        *(dict(residual=residual, cls_key=True) for residual in RESIDUALS),
         dict(iterations=3),
         dict(first_layer=8),
         dict(purify=False),
         dict(hai=False),
         dict(sae_lambda=1.0),
-        dict(norm=False),
+        dict(norm=False, residual="full"),
         dict(norm=False, residual="ffn"),
     ],
     ids=str,
 )
 @torch.no_grad()
 def test_equals_the_slow_reading_of_the_paper(options, clip):
-    spelled = dict(residual="sae_residual", iterations="hai_iterations", first_layer="hai_first_layer", norm="sae_norm")
+    spelled = dict(
+        residual="sae_residual",
+        cls_key="sae_cls_key",
+        iterations="hai_iterations",
+        first_layer="hai_first_layer",
+        norm="sae_norm",
+    )
     method = build_method("SFP", clip, **{spelled.get(key, key): value for key, value in options.items()})
     window = parity.image("win1.1", 224, 320)[None]
     torch.testing.assert_close(method(window)[0], slow_sfp(clip, window, **options), atol=2e-4, rtol=1e-4)
+
+
+def test_the_class_token_reaches_sae_only_by_its_term(clip):
+    """Out of the keys and values: without the term, another class token changes nothing."""
+    purified = torch.randn(1, 10, clip.trunk.width)
+    other = torch.cat([torch.randn(1, 1, clip.trunk.width), purified[:, 1:]], 1)
+    for residual, share in (("none", 0.0), ("cls", 0.3)):
+        sae = build_method("SFP", clip, sae_residual=residual)._sae
+        change = (sae(other) - sae(purified))[:, 1:]
+        expected = share * (other - purified)[:, :1].expand_as(change)
+        torch.testing.assert_close(change, expected, atol=1e-5, rtol=0)
 
 
 def test_som_flags_tokens_in_these_windows(clip):
@@ -159,7 +196,9 @@ def test_row_scale_of_the_final_matrix_does_not_change_the_direction(clip):
     [
         dict(sae=False),
         dict(sae_values="literal"),
-        dict(sae_cls_key=False),
+        *(dict(sae_residual=residual) for residual in RESIDUALS[1:]),
+        dict(sae_cls_weight=0.1),
+        dict(sae_cls_key=True),
         dict(hai_cls=True),
         dict(hai_rows="zeroed"),
         dict(hai_place="after"),
