@@ -77,7 +77,7 @@ class Cell:
         name, options = split_spec(self.method)
         METHODS.get(name)
         clip, _, pretrained = self.backbone.partition(":")
-        pretrained = pretrained or ("toyland" if clip.lower() == "toyland" else "openai")
+        pretrained = pretrained or "openai"
         given = [f"model.method={name}", f"model.clip={clip}", f"model.pretrained={pretrained}"]
         given += [f"model.{option}" for option in options]
         cfg = read_config(CONFIGS / f"cfg_{self.dataset}.py", [*given, *self.overrides])

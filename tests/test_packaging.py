@@ -14,7 +14,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from sfp.clip.loading import TOYLAND_CARD, TOYLAND_FILE
+from sfp.clip.loading import BUILT_IN
 
 PINS: dict[str, list[Requirement]] = {}  # one for each marker
 for line in (ROOT / "constraints.txt").read_text().splitlines():
@@ -57,10 +57,12 @@ def test_environment_yml():
     assert "dev" in (ROOT / "setup.py").read_text()
 
 
-def test_the_shipped_weights():
-    card = json.loads(TOYLAND_CARD.read_text())
-    assert hashlib.sha256(TOYLAND_FILE.read_bytes()).hexdigest() == card["sha256"]
-    assert TOYLAND_FILE.stat().st_size < 15e6
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_shipped_weights(name):
+    file = BUILT_IN[name]
+    card = json.loads(file.with_suffix(".json").read_text())
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == card["sha256"]
+    assert file.stat().st_size < 12e6
 
 
 def test_the_package_is_installed():

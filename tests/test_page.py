@@ -20,7 +20,7 @@ from conftest import ROOT
 from PIL import Image
 
 import sfp
-from sfp.clip.loading import TOYLAND_FILE
+from sfp.clip.loading import BUILT_IN
 from sfp.page import __main__ as program
 from sfp.page import views
 from sfp.page.studio import AS_PUBLISHED, BACKBONES, OFF, Backbone, Settings, Studio, purifications, read_names
@@ -36,7 +36,7 @@ FLAGS = [
     "--disable-sync",
 ]
 TOYLAND = BACKBONES[0].title
-SETTINGS = Settings("SFP-release", AS_PUBLISHED, TOYLAND)
+SETTINGS = Settings("SFP", AS_PUBLISHED, TOYLAND)
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +66,14 @@ def test_the_same_request_is_answered_from_memory(studio, scene):
 def test_purification_is_as_chosen(studio):
     assert set(sfp.list_detectors()) < set(purifications())
     assert studio.segmenter(SETTINGS).pipeline.method.purifier.detector.name == "SOM"
-    assert studio.segmenter(Settings("SFP-release", OFF, TOYLAND)).pipeline.method.purifier is None
+    assert studio.segmenter(Settings("SFP", OFF, TOYLAND)).pipeline.method.purifier is None
     assert studio.segmenter(Settings("CLIP", "LOF", TOYLAND)).pipeline.method.purifier.detector.name == "LOF"
     everywhere = studio.segmenter(Settings("SC-CLIP", AS_PUBLISHED, TOYLAND, every_layer=True)).pipeline.method.purifier
     assert everywhere.detector.name == "LOF" and sorted(everywhere.layers) == list(range(1, 12))
 
 
 def test_a_backbone_from_a_file_and_few_kept(tmp_path):
-    files = [Backbone(f"file {number}", "ViT-B-16", str(TOYLAND_FILE)) for number in range(3)]
+    files = [Backbone(f"file {number}", "ViT-B-16", str(BUILT_IN["Toyland"])) for number in range(3)]
     studio = Studio(tmp_path, files)
     key = studio.add_picture(studio.examples[0].file)
     first, *others = [Settings("MaskCLIP", AS_PUBLISHED, backbone.title) for backbone in files]
@@ -309,7 +309,7 @@ def test_inspect_layers_and_patches(page):
 def test_compare_two_methods(page):
     page.get_by_role("tab", name="Compare").click()
     page.click("button#sfp-compare")
-    assert "SFP-release" in wait_for_text(page, "#sfp-shares", "agree on")
+    assert "SFP" in wait_for_text(page, "#sfp-shares", "agree on")
     page.wait_for_selector("#sfp-side-b img")
     assert picture_bytes(page, "#sfp-side-a") != picture_bytes(page, "#sfp-side-b")
     page.click("#sfp-examples button[aria-label='Thumbnail 3 of 6']")  # of another picture nothing old is shown

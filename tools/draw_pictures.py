@@ -30,7 +30,7 @@ from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.files import whole_file
 from sfp.inspection_figures import attention_figure, feature_figure, outlier_figure, patch_figure
 
-_FEW = ("CLIP", "SFP", "SFP-release", "SC-CLIP", "ProxyCLIP", "CLIPSeg")
+_FEW = ("CLIP", "MaskCLIP", "ClearCLIP", "SC-CLIP", "CLIPSeg", "SFP")
 _SCENE, _SCENES = 10, (10, 15, 12)  # of the split val
 _PATCH = (11, 13)  # on the boat of _SCENE
 _LAYERS = (1, 3, 5, 7, 9, 11)

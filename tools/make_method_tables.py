@@ -4,7 +4,8 @@
     python tools/make_method_tables.py --again    # measures everything again
     python tools/make_method_tables.py --check    # measures nothing, fails where the tables are not what this would write
 
-Each row is one run of tools/test.py; its options stand beside it in docs/toyland.json.
+Each row is a cell of the grid (tools/benchmark.py), known in docs/toyland.json by backbone and method string. Cells that
+are finished in --out are read there: so benchmark.py may measure some of them in further processes.
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
 
+from sfp.clip.loading import BUILT_IN
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
 from sfp.markdown import markdown_table
@@ -29,32 +28,26 @@ from sfp.outliers import DETECTORS, list_detectors
 ROOT = Path(__file__).parent.parent
 FIGURES, PAGE, README = ROOT / "docs/toyland.json", ROOT / "docs/methods.md", ROOT / "README.md"
 START, END = "<!-- made by tools/make_method_tables.py -->", "<!-- end -->"
-LAYERS = "model.purify_layers=[" + ",".join(map(str, range(1, 12))) + "]"
-SOM = ["model.purify=True", "model.pm=SOM", LAYERS]
-PURIFIED = ("SFP", "SC-CLIP", "ClearCLIP")  # the rows of the detector table
+SOM = "purify=True,pm=SOM,purify_layers=[" + ",".join(map(str, range(1, 12))) + "]"
+PURIFIED = ("SFP", "SC-CLIP", "ClearCLIP")  # the columns of the detector table
+FEW = 20  # scenes of the detector table: IsolationForest takes seconds for each
 VARIANTS = {
-    "MaskCLIP": [["model.variant=bare"]],
-    "CLIPSurgery": [["model.feature_surgery=True"]],
-    "CLIPtrase": [["model.cluster_vote=majority", "model.window=0"], ["model.cluster_vote=mean"], ["model.cluster_vote=majority"]],
-    "CLIPSeg": [["model.deep_layers=-1"], ["model.relation=two_hop"], ["model.attention_layer=7"]],
-    "SC-CLIP": [["model.purify=False"]],
-    "SFP-release": [
-        ["model.purify=False"],
-        ["model.pm=L2"],
-        ["model.pm=LOF"],
-        ["model.release=2025-12"],
-        ["model.release=2025-12", "model.purify=False"],
-    ],
+    "MaskCLIP": ["variant=bare"],
+    "CLIPSurgery": ["feature_surgery=True"],
+    "CLIPtrase": ["cluster_vote=majority,window=0", "cluster_vote=mean", "cluster_vote=majority"],
+    "CLIPSeg": ["deep_layers=-1", "relation=two_hop", "attention_layer=7"],
+    "SC-CLIP": ["purify=False"],
+    "SFP-release": ["purify=False", "pm=L2", "pm=LOF", "release=2025-12", "release=2025-12,purify=False"],
     "SFP": [
-        ["model.purify=False"],
-        ["model.hai=False"],
-        ["model.hai=False", "model.purify=False"],
-        ["model.hai_iterations=3"],
-        ["model.sae_cls_key=True"],
-        ["model.sae_residual=none"],
-        ["model.sae_residual=ffn"],
-        ["model.sae_residual=full"],
-        ["model.sae_residual=full", "model.sae_cls_key=True"],
+        "purify=False",
+        "hai=False",
+        "hai=False,purify=False",
+        "hai_iterations=3",
+        "sae_cls_key=True",
+        "sae_residual=none",
+        "sae_residual=ffn",
+        "sae_residual=full",
+        "sae_residual=full,sae_cls_key=True",
     ],
 }
 ABOUT_SFP = """\
@@ -107,34 +100,56 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--again", action="store_true", help="measure everything again")
     parser.add_argument("--check", action="store_true", help="measure and write nothing; fail where the tables are not up to date")
+    parser.add_argument("--out", type=Path, default=ROOT / "work_dirs/method_tables", help="folder for the grid's results")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(make, parser.parse_args())
 
 
-def rows() -> list[list[str]]:
-    """Options of every run."""
+def with_options(name: str, options: str) -> str:
+    """The grid's method string."""
+    return f"{name}:{options}" if options else name
+
+
+def published(name: str) -> str:
+    """The method string of a method as published."""
+    return name if METHODS.get(name).own_purify else f"{name}:purify=False"
+
+
+def rows() -> list[tuple[str, str, int | None]]:
+    """Backbone, method string and number of scenes (all if None) of every figure, each once."""
     found = []
     for name in list_methods():
-        own = [f"model.method={name}"]
-        found += [own, [*own, *SOM], *([*own, *variant] for variant in VARIANTS.get(name, []))]
+        for backbone in BUILT_IN:
+            specs = (published(name), f"{name}:purify=False", f"{name}:{SOM}")
+            found += [(backbone, spec, None) for spec in specs]
+        found += [("Toyland", with_options(name, variant), None) for variant in VARIANTS.get(name, [])]
     for name in PURIFIED:
-        found += [[f"model.method={name}", "model.purify=False"]]
-        found += [[f"model.method={name}", "model.purify=True", f"model.pm={pm}"] for pm in list_detectors()]
-    return found
+        specs = ("purify=False", *(f"purify=True,pm={pm}" for pm in list_detectors()))
+        found += [("Toyland", f"{name}:{options}", FEW) for options in specs]
+    return list(dict.fromkeys(found))
 
 
-def measure(options: list[str]) -> dict:
-    """One run of tools/test.py on Toyland.
+def key_of(backbone: str, spec: str, scenes: int | None) -> str:
+    """What docs/toyland.json knows a figure by."""
+    return f"{backbone} {spec}" + (f" on {scenes} scenes" if scenes else "")
+
+
+def measure(backbone: str, spec: str, scenes: int | None, out: Path) -> dict:
+    """One cell of the grid, or what a finished one says.
 
     Raises:
         SFPError: it failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "tools/test.py", "configs/cfg_toyland.py", "--work-dir", folder, "--cfg-options", *options]
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-        if done.returncode:
-            raise SFPError(f"{' '.join(command)} failed: {done.stderr.strip().splitlines()[-1]}")
-        result = json.loads((Path(folder) / "results.json").read_text())
+    from sfp.grid import Cell, plan, run_group
+
+    options = (f"test_dataloader.dataset.scenes={scenes}",) if scenes else ()
+    cell = Cell(spec, backbone, "toyland", options, str(out / (str(scenes) if scenes else "all")))
+    groups, _, failed = plan([cell])
+    for reason in failed.values():
+        raise SFPError(reason)
+    for group in groups:
+        run_group(group, workers=0)
+    result = json.loads((cell.folder / "results.json").read_text())
     return {key: result[key] for key in ("mIoU", "aAcc", "images", "precision", "device", "weights_sha256")}
 
 
@@ -144,14 +159,16 @@ def make(args: argparse.Namespace) -> None:
     Raises:
         SFPError: a run failed, a figure is missing, or a table is not up to date.
     """
-    figures = json.loads(FIGURES.read_text()) if FIGURES.is_file() and not args.again else {}
-    missing = [options for options in rows() if " ".join(options) not in figures]
+    known = json.loads(FIGURES.read_text()) if FIGURES.is_file() and not args.again else {}
+    wanted = {key_of(*row): row for row in rows()}
+    figures = {key: known[key] for key in wanted if key in known}
+    missing = [key for key in wanted if key not in figures]
     if args.check and missing:
-        raise SFPError(f"docs/toyland.json lacks {' '.join(missing[0])}; run tools/make_method_tables.py.")
-    for options in tqdm(missing, unit="run"):
-        figures[" ".join(options)] = measure(options)
+        raise SFPError(f"docs/toyland.json lacks {missing[0]!r}; run tools/make_method_tables.py.")
+    for key in tqdm(missing, unit="row"):
+        figures[key] = measure(*wanted[key], args.out)
         with whole_file(FIGURES) as partial:
-            partial.write_text(json.dumps(figures, indent=1) + "\n")
+            partial.write_text(json.dumps({key: figures[key] for key in wanted if key in figures}, indent=1) + "\n")
     before, rest = README.read_text().split(START)
     after = rest.split(END)[1]
     texts = {PAGE: page(figures), README: f"{before}{START}\n{short_table(figures)}{END}{after}"}
@@ -168,18 +185,20 @@ def file_of(cls: type) -> Path:
     return Path(inspect.getsourcefile(cls)).relative_to(ROOT)
 
 
-def figure(figures: dict, *options: str) -> str:
-    return f"{figures[' '.join(options)]['mIoU']:.1f}"
+def figure(figures: dict, backbone: str, spec: str, scenes: int | None = None) -> str:
+    return f"{figures[key_of(backbone, spec, scenes)]['mIoU']:.1f}"
 
 
 def short_table(figures: dict) -> str:
-    """The README's: each method as published, and with SOM after every layer."""
+    """The README's: each method as published and with SOM after every layer, on both models."""
     body = []
     for name in list_methods():
         cls = METHODS.get(name)
-        own = f"model.method={name}"
-        body.append([f"[{name}]({file_of(cls)})", cls.card.paper, figure(figures, own), figure(figures, own, *SOM)])
-    return markdown_table(["method", "paper", "#mIoU as published", "#with SOM after layers 1..11"], body)
+        cells = (figure(figures, model, spec) for model in BUILT_IN for spec in (published(name), f"{name}:{SOM}"))
+        body.append([f"[{name}]({file_of(cls)})", cls.card.paper, *cells])
+    return markdown_table(
+        ["method", "paper", "#as published", "#with SOM in all layers", "#Toyland-clean: as published", "#with SOM"], body
+    )
 
 
 def page(figures: dict) -> str:
@@ -187,28 +206,37 @@ def page(figures: dict) -> str:
     methods, variants, detectors = [], [], []
     for name in list_methods():
         cls = METHODS.get(name)
-        card, own, path = cls.card, f"model.method={name}", file_of(cls)
+        card, path = cls.card, file_of(cls)
         lines = str(len((ROOT / path).read_text().splitlines()))
         kept = ["yes" if value else "no" for value in (card.residual, card.ffn)]
         methods.append(
-            [name, card.paper, f"[{path.name}](../{path})", lines, card.attention, card.values, card.layers, *kept, figure(figures, own)]
+            [
+                name,
+                card.paper,
+                f"[{path.name}](../{path})",
+                lines,
+                card.attention,
+                card.values,
+                card.layers,
+                *kept,
+                figure(figures, "Toyland", published(name)),
+            ]
         )
         for variant in VARIANTS.get(name, []):
-            shown = " ".join(option.removeprefix("model.") for option in variant)
-            variants.append([name, f"`{shown}`", figure(figures, own, *variant)])
+            variants.append([name, f"`{variant}`", figure(figures, "Toyland", with_options(name, variant))])
     for pm in [None, *list_detectors()]:
-        options = ["model.purify=False"] if pm is None else ["model.purify=True", f"model.pm={pm}"]
+        options = "purify=False" if pm is None else f"purify=True,pm={pm}"
         where = "" if pm is None else f"[{file_of(DETECTORS.get(pm)).name}](../{file_of(DETECTORS.get(pm))})"
-        detectors.append([pm or "off", where, *(figure(figures, f"model.method={name}", *options) for name in PURIFIED)])
+        detectors.append([pm or "off", where, *(figure(figures, "Toyland", f"{name}:{options}", FEW) for name in PURIFIED)])
     sample = next(iter(figures.values()))
     return f"""# Methods and detectors
 
 Written by `tools/make_method_tables.py` from the registries and from `docs/toyland.json`. mIoU on Toyland: {sample["images"]}
 held-out scenes, the built-in CLIP, {sample["precision"]} on the {sample["device"]}, windows 224/112, short side 336, 80 prompts; each
-figure is one run of
+figure is a cell of the grid:
 
 ```text
-sh scripts/test.sh configs/cfg_toyland.py --cfg-options OPTIONS
+python tools/benchmark.py --methods METHOD:OPTIONS --backbones Toyland --datasets toyland
 ```
 
 Toyland ranks methods on a toy; it says nothing about real weights.
@@ -228,7 +256,8 @@ CLIPSeg's layer on Toyland was chosen by `tools/probe_layers.py` on other scenes
 {ABOUT_SFP}
 ## Detectors
 
-`model.purify=True model.pm=NAME` with each detector's defaults, at the method's own layers: 1..11 for SFP and ClearCLIP, 11 for SC-CLIP.
+`purify=True,pm=NAME` with each detector's defaults, at the method's own layers: 1..11 for SFP and ClearCLIP, 11 for SC-CLIP; the first
+{FEW} scenes. Who finds what is in [outliers.md](outliers.md).
 
 {markdown_table(["detector", "file", *(f"#{name}" for name in PURIFIED)], detectors)}"""
 

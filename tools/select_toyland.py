@@ -1,6 +1,7 @@
 """Choose among the checkpoints of tools/train_toyland.py and install the choice as the built-in Toyland weights.
 
-    python tools/select_toyland.py --work-dir work_dirs/toyland_clip
+    python tools/select_toyland.py --work-dir work_dirs/toyland
+    python tools/select_toyland.py --work-dir work_dirs/toyland_clean --model Toyland-clean
 
 Every checkpoint segments the ``tune`` scenes, which are neither trained on nor evaluated on, by several methods; the one
 with the best average mIoU is kept. The table goes to ``selection.json`` in the work dir.
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from sfp.clip import load_clip
-from sfp.clip.loading import TOYLAND_FILE
+from sfp.clip.loading import BUILT_IN
 from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
 from sfp.errors import SFPError, run_command
@@ -58,10 +59,11 @@ def mean_iou(pipeline: Pipeline, scenes: list[toyland.Scene]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/toyland_clip"))
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--model", choices=list(BUILT_IN), default="Toyland", help="which of the built-in models they are of")
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--from-step", type=int, default=0, help="leave earlier checkpoints out")
-    parser.add_argument("--out", type=Path, default=TOYLAND_FILE, help="where the chosen weights go; their card goes beside them")
+    parser.add_argument("--out", type=Path, help="where the weights go, a .json beside them; the model's own place if not given")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(select, parser.parse_args())
 
@@ -74,6 +76,7 @@ def select(args: argparse.Namespace) -> None:
     """
     if args.scenes < 1:
         raise SFPError(f"--scenes is {args.scenes}; give at least 1.")
+    out = args.out or BUILT_IN[args.model]
     torch.manual_seed(0)
     scenes = [toyland.make_scene("tune", i) for i in range(args.scenes)]
     table: dict[str, dict[str, float]] = {}
@@ -92,9 +95,9 @@ def select(args: argparse.Namespace) -> None:
     with whole_file(args.work_dir / "selection.json") as partial:
         partial.write_text(json.dumps(dict(chosen=best, tune_mIoU=table), indent=2) + "\n")
     weights = load_file(args.work_dir / f"{best}.safetensors")
-    with whole_file(args.out) as partial:
-        save_file(weights, partial, metadata=dict(quick_gelu="true", model="Toyland"))
-    digest = hashlib.sha256(args.out.read_bytes()).hexdigest()
+    with whole_file(out) as partial:
+        save_file(weights, partial, metadata=dict(quick_gelu="true", model=args.model))
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
     card = {
         "sha256": digest,
         "made_by": "tools/train_toyland.py, then tools/select_toyland.py",
@@ -102,9 +105,9 @@ def select(args: argparse.Namespace) -> None:
         "tune_scenes": args.scenes,
         "tune_mIoU": {name: round(value, 2) for name, value in table[best].items()},
     }
-    with whole_file(args.out.with_suffix(".json")) as partial:
+    with whole_file(out.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(card, indent=2) + "\n")
-    print(f"{best} -> {args.out} ({args.out.stat().st_size / 2**20:.1f} MiB, SHA-256 {digest})")
+    print(f"{best} -> {out} ({out.stat().st_size / 2**20:.1f} MiB, SHA-256 {digest})")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from sfp.options import check_type
 if TYPE_CHECKING:
     from sfp.clip.clip import FrozenCLIP
 
-TOYLAND_FILE = Path(__file__).parent / "toyland.safetensors"
-TOYLAND_CARD = TOYLAND_FILE.with_suffix(".json")  # its SHA-256 and how it was made
+# The built-in models; beside each file a .json has its SHA-256 and how it was made
+BUILT_IN = {name: Path(__file__).parent / f"{name.lower()}.safetensors" for name in ("Toyland", "Toyland-clean")}
 _QUICK = "-quickgelu"
 
 
@@ -40,7 +40,7 @@ def load_clip(
 
     Args:
         model: open_clip's name (``ViT-B-16``, ``ViT-L-14-quickgelu``) or OpenAI's spelling (``ViT-B/16``); ``Toyland``
-            is the tiny model that comes with this package.
+            is the tiny model that comes with this package, ``Toyland-clean`` its twin without outliers.
         pretrained: an open_clip tag (``openai``, ``laion400m_e32``, ``metaclip_400m``); the path of a checkpoint
             (OpenAI or open_clip layout, ``.pt``, ``.safetensors`` or OpenAI's TorchScript archive); or a state dict,
             whose sizes are read from its shapes.
@@ -71,10 +71,10 @@ def load_clip(
     tag = "a state dict" if isinstance(pretrained, Mapping) else str(pretrained)
     if isinstance(pretrained, Mapping):
         checkpoint = from_state_dict(dict(pretrained))
-    elif tag.lower() == "toyland" or (architecture == "Toyland" and tag == "openai"):
-        checkpoint, architecture, tag = _read_toyland(), "Toyland", "toyland"
+    elif built_in := _built_in(architecture, tag):
+        checkpoint, architecture, tag = _read_built_in(built_in), built_in, built_in.lower()
         if quick_gelu is False:
-            raise SFPError("quick_gelu=False disagrees with Toyland's weights, trained with quick_gelu=True; leave it out.")
+            raise SFPError(f"quick_gelu=False disagrees with {built_in}'s weights, trained with quick_gelu=True; leave it out.")
     elif _is_file_name(tag):
         checkpoint = read_checkpoint(Path(tag).expanduser())
         quick_gelu = _activation_of_file(Path(tag), model, checkpoint, quick_gelu)
@@ -88,7 +88,7 @@ def load_clip(
 
     sizes = read_sizes(checkpoint.weights, checkpoint.source)
     config = open_clip.get_model_config(architecture) or {}
-    if isinstance(pretrained, Mapping) or architecture == "Toyland":
+    if isinstance(pretrained, Mapping) or architecture in BUILT_IN:
         config = config if _agrees(config, sizes) else {}
     elif config and not _agrees(config, sizes):
         if architecture.removesuffix(_QUICK) != "ViT-B-16":  # the default name promises nothing about a file's sizes
@@ -110,7 +110,7 @@ def load_clip(
         ) from error
     frozen = FrozenCLIP(
         network,
-        name=architecture if config or architecture == "Toyland" else f"ViT {sizes.layers}x{sizes.width}/{sizes.patch}",
+        name=architecture if config or architecture in BUILT_IN else f"ViT {sizes.layers}x{sizes.width}/{sizes.patch}",
         pretrained=tag,
         quick_gelu=quick_gelu,
         device=device,
@@ -152,12 +152,13 @@ def _open_clip_name(model: str) -> str:
     """
     import open_clip
 
-    if model.lower() == "toyland":
-        return "Toyland"
+    for built_in in BUILT_IN:
+        if model.lower() == built_in.lower():
+            return built_in
     name = model.replace("/", "-").replace("@", "-").removesuffix("px")
     vits = [known for known in open_clip.list_models() if _is_plain_vit(open_clip.get_model_config(known))]
     if name not in vits:
-        raise unknown_choice("CLIP model", model, ["Toyland", *vits])
+        raise unknown_choice("CLIP model", model, [*BUILT_IN, *vits])
     return name
 
 
@@ -175,14 +176,21 @@ def _is_file_name(tag: str) -> bool:
     return Path(tag).suffix in (".pt", ".pth", ".bin", ".safetensors") or os.sep in tag or Path(tag).is_file()
 
 
-def _read_toyland() -> Checkpoint:
-    if not TOYLAND_FILE.is_file():
-        raise SFPError(
-            f"The built-in Toyland weights are missing at {TOYLAND_FILE}; install the package again, or run tools/train_toyland.py."
-        )
-    if hashlib.sha256(TOYLAND_FILE.read_bytes()).hexdigest() != json.loads(TOYLAND_CARD.read_text())["sha256"]:
-        raise SFPError(f"The built-in Toyland weights at {TOYLAND_FILE} are damaged (SHA-256 differs); install the package again.")
-    return read_checkpoint(TOYLAND_FILE)
+def _built_in(architecture: str, tag: str) -> str | None:
+    """Which built-in weights are meant: those that the tag names, else the model's own; None if neither does."""
+    tags = {name.lower(): name for name in BUILT_IN}
+    if architecture in BUILT_IN and tag.lower() in ("openai", "toyland"):  # the default, and the config's
+        return architecture
+    return tags.get(tag.lower())
+
+
+def _read_built_in(name: str) -> Checkpoint:
+    file = BUILT_IN[name]
+    if not file.is_file():
+        raise SFPError(f"The built-in {name} weights are missing at {file}; install the package again, or run tools/train_toyland.py.")
+    if hashlib.sha256(file.read_bytes()).hexdigest() != json.loads(file.with_suffix(".json").read_text())["sha256"]:
+        raise SFPError(f"The built-in {name} weights at {file} are damaged (SHA-256 differs); install the package again.")
+    return read_checkpoint(file)
 
 
 def _activation_of_file(path: Path, model: str, checkpoint: Checkpoint, asked: bool | None) -> bool:
@@ -225,8 +233,8 @@ def _fetch(architecture: str, tag: str) -> tuple[Checkpoint, bool]:
     import open_clip
 
     plain = architecture.removesuffix(_QUICK)
-    if architecture == "Toyland":
-        raise SFPError(f"The Toyland model has no weights {tag!r}; leave pretrained out, or give the path of a checkpoint.")
+    if architecture in BUILT_IN:
+        raise SFPError(f"The {architecture} model has no weights {tag!r}; leave pretrained out, or give the path of a checkpoint.")
     tags = {t for name in (plain, plain + _QUICK) for t in open_clip.list_pretrained_tags_by_model(name)}
     if tag not in tags:
         raise unknown_choice(f"weights for {plain}", tag, sorted(tags))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from sfp import Inspection, Segmentation, Segmenter, SFPError, list_detectors, load_clip
 from sfp.api import Names
+from sfp.clip.loading import BUILT_IN
 from sfp.datasets import toyland
 from sfp.errors import unknown_choice
 from sfp.images import read_image
@@ -43,6 +44,7 @@ class Backbone:
 
 BACKBONES = (
     Backbone("Toyland (built in)", "Toyland"),
+    Backbone("Toyland-clean (built in, without outliers)", "Toyland-clean"),
     Backbone("ViT-B/16, OpenAI", "ViT-B/16"),
     Backbone("ViT-B/32, OpenAI", "ViT-B/32"),
     Backbone("ViT-L/14, OpenAI", "ViT-L/14"),
@@ -162,7 +164,7 @@ class Studio:
 
         @functools.lru_cache(maxsize=4)
         def make(method: str, purification: str, every_layer: bool) -> Segmenter:
-            options = dict(_TOYLAND_OPTIONS.get(method, {})) if clip.name == "Toyland" else {}
+            options = dict(_TOYLAND_OPTIONS.get(method, {})) if clip.name in BUILT_IN else {}
             if purification == OFF:
                 options["purify"] = False
             elif purification != AS_PUBLISHED:

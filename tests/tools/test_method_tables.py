@@ -8,6 +8,8 @@ import sys
 
 from conftest import ROOT
 
+from sfp.clip import load_clip
+from sfp.clip.loading import BUILT_IN
 from sfp.methods import METHODS, list_methods
 from sfp.outliers import list_detectors
 
@@ -28,7 +30,9 @@ def test_every_method_and_detector_has_a_row_and_every_method_is_short():
         assert len(path.read_text().splitlines()) <= 120, path
 
 
-def test_figures_are_of_all_held_out_scenes():
+def test_figures_are_of_all_held_out_scenes_and_of_the_shipped_weights():
     figures = json.loads((ROOT / "docs/toyland.json").read_text())
-    assert {figure["images"] for figure in figures.values()} == {120}
-    assert len({figure["weights_sha256"] for figure in figures.values()}) == 1
+    shipped = {name: load_clip(name, device="cpu").fingerprint for name in BUILT_IN}
+    for key, figure in figures.items():
+        assert figure["images"] == (20 if key.endswith(" on 20 scenes") else 120)
+        assert figure["weights_sha256"] == shipped[key.split()[0]]
