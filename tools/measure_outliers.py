@@ -1,0 +1,163 @@
+"""Measure Toyland's outliers, whose truth is known, and write docs/outliers.md's tables and figure.
+
+    python tools/measure_outliers.py            # both models, 40 scenes, all detectors
+    python tools/measure_outliers.py --check    # fails where the page is not what docs/outliers.json makes
+
+What they do in each layer, beside Toyland-clean at the same places; who finds them; and, of the figures in
+docs/toyland.json (tools/make_method_tables.py), what they cost each method and what SOM brings back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from make_method_tables import SOM, key_of
+from matplotlib.figure import Figure
+
+from sfp.clip import load_clip
+from sfp.clip.loading import BUILT_IN
+from sfp.clip.text_bank import TextBank
+from sfp.datasets import toyland
+from sfp.datasets.toyland_outliers import true_outliers
+from sfp.errors import SFPError, run_command
+from sfp.files import save_figure, whole_file
+from sfp.images import resize_short_side
+from sfp.markdown import markdown_table
+from sfp.methods import list_methods
+from sfp.outlier_truth import TOKEN_FIGURES, detection_figures, token_figures
+from sfp.outliers import build_detector, list_detectors
+from sfp.pipeline.windows import cut, window_grid
+
+ROOT = Path(__file__).parent.parent
+PAGE, FIGURES, PICTURE = (ROOT / "docs" / name for name in ("outliers.md", "outliers.json", "outliers/detection.png"))
+START, END = "<!-- {}: made by tools/measure_outliers.py -->", "<!-- end -->"
+WINDOW, STRIDE, SHORT_SIDE = 224, 112, 336
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--split", choices=toyland.SPLITS[1:], default="tune", help="of the scenes")
+    parser.add_argument("--scenes", type=int, default=40, help="how many; all their windows count")
+    parser.add_argument("--check", action="store_true", help="measure and write nothing; fail where the page is not up to date")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return run_command(make, parser.parse_args())
+
+
+def make(args: argparse.Namespace) -> None:
+    """Measure, and write or check the page.
+
+    Raises:
+        SFPError: no scene, or a page that is not up to date.
+    """
+    if args.scenes < 1:
+        raise SFPError(f"--scenes is {args.scenes}; give at least 1.")
+    if not args.check:
+        figures = measure(args.split, args.scenes)
+        with whole_file(FIGURES) as partial:
+            partial.write_text(json.dumps(figures, indent=1) + "\n")
+        PICTURE.parent.mkdir(exist_ok=True)
+        save_figure(detection_figure(figures), PICTURE, "--out")
+    if not FIGURES.is_file():
+        raise SFPError(f"There is no {FIGURES.name} in docs; run tools/measure_outliers.py.")
+    text = PAGE.read_text()
+    parts = tables(json.loads(FIGURES.read_text()), json.loads((ROOT / "docs/toyland.json").read_text()))
+    for name, table in parts.items():
+        before, rest = text.split(START.format(name))
+        text = f"{before}{START.format(name)}\n{table}{END}{rest.split(END, 1)[1]}"
+    if args.check and PAGE.read_text() != text:
+        raise SFPError("docs/outliers.md is not what tools/measure_outliers.py writes; run it.")
+    if not args.check:
+        with whole_file(PAGE) as partial:
+            partial.write_text(text)
+
+
+def measure(split: str, scenes: int) -> dict:
+    """Every figure of both models."""
+    images, labels = windows_of(split, scenes)
+    truth = true_outliers(images)
+    figures = dict(split=split, scenes=scenes, windows=len(images), models={})
+    for name in BUILT_IN:
+        clip = load_clip(name, device="cpu")
+        text = TextBank(clip, cache_dir=False).encode(list(toyland.CLASSES))
+        windows = clip.normalise(images)
+        detectors = [build_detector(detector) for detector in list_detectors()]
+        figures["models"][name] = dict(
+            weights_sha256=clip.fingerprint,
+            tokens=token_figures(clip, windows, truth, labels, text),
+            detectors=detection_figures(clip, windows, truth, detectors),
+        )
+    grey = patch_std(images)
+    figures["grey_std"] = dict(outliers=float(grey[truth].median()), others=float(grey[~truth].median()))
+    return figures
+
+
+def windows_of(split: str, scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows as an evaluation cuts them: images (B, 3, 224, 224) in 0..255, labels (B, 224, 224)."""
+    images, labels = [], []
+    for number in range(scenes):
+        scene = toyland.make_scene(split, number)
+        image = resize_short_side(scene.image, SHORT_SIDE)
+        size = tuple(image.shape[1:])
+        truth = torch.nn.functional.interpolate(torch.from_numpy(scene.labels)[None, None].float(), size, mode="nearest-exact")
+        for window in window_grid(*size, WINDOW, STRIDE):
+            images.append(cut(image, window))
+            labels.append(cut(truth[0].long(), window)[0])
+    return torch.stack(images).float(), torch.stack(labels)
+
+
+def patch_std(images: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of each patch's grey values, (B, N)."""
+    grey = images.mean(1).unfold(1, 16, 16).unfold(2, 16, 16).flatten(3)
+    return grey.std(-1, correction=0).flatten(1)
+
+
+def tables(figures: dict, methods: dict) -> dict[str, str]:
+    """The page's tables by name."""
+    models, layers = figures["models"], (1, 4, 6, 7, 8, 9, 10, 11)
+    alike, found, cost = [], [], []
+    for key, title in TOKEN_FIGURES.items():
+        for name, model in models.items():
+            values = model["tokens"][key]
+            alike.append([title, name, *(f"{values[layer - 1]:.{1 if key == 'length' else 0}f}" for layer in layers)])
+    for detector, of in models["Toyland"]["detectors"].items():
+        pairs = [f"{of['precision'][layer - 1]:.0f} / {of['recall'][layer - 1]:.0f}" for layer in (7, 8, 9, 10, 11)]
+        shares = [max(model["detectors"][detector]["flagged"]) for model in models.values()]
+        found.append([detector, *pairs, *(f"{share:.0f}" for share in shares)])
+    for method in list_methods():
+        row = [method]
+        for model in BUILT_IN:
+            off, som = (methods[key_of(model, f"{method}:{options}", None)]["mIoU"] for options in ("purify=False", SOM))
+            row += [f"{off:.1f}", f"{som:.1f}", f"{som - off:+.1f}"]
+        cost.append(row)
+    return {
+        "tokens": markdown_table(["", "model", *(f"#layer {layer}" for layer in layers)], alike),
+        "detectors": markdown_table(
+            ["detector", *(f"#layer {layer}" for layer in (7, 8, 9, 10, 11)), "#most flagged, %", "#of Toyland-clean, %"], found
+        ),
+        "cost": markdown_table(["method", "#Toyland", "#with SOM", "#change", "#Toyland-clean", "#with SOM", "#change"], cost),
+    }
+
+
+def detection_figure(figures: dict) -> Figure:
+    """Precision, recall and share flagged against layers, a line for each detector."""
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    detectors = figures["models"]["Toyland"]["detectors"]
+    panels = [("precision", "Toyland"), ("recall", "Toyland"), ("flagged", "Toyland"), ("flagged", "Toyland-clean")]
+    for axis, (kind, model) in zip(figure.subplots(1, 4), panels, strict=True):
+        for name in detectors:
+            values = figures["models"][model]["detectors"][name][kind]
+            axis.plot(np.arange(1, 1 + len(values)), values, marker="o", markersize=3, label=name)
+        axis.set(title=f"{kind}, {model} (%)", xlabel="layer", ylim=(-3, 103) if kind != "flagged" else (0, 40))
+        axis.grid(alpha=0.3)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())
