@@ -348,6 +348,18 @@ def ablation_table(
     return markdown_table(head, body)
 
 
+def equal_signs(ablation: Ablation, backbone: str, dataset: str, measured: Mapping[tuple[str, str, str], float | None]) -> tuple[int, int]:
+    """How many changes, as printed, have the published one's sign, and how many changes the paper prints.
+
+    A published change of 0.0 has no sign and doesn't count.
+    """
+    own = [measured.get((row.method_on(dataset) or "", backbone, dataset)) for row in ablation.rows]
+    papers = [ablation.published(row, backbone, dataset) if ablation.table else None for row in ablation.rows]
+    changes = [(_beside(own, i)[1], _beside(papers, i)[1]) for i in range(len(own))]
+    pairs = [(float(ours), float(theirs)) for ours, theirs in changes if ours and theirs and float(theirs)]
+    return sum(ours * theirs > 0 for ours, theirs in pairs), len(pairs)
+
+
 def missing_rows(ablation: Ablation) -> str:
     """Which rows can't be measured and why, as a Markdown list."""
     names: dict[str, list[str]] = {}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from sfp.ablations import ABLATIONS, Ablation, Row, ablation_table, find_ablation, missing_rows, read_miou
+from sfp.ablations import ABLATIONS, Ablation, Row, ablation_table, equal_signs, find_ablation, missing_rows, read_miou
 from sfp.errors import SFPError
 from sfp.grid import Cell
 from sfp.methods import build_method
@@ -111,3 +111,12 @@ def test_mistakes(tmp_path):
     with pytest.raises(SFPError, match="measure it again"):
         read_miou(tmp_path)
     assert read_miou(tmp_path / "none") is None
+
+
+def test_signs_are_counted_where_the_paper_has_a_change():
+    """SFP's Table 3 falls from row to row; of what is measured here one row rises and one is missing."""
+    ablation = ABLATIONS["sfp-table3"]
+    values = [50.0, 49.0, 51.0, None, 48.0]
+    measured = {(row.method, "Toyland", "toyland"): value for row, value in zip(ablation.rows, values, strict=True)}
+    assert equal_signs(ablation, "Toyland", "toyland", measured) == (2, 3)
+    assert equal_signs(ABLATIONS["sfp-questions"], "Toyland", "toyland", measured) == (0, 0)

@@ -230,8 +230,8 @@ def test_config(options, words, fails):
 
 
 # ------------------------------------------------------------------------------------------------ command lines
+sys.path.append(str(ROOT / "tools"))  # as for a program that is run there: some import each other
 _BENCH, _SPEED = "--devices cpu --out grid", "--model Toyland --pretrained toyland --methods CLIP --rounds 1 --batch 1"
-_PLANT = "TOYLAND --images 1 --methods --detectors L2 --strengths 4 --selfless 0"
 COMMANDS = [
     ("test", "", "config"),
     ("test", "absent.py", "'absent.py'"),
@@ -333,13 +333,10 @@ COMMANDS = [
     ("probe_layers", "TOYLAND --epsilon nan", "--epsilon is nan"),
     ("probe_layers", "TOYLAND --detectors SOM SOM", "SOM SOM"),
     ("probe_layers", "TOYLAND --cfg-options model.window=big", "window is 'big'"),
-    ("plant_outliers", f"{_PLANT} --strengths nan", "--strengths [nan]"),
-    ("plant_outliers", f"{_PLANT} --count -1", "--count is -1"),
-    ("plant_outliers", f"{_PLANT} --selfless nan", "--selfless [nan]"),
-    ("plant_outliers", f"{_PLANT} --layer 0 --cfg-options test_dataloader.dataset.scenes=2", "layer 0"),
-    ("plant_outliers", f"{_PLANT} --purifiers SOM", "'SOM'"),
     ("make_method_tables", "--nonsense", "--nonsense"),
     ("train_toyland", "--work-dir out --steps 0", "--steps is 0"),
+    ("train_toyland", "--work-dir out --clean", "--clean"),
+    ("measure_outliers", "--scenes 0", "--scenes is 0"),
     ("train_toyland", "--work-dir out --lr nan", "--lr is nan"),
     ("train_toyland", "--work-dir file/x", "file/x"),
     ("select_toyland", "--work-dir empty --scenes 1", "empty"),
@@ -385,8 +382,9 @@ def test_a_cell_of_the_grid(options, words, place, monkeypatch, capsys):
 DEBUG = {
     "test": "absent.py", "benchmark": "--devices 9", "ablate": "", "segment": "empty --names a", "check_dataset": "voc22",
     "prepare_dataset": "voc22", "compare_names": "absent.py", "compare_precision": "--scenes 0", "draw_pictures": "out --only x",
-    "make_table": "empty", "plot_cost": "empty", "measure_speed": "--rounds 0", "probe_layers": "absent.py", "plant_outliers": "absent.py",
-    "train_toyland": "--steps 0", "select_toyland": "--scenes 0",
+    "make_table": "empty", "plot_cost": "empty", "measure_speed": "--rounds 0", "probe_layers": "absent.py",
+    "measure_outliers": "--scenes 0",
+    "train_toyland": "--work-dir out --steps 0", "select_toyland": "--work-dir empty --scenes 0",
 }  # fmt: skip
 
 

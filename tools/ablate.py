@@ -44,7 +44,7 @@ def ablate(args: argparse.Namespace) -> None:
     Raises:
         SFPError: no such table, or a wrong argument of the grid.
     """
-    from sfp.ablations import ABLATIONS, ablation_table, find_ablation, missing_rows
+    from sfp.ablations import ABLATIONS, ablation_table, equal_signs, find_ablation, missing_rows
 
     if args.list:
         for name, ablation in ABLATIONS.items():
@@ -55,7 +55,7 @@ def ablate(args: argparse.Namespace) -> None:
         raise SFPError(f"No table is named; name one of: {', '.join(ABLATIONS)}.")
     tables = [find_ablation(name) for name in args.names]
     require_mmseg()
-    texts = []
+    texts, signs = [], []
     for name, ablation in zip(args.names, tables, strict=True):
         where = f"{ablation.paper} {ablation.table}: " if ablation.table else ""
         parts = [f"## {name}\n", f"{where}{ablation.title}\n"]
@@ -64,8 +64,14 @@ def ablate(args: argparse.Namespace) -> None:
             backbones = args.backbones or own
             measured = measure(args, name, ablation, backbones, datasets) if datasets else {}
             parts += [f"{b}\n\n{ablation_table(ablation, b, datasets, measured)}" for b in backbones if datasets]
+            counted = [equal_signs(ablation, b, dataset, measured) for b in backbones for dataset in datasets]
+            signs += [(name, *pair) for pair in counted if pair[1]]
         parts.append(missing_rows(ablation))
         texts.append("\n".join(part for part in parts if part))
+        print(texts[-1])
+    if signs:
+        each = ", ".join(f"{name} {same} of {all_}" for name, same, all_ in signs)
+        texts.append(f"Changes with the paper's sign: {sum(s for _, s, _ in signs)} of {sum(a for *_, a in signs)} ({each}).\n")
         print(texts[-1])
     if args.save:
         with whole_file(args.save) as partial:
