@@ -36,7 +36,7 @@ _PATCH = (11, 13)  # on the boat of _SCENE
 _LAYERS = (1, 3, 5, 7, 9, 11)
 _HEIGHT, _COLUMNS = 150, 5
 _HEAT = ("attention.png", "outliers.png", "patch.png")
-_OPTIONS = {"ProxyCLIP": dict(proxy="colour"), "CLIPSeg": dict(attention_layer=10)}  # as configs/methods has them for Toyland
+_OPTIONS = {"ProxyCLIP": dict(proxy="colour"), "CLIPSeg": dict(attention_layer=2)}  # as configs/methods has them for Toyland
 _PALETTE = np.array(toyland.PALETTE, np.uint8)
 _LEGEND = list(zip(toyland.CLASSES, toyland.PALETTE, strict=True))
 
