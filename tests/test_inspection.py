@@ -74,15 +74,15 @@ def test_masks_are_those_of_the_detectors_and_follow_from_the_maps(inspection, s
 
 
 def test_purification_changes_what_follows_it(scene, toyland_clip):
-    inspection = sfp.Segmenter("SFP", toyland_clip, purify_layers=[4, 8]).inspect(scene.image)
+    inspection = sfp.Segmenter("SFP", toyland_clip, purify_layers=[8, 10]).inspect(scene.image)
     plain, purified = inspection.plain, inspection.purified
-    assert np.array_equal(plain.tokens[:3], purified.tokens[:3]) and np.array_equal(plain.attention[:4], purified.attention[:4])
-    assert not plain.repaired.any() and [layer for layer in range(1, 13) if purified.repaired[layer - 1].any()] == [4, 8]
-    changed = (plain.tokens[3, 1:] != purified.tokens[3, 1:]).any(-1).reshape(inspection.grid)
-    assert changed.any() and not (changed & ~purified.repaired[3]).any()  # only repaired tokens differ at once
-    assert np.array_equal(purified.repaired[3], purified.outliers["SOM"][3])  # detectors look before the repair
-    assert np.abs(plain.attention[4] - purified.attention[4]).max() > 1e-4
-    assert inspection.protocol["purified_layers"] == [4, 8]
+    assert np.array_equal(plain.tokens[:7], purified.tokens[:7]) and np.array_equal(plain.attention[:8], purified.attention[:8])
+    assert not plain.repaired.any() and [layer for layer in range(1, 13) if purified.repaired[layer - 1].any()] == [8, 10]
+    changed = (plain.tokens[7, 1:] != purified.tokens[7, 1:]).any(-1).reshape(inspection.grid)
+    assert changed.any() and not (changed & ~purified.repaired[7]).any()  # only repaired tokens differ at once
+    assert np.array_equal(purified.repaired[7], purified.outliers["SOM"][7])  # detectors look before the repair
+    assert np.abs(plain.attention[8] - purified.attention[8]).max() > 1e-4
+    assert inspection.protocol["purified_layers"] == [8, 10]
 
 
 def test_the_features_are_the_methods(inspection, segmenter):

@@ -48,5 +48,5 @@ def test_it_runs_and_draws(notebook, monkeypatch):
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))
         assert min(pixels.shape[:2]) > 150 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
     tables = [data["text/markdown"] for name in ("overlap", "accuracy") for data in shown[name]]
-    assert len(tables) == 2 and "**SOM**" in tables[0] and "SFP-release" in tables[1]
+    assert len(tables) == 2 and "**SOM**" in tables[0] and "SFP" in tables[1]
     assert not [output for found in outputs.values() for output in found if output.get("name") == "stderr"]

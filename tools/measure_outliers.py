@@ -1,6 +1,6 @@
 """Measure Toyland's outliers, whose truth is known, and write docs/outliers.md's tables and figure.
 
-    python tools/measure_outliers.py            # both models, 40 scenes, all detectors
+    python tools/measure_outliers.py            # both models, 12 scenes, all detectors
     python tools/measure_outliers.py --check    # fails where the page is not what docs/outliers.json makes
 
 What they do in each layer, beside Toyland-clean at the same places; who finds them; and, of the figures in
@@ -42,7 +42,7 @@ WINDOW, STRIDE, SHORT_SIDE = 224, 112, 336
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--split", choices=toyland.SPLITS[1:], default="tune", help="of the scenes")
-    parser.add_argument("--scenes", type=int, default=40, help="how many; all their windows count")
+    parser.add_argument("--scenes", type=int, default=12, help="how many; all their windows count")
     parser.add_argument("--check", action="store_true", help="measure and write nothing; fail where the page is not up to date")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(make, parser.parse_args())
