@@ -30,7 +30,7 @@ FIGURES, PAGE, README = ROOT / "docs/toyland.json", ROOT / "docs/methods.md", RO
 START, END = "<!-- made by tools/make_method_tables.py -->", "<!-- end -->"
 SOM = "purify=True,pm=SOM,purify_layers=[" + ",".join(map(str, range(1, 12))) + "]"
 PURIFIED = ("SFP", "SC-CLIP", "ClearCLIP")  # the columns of the detector table
-FEW = 20  # scenes of the detector table: IsolationForest takes seconds for each
+FEW = 10  # scenes of the detector table: IsolationForest takes seconds for each
 VARIANTS = {
     "MaskCLIP": ["variant=bare"],
     "CLIPSurgery": ["feature_surgery=True"],
