@@ -289,20 +289,20 @@ def test_segment_an_example(page):
 def test_inspect_layers_and_patches(page):
     page.get_by_role("tab", name="Inspect").click()
     page.click("button#sfp-inspect")
-    wait_for_text(page, "#sfp-caption", "Layer 8 of 12")
+    wait_for_text(page, "#sfp-caption", "Layer 9 of 12")
     places = ["#sfp-chosen", "#sfp-outliers", "#sfp-class-token", "#sfp-before", "#sfp-after"]
     page.wait_for_selector("#sfp-after img")
-    at_8 = [picture_bytes(page, place) for place in places]
-    assert at_8[3] != at_8[4]
+    at_9 = [picture_bytes(page, place) for place in places]
+    assert at_9[3] != at_9[4]
     page.focus("#sfp-layer input[type=range]")
     page.keyboard.press("ArrowRight")
-    wait_for_text(page, "#sfp-caption", "Layer 9 of 12")
-    at_9 = [picture_bytes(page, place) for place in places]
-    assert at_8[0] == at_9[0] and all(old != new for old, new in zip(at_8[1:], at_9[1:], strict=True))
+    wait_for_text(page, "#sfp-caption", "Layer 10 of 12")
+    at_10 = [picture_bytes(page, place) for place in places]
+    assert at_9[0] == at_10[0] and all(old != new for old, new in zip(at_9[1:], at_10[1:], strict=True))
     click_in(page, "#sfp-outliers", 0.1, 0.9)
     wait_for_text(page, "#sfp-caption", "row 12, column 1")
     other = [picture_bytes(page, place) for place in places]
-    assert [old != new for old, new in zip(at_9, other, strict=True)] == [True, False, False, True, True]
+    assert [old != new for old, new in zip(at_10, other, strict=True)] == [True, False, False, True, True]
 
 
 @pytest.mark.parametrize("width", [1280], indirect=True)

@@ -35,7 +35,7 @@ _SCENE, _SCENES = 10, (10, 15, 12)  # of the split val
 _PATCH = (11, 13)  # on the boat of _SCENE
 _LAYERS = (1, 3, 5, 7, 9, 11)
 _HEIGHT, _COLUMNS = 150, 5
-_HEAT = ("attention.png", "outliers.png", "patch.png")
+_HEAT = ("attention.png", "outliers.png", "patch.png", "toyland.png")
 _OPTIONS = {"ProxyCLIP": dict(proxy="colour"), "CLIPSeg": dict(attention_layer=2)}  # as configs/methods has them for Toyland
 _PALETTE = np.array(toyland.PALETTE, np.uint8)
 _LEGEND = list(zip(toyland.CLASSES, toyland.PALETTE, strict=True))

@@ -24,7 +24,7 @@ _INSPECT_HINT = views.hint(
     "Press Inspect to see what each layer of CLIP does with the picture, before and after its outliers are repaired."
 )
 _COMPARE_HINT = views.hint("Press Compare to see the same words by two methods.")
-_METHOD, _OTHER_METHOD, _DETECTOR, _LAYER = "SFP", "CLIP", "SOM", 8
+_METHOD, _OTHER_METHOD, _DETECTOR, _LAYER = "SFP", "CLIP", "SOM", 9
 
 
 def build_page(studio: Studio) -> gr.Blocks:
