@@ -35,7 +35,9 @@ _SCENE, _SCENES = 10, (10, 15, 12)  # of the split val
 _PATCH = (11, 13)  # on the boat of _SCENE
 _LAYERS = (1, 3, 5, 7, 9, 11)
 _HEIGHT, _COLUMNS = 150, 5
-_HEAT = ("attention.png", "outliers.png", "patch.png", "toyland.png")
+# 256 colours are less than half the bytes; label maps keep about the colours of their legend by another choice of the 256
+_PALETTED = dict.fromkeys(("attention.png", "outliers.png", "patch.png"), Image.Quantize.MEDIANCUT)
+_PALETTED["toyland.png"] = Image.Quantize.MAXCOVERAGE
 _OPTIONS = {"ProxyCLIP": dict(proxy="colour"), "CLIPSeg": dict(attention_layer=2)}  # as configs/methods has them for Toyland
 _PALETTE = np.array(toyland.PALETTE, np.uint8)
 _LEGEND = list(zip(toyland.CLASSES, toyland.PALETTE, strict=True))
@@ -63,8 +65,8 @@ def draw_all(args: argparse.Namespace) -> None:
         for name in args.only:
             with whole_file(args.out / name) as partial:
                 picture = PICTURES[name]()
-                if name in _HEAT:
-                    picture = picture.quantize(256, dither=Image.Dither.NONE)  # less than half the bytes
+                if name in _PALETTED:
+                    picture = picture.quantize(256, _PALETTED[name], dither=Image.Dither.NONE)
                 picture.save(partial, quality=95, optimize=partial.suffix == ".png")
             print(f"-> {args.out / name}")
     except OSError as error:
