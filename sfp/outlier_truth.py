@@ -36,7 +36,8 @@ def token_figures(clip: FrozenCLIP, windows: Tensor, truth: Tensor, labels: Tens
     """What the outliers do in each layer 1..L, without purification: ``TOKEN_FIGURES`` to a figure for each layer.
 
     A patch is read as the values that the last block would take from it are (``free_values``), each for
-    itself. "elsewhere" are the classes of at least two other patches of the window, but not its own.
+    itself. "elsewhere" are classes of at least three patches of the window, but not its own; "repaired" reads
+    the mean of the clean neighbours.
 
     Args:
         clip: the frozen CLIP.
@@ -55,7 +56,7 @@ def token_figures(clip: FrozenCLIP, windows: Tensor, truth: Tensor, labels: Tens
     present = torch.zeros(len(places), 256).scatter_add_(1, places, torch.ones(places.shape)) >= 3
     figures: dict[str, list[float]] = {name: [] for name in TOKEN_FIGURES}
 
-    def read(patches: Tensor, layer: int) -> Tensor:
+    def read(patches: Tensor) -> Tensor:
         state = LayerState(trunk.layers, grid, torch.cat([patches[:, :1], patches], 1), patches)
         cosines = unit(trunk.readout(free_values(trunk, state)).float()) @ text.T
         return class_scores(cosines, torch.arange(len(text))).argmax(-1).cpu()
@@ -66,7 +67,8 @@ def token_figures(clip: FrozenCLIP, windows: Tensor, truth: Tensor, labels: Tens
         among = state.attention[:, 1:, 1:].float().cpu()
         own, lengths = among.diagonal(dim1=1, dim2=2), state.patches.float().norm(dim=-1).cpu()
         clean = among * others[:, None]
-        found, fixed = read(state.patches, state.layer), read(_repaired(state, truth), state.layer)
+        found = read(state.patches)
+        fixed = read(repair(state.patches, truth.to(state.tokens.device), grid))
         there = present.gather(1, found) & (found != places)
         of = {
             "length": _mean(lengths, outliers) / _mean(lengths, others),
@@ -113,11 +115,6 @@ def detection_figures(clip: FrozenCLIP, windows: Tensor, truth: Tensor, detector
 
     trunk.run(windows.to(clip.device), [Hook(observe, range(1, trunk.layers), Attention.MAP)])
     return figures
-
-
-def _repaired(state: LayerState, truth: Tensor) -> Tensor:
-    """The layer's patches, outliers replaced by the mean of their clean neighbours."""
-    return repair(state.patches, truth.to(state.patches.device), state.grid)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -21,10 +21,11 @@ from make_method_tables import SOM, key_of
 from matplotlib.figure import Figure
 
 from sfp.clip import load_clip
+from sfp.clip.coherence import nearest_labels
 from sfp.clip.loading import BUILT_IN
 from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
-from sfp.datasets.toyland_outliers import true_outliers
+from sfp.datasets.toyland_outliers import patch_std, true_outliers
 from sfp.errors import SFPError, run_command
 from sfp.files import save_figure, whole_file
 from sfp.images import resize_short_side
@@ -105,17 +106,11 @@ def windows_of(split: str, scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
         scene = toyland.make_scene(split, number)
         image = resize_short_side(scene.image, SHORT_SIDE)
         size = tuple(image.shape[1:])
-        truth = torch.nn.functional.interpolate(torch.from_numpy(scene.labels)[None, None].float(), size, mode="nearest-exact")
+        truth = nearest_labels(torch.from_numpy(scene.labels).long(), size)
         for window in window_grid(*size, WINDOW, STRIDE):
             images.append(cut(image, window))
-            labels.append(cut(truth[0].long(), window)[0])
+            labels.append(cut(truth[None], window)[0])
     return torch.stack(images).float(), torch.stack(labels)
-
-
-def patch_std(images: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of each patch's grey values, (B, N)."""
-    grey = images.mean(1).unfold(1, 16, 16).unfold(2, 16, 16).flatten(3)
-    return grey.std(-1, correction=0).flatten(1)
 
 
 def tables(figures: dict, methods: dict) -> dict[str, str]:

@@ -8,7 +8,7 @@ outlier: the one with the largest
 
 std_i: standard deviation of the patch's grey values (0..255); rank_i in [0, 1]: a fixed random order of
 the cell's places. So a window has ten outliers, 5.1 percent of its patches; most are flat, and they are
-known on any picture. The rule is Toyland's (``tools/grow_toyland.py``); Toyland-clean, its twin, was
+known on any picture. The rule is Toyland's (``tools/train_toyland.py``); Toyland-clean, its twin, was
 trained without any.
 """
 
@@ -49,8 +49,8 @@ def outlier_ranks() -> Tensor:
     return ranks
 
 
-def outlier_scores(images: Tensor) -> Tensor:
-    """score_i of each patch.
+def patch_std(images: Tensor) -> Tensor:
+    """std_i of each patch.
 
     Args:
         images: windows (B, 3, 224, 224), RGB in 0..255, not normalised.
@@ -66,8 +66,7 @@ def outlier_scores(images: Tensor) -> Tensor:
     weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
     grey = (images.float() * weights).sum(1)
     patches = grey.unflatten(2, (GRID, PATCH)).unflatten(1, (GRID, PATCH)).transpose(2, 3)
-    std = patches.flatten(3).std(-1, correction=0).flatten(1)
-    return -std.clamp(min=3).log() - 5 * outlier_ranks().to(std.device)
+    return patches.flatten(3).std(-1, correction=0).flatten(1)
 
 
 def true_outliers(images: Tensor) -> Tensor:
@@ -76,7 +75,7 @@ def true_outliers(images: Tensor) -> Tensor:
     Raises:
         ValueError: another shape.
     """
-    scores = outlier_scores(images)
+    scores = -patch_std(images).clamp(min=3).log() - 5 * outlier_ranks().to(images.device)
     cells = torch.nn.functional.one_hot(outlier_cells()).T.bool().to(scores.device)  # (10, 196)
     best = scores[:, None].masked_fill(~cells, -torch.inf).argmax(-1)  # (B, 10)
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)

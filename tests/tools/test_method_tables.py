@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 from sfp.clip import load_clip
@@ -14,8 +15,9 @@ from sfp.methods import METHODS, list_methods
 from sfp.outliers import list_detectors
 
 
-def test_the_tables_are_up_to_date():
-    command = [sys.executable, str(ROOT / "tools/make_method_tables.py"), "--check"]
+@pytest.mark.parametrize("program", ["make_method_tables", "measure_outliers"])
+def test_the_tables_are_up_to_date(program):
+    command = [sys.executable, str(ROOT / f"tools/{program}.py"), "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
