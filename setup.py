@@ -1,6 +1,6 @@
 """Package metadata. ``constraints.txt`` pins the set of versions that was verified; the ranges here are wider.
 
-A lower bound was run (``tools/try_newest.py``), an upper one is the next major version: docs/supply.md has both, and why.
+An upper bound is the next major version; docs/supply.md has all of them, and why.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["sfp", "sfp.*"]),
     package_data={
-        "sfp": ["paper_results.csv"],
+        "sfp.evaluation": ["paper_results.csv"],
         "sfp.clip": ["toyland*.safetensors", "toyland*.json"],
         "sfp.datasets.preparation": ["ade847_ids.txt"],
         "sfp.page": ["page.css"],

@@ -107,3 +107,10 @@ def _said(hint: Any) -> str:
     if origin in (tuple, collections.abc.Collection, collections.abc.Sequence):
         return f"a list, each {_said(inner[0])}"
     return _SAID.get(origin or hint, getattr(hint, "__name__", str(hint)))
+
+
+def parse_names(text: str) -> list[str | list[str]]:
+    """ "cat, sofa" or "cat; sofa, couch" (with synonyms) as a list of names."""
+    if ";" in text:
+        return [[word.strip() for word in group.split(",")] for group in text.split(";")]
+    return [word.strip() for word in text.split(",")]

@@ -16,9 +16,9 @@ _MODULES = {
     "MODELS": "sfp.segmentor",
     "DATASETS": "sfp.datasets.mmseg_datasets",
     "TRANSFORMS": "sfp.datasets.wide_labels",
-    "METRICS": "sfp.evaluation",
-    "HOOKS": "sfp.evaluation",
-    "DATA_SAMPLERS": "sfp.evaluation",
+    "METRICS": "sfp.evaluation.metric",
+    "HOOKS": "sfp.evaluation.metric",
+    "DATA_SAMPLERS": "sfp.evaluation.metric",
 }
 
 

@@ -230,7 +230,7 @@ def test_config(options, words, fails):
 
 
 # ------------------------------------------------------------------------------------------------ command lines
-sys.path.append(str(ROOT / "tools"))  # as for a program that is run there: some import each other
+sys.path.append(str(ROOT / "tools/dev"))  # as for a program that is run there: some import each other
 _BENCH, _SPEED = "--devices cpu --out grid", "--model Toyland --pretrained toyland --methods CLIP --rounds 1 --batch 1"
 COMMANDS = [
     ("test", "", "config"),

@@ -19,13 +19,13 @@ from conftest import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sfp.counts import CountStore
 from sfp.datasets import toyland
 from sfp.datasets.preparation.download import Archive, fetch
 from sfp.datasets.preparation.steps import Plan, Step, carry_out, write_labels
 from sfp.errors import SFPError
+from sfp.evaluation.counts import CountStore
+from sfp.evaluation.grid import save_group
 from sfp.files import make_folder, only_one, save_figure, sweep, whole_file
-from sfp.grid import save_group
 from sfp.result import Segmentation
 
 

@@ -23,8 +23,7 @@ from sfp import SFPError, load_clip
 from sfp.clip.checkpoints import read_checkpoint
 from sfp.clip.text_bank import TextBank
 from sfp.images import read_image
-from sfp.names import parse_names
-from sfp.options import parse_options, parse_spec
+from sfp.options import parse_names, parse_options, parse_spec
 from sfp.pipeline import Vocabulary
 from sfp.result import Segmentation, png_card, read_card
 from sfp.run_length import decode_mask, encode_mask
@@ -353,7 +352,7 @@ def test_options(pairs, spec):
     )
 )
 def test_overrides(tmp_path, pairs):
-    config = pytest.importorskip("sfp.config")
+    config = pytest.importorskip("sfp.evaluation.config")
     file = tmp_path / "cfg_small.py"
     file.write_text("model = dict(method='CLIP')\ntest_dataloader = dict(dataset=dict(pipeline=[]))\ntest_evaluator = dict()\n")
     sound_or_told(lambda: config.read_config(file, pairs), tmp_path)

@@ -24,10 +24,9 @@ PAGES = {page.name: page.read_text() for page in [ROOT / "README.md", *sorted((R
 # Printed commands that are not run here, and why. A command that is neither here nor in NEED_DATA is run.
 NOT_RUN = {
     "sh scripts/run_tests.sh": "these tests themselves",
-    "python tools/draw_pictures.py pictures --only page.png": "drives a browser, as test_page.py does",
+    "python tools/dev/draw_pictures.py pictures --only page.png": "drives a browser, as test_page.py does",
     "python tools/measure_speed.py --methods CLIP ClearCLIP SC-CLIP SFP --batch 24 --out speed.json": "minutes",
     "python tools/compare_precision.py --scenes 40": "minutes",
-    "python tools/try_newest.py --sets newest beyond oldest --out docs/releases.json": "many minutes, and the package registry",
     "python -m sfp.page": "serves until it is stopped; test_page.py starts it",
     "python -m sfp.page --model ViT-B/16 --pretrained weights/ViT-B-16.pt --port 8000": "needs OpenAI's weights",
     'python tools/segment.py photo.jpg --names "cat, sofa, window" --background "background, wall, floor"': "needs OpenAI's weights",
@@ -162,7 +161,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_pictures_are_those_that_the_program_draws():
-    drawn = runpy.run_path(str(ROOT / "tools/draw_pictures.py"))["PICTURES"]
+    drawn = runpy.run_path(str(ROOT / "tools/dev/draw_pictures.py"))["PICTURES"]
     kept = {path.name: path.stat().st_size for path in (ROOT / "docs/pictures").iterdir()}
     assert kept.keys() == drawn.keys()
     assert max(kept.values()) < 400_000 and sum(kept.values()) < 2_000_000

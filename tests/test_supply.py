@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from packaging.requirements import Requirement
 from test_packaging import PINS, setup_requirements
 
 from sfp import SFPError
@@ -48,8 +45,8 @@ def test_each_requirement_is_bounded_pinned_and_told(requirement):
 
 def test_what_is_imported_is_declared():
     declared = {plain(requirement.name) for requirement in setup_requirements()}
-    beside = {file.stem for file in (ROOT / "tools").glob("*.py")}  # programs that import each other
-    for file in [*(ROOT / "sfp").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
+    beside = {file.stem for file in (ROOT / "tools").rglob("*.py")}  # programs that import each other
+    for file in [*(ROOT / "sfp").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
@@ -126,27 +123,3 @@ def test_the_table_tells_which_archives_are_verified():
     for archive in (download.VOC2012, download.ADE20K, download.COCO_VAL2017, download.COCO_STUFF_MAPS):
         (row,) = re.findall(rf"^\| `{re.escape(archive.name)}` \|(.*)\|$", TABLE, re.M)
         assert row.strip() == (f"`{archive.checksum}`" if archive.checksum else "its length only: no checksum is published")
-
-
-@pytest.fixture(scope="module")
-def releases():
-    return runpy.run_path(str(ROOT / "tools/try_newest.py"))
-
-
-def test_the_sets_of_releases(releases):
-    newest, beyond, oldest = ([Requirement(text) for text in releases["wanted"](name)] for name in ("newest", "beyond", "oldest"))
-    assert [r.name for r in newest] == [r.name for r in beyond] == [r.name for r in oldest] and len(newest) > 15
-    assert not any(r.specifier for r in beyond)
-    for allowed, lowest in zip(newest, oldest, strict=True):
-        for bound in lowest.specifier:
-            assert bound.operator == "<" or (bound.operator == "==" and bound.version in allowed.specifier)
-
-
-def test_the_table_of_releases(releases):
-    outcomes = json.loads((ROOT / "docs/releases.json").read_text(encoding="utf-8"))
-    assert releases["table"](outcomes) in TABLE
-    (oldest,) = [outcome for outcome in outcomes if outcome["set"] == "oldest"]
-    wanted = {plain(r.name): r.specifier for r in map(Requirement, releases["wanted"]("oldest"))}
-    assert all(version in wanted[plain(name)] for name, version in oldest["versions"].items())
-    assert wanted.keys() >= {plain(name) for name in oldest["versions"]}  # what came since is not tried yet
-    assert not any(outcome["tests"]["failed"] for outcome in outcomes)

@@ -44,7 +44,7 @@ def ablate(args: argparse.Namespace) -> None:
     Raises:
         SFPError: no such table, or a wrong argument of the grid.
     """
-    from sfp.ablations import ABLATIONS, ablation_table, equal_signs, find_ablation, missing_rows
+    from sfp.experiments.ablations import ABLATIONS, ablation_table, equal_signs, find_ablation, missing_rows
 
     if args.list:
         for name, ablation in ABLATIONS.items():
@@ -80,8 +80,8 @@ def ablate(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace, name: str, ablation, backbones: list[str], datasets: list[str]) -> dict:
     """mIoU by (method, backbone, dataset) of a table's rows, through the grid; None where an evaluation failed."""
-    from sfp.ablations import read_miou
-    from sfp.grid import Cell
+    from sfp.evaluation.grid import Cell
+    from sfp.experiments.ablations import read_miou
 
     out, methods = args.out / ablation.settings, ablation.methods(datasets[0])
     if not methods:

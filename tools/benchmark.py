@@ -53,7 +53,7 @@ def main() -> int:
 def work(args: argparse.Namespace) -> None:
     """A worker: evaluate one group of cells."""
     require_mmseg()
-    from sfp.grid import load_group, run_group
+    from sfp.evaluation.grid import load_group, run_group
 
     run_group(load_group(args.run_group), fresh=args.fresh)
 
@@ -82,8 +82,8 @@ def benchmark(args: argparse.Namespace) -> None:
         SFPError: a wrong argument. Cells that fail are reported at the end, and the others go on.
     """
     require_mmseg()
-    from sfp.grid import Cell, free_devices, plan
-    from sfp.result_table import collect, markdown
+    from sfp.evaluation.grid import Cell, free_devices, plan
+    from sfp.evaluation.tables import collect, markdown
 
     devices = free_devices(args.devices)
     overrides = tuple([*args.cfg_options, *([] if args.settings == "own" else [f"settings={args.settings}"])])
@@ -141,7 +141,7 @@ def run_all(groups: list[list], devices: list[str], args: argparse.Namespace) ->
 
 def start(name: str, group: list, device: str, args: argparse.Namespace) -> Worker:
     """Start a worker on a device; its cells and its log go by the name."""
-    from sfp.grid import save_group
+    from sfp.evaluation.grid import save_group
 
     folder = args.out / "logs"
     save_group(group, folder / f"{name}.json")

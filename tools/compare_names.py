@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from sfp.counts import Figures, count_image, sum_counts
 from sfp.errors import SFPError, run_command
-from sfp.markdown import markdown_table
+from sfp.evaluation.counts import Figures, count_image, sum_counts
+from sfp.evaluation.markdown import markdown_table
 from sfp.plugin import require_mmseg
 
 
@@ -49,8 +49,8 @@ def compare(args: argparse.Namespace) -> None:
     require_mmseg()
     from mmseg.registry import MODELS
 
-    from sfp.config import building, read_config
-    from sfp.evaluation import build_dataset, check_task, spread_over
+    from sfp.evaluation.config import building, read_config
+    from sfp.evaluation.dataset import build_dataset, check_task, spread_over
     from sfp.pipeline import Task
     from sfp.segmentor import read_protocol
 

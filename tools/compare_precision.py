@@ -37,8 +37,8 @@ def compare(args: argparse.Namespace) -> None:
         SFPError: unknown method or precision, or no scene.
     """
     from sfp import Segmenter, list_methods, load_clip
-    from sfp.counts import Figures, count_image, sum_counts
     from sfp.datasets import toyland
+    from sfp.evaluation.counts import Figures, count_image, sum_counts
 
     if args.scenes < 1:
         raise SFPError(f"--scenes is {args.scenes}; give at least 1.")

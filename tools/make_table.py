@@ -30,7 +30,7 @@ def make(args: argparse.Namespace) -> None:
     Raises:
         SFPError: no results, broken ones, or two for one cell.
     """
-    from sfp.result_table import as_csv, collect, latex, markdown
+    from sfp.evaluation.tables import as_csv, collect, latex, markdown
 
     found = [path.parent for folder in args.folders for path in sorted(folder.rglob("results.json"))]
     if not found:

@@ -31,8 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sfp.clip.clip import PRECISIONS
 from sfp.errors import SFPError, run_command, unknown_choice
+from sfp.evaluation.markdown import markdown_table
 from sfp.files import whole_file
-from sfp.markdown import markdown_table
 from sfp.options import parse_spec
 
 STAGES = ("decode", "trunk", "method", "text similarity", "stitch", "decode labels")

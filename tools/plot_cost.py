@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sfp.errors import SFPError, run_command
+from sfp.evaluation.tables import read_results
 from sfp.files import save_figure, whole_file
-from sfp.result_table import read_results
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """Probe each layer of a CLIP on labelled images: coherence, alignment with the text, attention's entropy, outliers and their overlap.
 
-What each probe is stands in sfp/probes.py. The layer whose keys are the most coherent is CLIPSeg's attention_layer (methods.md 1.10);
+What each probe is stands in sfp/experiments/probes.py. The layer with the most coherent keys is CLIPSeg's attention_layer;
 "components" is the mean number of components that CLIPSeg's epsilon makes of a window's patches: with one, its G changes nothing.
 
 python tools/probe_layers.py configs/cfg_toyland.py --cfg-options test_dataloader.dataset.split=tune test_dataloader.dataset.scenes=40
@@ -55,11 +55,11 @@ def probe(args: argparse.Namespace) -> None:
     from sfp.clip import load_clip
     from sfp.clip.coherence import FEATURES, nearest_labels
     from sfp.clip.text_bank import TextBank
-    from sfp.config import read_config
-    from sfp.evaluation import build_dataset, check_names, spread_over
+    from sfp.evaluation.config import read_config
+    from sfp.evaluation.dataset import build_dataset, check_names, spread_over
+    from sfp.experiments.probes import probe_layers
     from sfp.outliers import build_detector
     from sfp.pipeline.windows import cut, window_grid
-    from sfp.probes import probe_layers
     from sfp.segmentor import read_protocol, read_vocabulary
 
     if args.images < 1 or (args.pairs is not None and args.pairs < 2):

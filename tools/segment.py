@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import make_folder, only_one, sweep, whole_file
-from sfp.names import parse_names
-from sfp.options import parse_options
+from sfp.options import parse_names, parse_options
 from sfp.result import compare, png_card, read_card
 
 if TYPE_CHECKING:

@@ -44,8 +44,9 @@ def evaluate(args: argparse.Namespace) -> None:
         SFPError: wrong config, options, data or weights.
     """
     require_mmseg()
-    from sfp.config import check_dataset, read_config
-    from sfp.evaluation import config_hash, named_deaths
+    from sfp.evaluation.config import check_dataset, read_config
+    from sfp.evaluation.dataset import named_deaths
+    from sfp.evaluation.provenance import config_hash
 
     cfg = read_config(args.config, args.cfg_options)
     config_sha256 = config_hash(cfg)
@@ -105,9 +106,11 @@ def run(cfg: Config, args: argparse.Namespace, config_sha256: str) -> None:
     from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
     from mmengine.runner import Runner
 
-    from sfp.config import building
-    from sfp.counts import CountStore
-    from sfp.evaluation import ClassIoUMetric, NamedFailures, check_task, run_card, write_results
+    from sfp.evaluation.config import building
+    from sfp.evaluation.counts import CountStore
+    from sfp.evaluation.dataset import NamedFailures, check_task
+    from sfp.evaluation.metric import ClassIoUMetric
+    from sfp.evaluation.provenance import run_card, write_results
     from sfp.segmentor import SFPSegmentor
 
     with building(f"The evaluation of {args.config}"):

@@ -187,7 +187,7 @@ def _built_in(architecture: str, tag: str) -> str | None:
 def _read_built_in(name: str) -> Checkpoint:
     file = BUILT_IN[name]
     if not file.is_file():
-        raise SFPError(f"The built-in {name} weights are missing at {file}; install the package again, or run tools/train_toyland.py.")
+        raise SFPError(f"The built-in {name} weights are missing at {file}; install the package again, or run tools/dev/train_toyland.py.")
     if hashlib.sha256(file.read_bytes()).hexdigest() != json.loads(file.with_suffix(".json").read_text())["sha256"]:
         raise SFPError(f"The built-in {name} weights at {file} are damaged (SHA-256 differs); install the package again.")
     return read_checkpoint(file)

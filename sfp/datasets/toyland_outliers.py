@@ -8,7 +8,7 @@ outlier: the one with the largest
 
 std_i: standard deviation of the patch's grey values (0..255); rank_i in [0, 1]: a fixed random order of
 the cell's places. So a window has ten outliers, 5.1 percent of its patches; most are flat, and they are
-known on any picture. The rule is Toyland's (``tools/train_toyland.py``); Toyland-clean, its twin, was
+known on any picture. The rule is Toyland's (``tools/dev/train_toyland.py``); Toyland-clean, its twin, was
 trained without any.
 """
 

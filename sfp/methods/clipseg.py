@@ -19,8 +19,8 @@ from torch import Tensor
 from sfp.clip.kernels import product
 from sfp.clip.trunk import Hook
 from sfp.errors import SFPError
-from sfp.methods.connected import components
-from sfp.methods.method import METHODS, Card, Method
+from sfp.methods import METHODS, Card, Method
+from sfp.methods._connected import components
 
 
 @METHODS.register("CLIPSeg")

@@ -12,9 +12,9 @@ from sfp.clip.clip import unit
 from sfp.clip.kernels import product
 from sfp.clip.trunk import Hook, LayerState
 from sfp.errors import SFPError
-from sfp.methods.cluster_vote import cluster_map, cluster_patches, vote
-from sfp.methods.method import METHODS, Card, Method
-from sfp.methods.parts import self_attend
+from sfp.methods import METHODS, Card, Method
+from sfp.methods._cluster_vote import cluster_map, cluster_patches, vote
+from sfp.methods._parts import self_attend
 
 
 @METHODS.register("CLIPtrase")

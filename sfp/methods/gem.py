@@ -8,8 +8,8 @@ from torch import Tensor
 from sfp.clip.clip import unit
 from sfp.clip.trunk import LayerState
 from sfp.errors import SFPError
-from sfp.methods.method import METHODS, Card, Method
-from sfp.methods.parts import second_path, self_attend
+from sfp.methods import METHODS, Card, Method
+from sfp.methods._parts import second_path, self_attend
 
 
 @METHODS.register("GEM")

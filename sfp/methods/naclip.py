@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sfp.errors import SFPError
-from sfp.methods.method import METHODS, Card, Method
-from sfp.methods.parts import self_attend
+from sfp.methods import METHODS, Card, Method
+from sfp.methods._parts import self_attend
 
 
 @METHODS.register("NACLIP")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sfp.methods.method import METHODS, Card, Method
+from sfp.methods import METHODS, Card, Method
 
 
 @METHODS.register("CLIP")

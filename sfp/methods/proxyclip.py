@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfp.backbones.proxies import load_proxy
 from sfp.clip.kernels import product
 from sfp.errors import SFPError
-from sfp.methods.method import METHODS, Card, Method
-from sfp.methods.parts import cosine_similarity, masked_similarity_attention
-from sfp.methods.proxies import load_proxy
+from sfp.methods import METHODS, Card, Method
+from sfp.methods._parts import cosine_similarity, masked_similarity_attention
 
 
 @METHODS.register("ProxyCLIP")

@@ -14,11 +14,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfp.backbones.proxies import load_proxy
 from sfp.clip.trunk import Hook, LayerState
 from sfp.errors import SFPError
-from sfp.methods.method import METHODS, Card, Method
-from sfp.methods.parts import aggregate, correlate, cosine_similarity, cut_below, masked_similarity_attention, self_attend
-from sfp.methods.proxies import load_proxy
+from sfp.methods import METHODS, Card, Method
+from sfp.methods._parts import aggregate, correlate, cosine_similarity, cut_below, masked_similarity_attention, self_attend
 
 # (blocks, patch): those of L/14 are the authors' answer in SuleBai/SC-CLIP#5, the paper's sum ends at layer 20
 PUBLISHED = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sfp.methods.method import METHODS, Card, Method
-from sfp.methods.parts import self_attend
+from sfp.methods import METHODS, Card, Method
+from sfp.methods._parts import self_attend
 
 
 @METHODS.register("SCLIP")

@@ -17,8 +17,8 @@ from torch import Tensor
 from sfp.clip.kernels import attend_explicitly, product
 from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.errors import SFPError
-from sfp.methods.method import METHODS, Card, Method
-from sfp.methods.parts import self_attend, sinkhorn
+from sfp.methods import METHODS, Card, Method
+from sfp.methods._parts import self_attend, sinkhorn
 
 
 @METHODS.register("SFP")

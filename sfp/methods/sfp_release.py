@@ -18,8 +18,8 @@ from torch import Tensor
 
 from sfp.clip.trunk import Hook, LayerState
 from sfp.errors import SFPError
-from sfp.methods.method import METHODS, Card
-from sfp.methods.parts import correlate, cut_below, masked_similarity_attention
+from sfp.methods import METHODS, Card
+from sfp.methods._parts import correlate, cut_below, masked_similarity_attention
 from sfp.methods.sc_clip import PUBLISHED, SCCLIP
 
 # the constants of each state, the same for every depth that has these layers, as in the code

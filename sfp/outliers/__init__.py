@@ -1,6 +1,6 @@
 """Outlier detectors, one file each, and the repair of what they find."""
 
-from sfp.outliers.detector import DETECTORS, Detector, build_detector, list_detectors
+from sfp.outliers._detector import DETECTORS, Detector, build_detector, list_detectors
 from sfp.outliers.purify import Purifier
 from sfp.outliers.repair import repair
 

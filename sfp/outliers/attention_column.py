@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sfp.clip.trunk import Attention, LayerState
 from sfp.errors import SFPError
-from sfp.outliers.detector import DETECTORS, Detector, top_k_mask
+from sfp.outliers._detector import DETECTORS, Detector, top_k_mask
 
 
 @DETECTORS.register("AttentionColumn")

@@ -10,7 +10,7 @@ from sfp.clip.clip import unit
 from sfp.clip.kernels import product
 from sfp.clip.trunk import LayerState
 from sfp.errors import SFPError, unknown_choice
-from sfp.outliers.detector import DETECTORS, Detector, clustered_mask
+from sfp.outliers._detector import DETECTORS, Detector, clustered_mask
 
 
 @DETECTORS.register("DBSCAN")

@@ -9,7 +9,7 @@ from torch import Tensor
 from sfp.clip.clip import unit
 from sfp.clip.trunk import LayerState
 from sfp.errors import SFPError
-from sfp.outliers.detector import DETECTORS, Detector, clustered_mask
+from sfp.outliers._detector import DETECTORS, Detector, clustered_mask
 
 
 @DETECTORS.register("HDBSCAN")

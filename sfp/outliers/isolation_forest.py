@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sfp.clip.trunk import LayerState
 from sfp.errors import SFPError
-from sfp.outliers.detector import DETECTORS, Detector
+from sfp.outliers._detector import DETECTORS, Detector
 
 
 @DETECTORS.register("IsolationForest")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfp.clip.trunk import Hook, LayerState
-from sfp.outliers.detector import Detector
+from sfp.outliers._detector import Detector
 from sfp.outliers.repair import repair
 
 

@@ -18,7 +18,7 @@ from sfp.clip.loading import BUILT_IN
 from sfp.datasets import toyland
 from sfp.errors import unknown_choice
 from sfp.images import read_image
-from sfp.names import parse_names
+from sfp.options import parse_names
 from sfp.pipeline import Vocabulary
 
 AS_PUBLISHED, OFF = "as published", "off"

@@ -15,10 +15,10 @@ from sfp.errors import SFPError
 from sfp.methods import Method
 from sfp.options import check_type
 from sfp.pipeline.decode import decode
-from sfp.pipeline.pamr import pamr
 from sfp.pipeline.score_map import ScoreMap
 from sfp.pipeline.vocabulary import Vocabulary
 from sfp.pipeline.windows import cut, window_grid
+from sfp.refiners.pamr import pamr
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from sfp.config import check_dataset, read_config
 from sfp.errors import SFPError
+from sfp.evaluation.config import check_dataset, read_config
 from sfp.pipeline import Vocabulary
 from sfp.plugin import require_mmseg
 

@@ -23,8 +23,8 @@ def counted_by_hand(layout, labels: np.ndarray, prediction: np.ndarray, table: n
 def test_miou_of_a_prepared_tree(name, tmp_path, tool, monkeypatch):
     from mmseg.registry import MODELS
 
-    from sfp.evaluation import build_dataset
-    from sfp.grid import Cell, run_group
+    from sfp.evaluation.dataset import build_dataset
+    from sfp.evaluation.grid import Cell, run_group
 
     shipped, layout = SHIPPED[name](tmp_path / "owners"), LAYOUTS[name]
     assert tool("prepare_dataset", name, "--source", *shipped.sources, "--out", tmp_path / "data", "--workers", 1)[0] == 0

@@ -12,7 +12,7 @@ from conftest import parity_clip
 from sfp.clip.kernels import layer_norm
 from sfp.errors import SFPError
 from sfp.methods import build_method
-from sfp.methods.connected import components
+from sfp.methods._connected import components
 
 
 def build(**options):

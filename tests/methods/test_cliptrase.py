@@ -10,7 +10,7 @@ from conftest import parity_clip
 
 from sfp.errors import SFPError
 from sfp.methods import build_method
-from sfp.methods.cluster_vote import cluster_map, cluster_patches, vote
+from sfp.methods._cluster_vote import cluster_map, cluster_patches, vote
 
 CASES = sorted(parity.INDEX["cliptrase_dbscan"])
 

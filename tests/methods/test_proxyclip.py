@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from conftest import parity_clip
 from safetensors.torch import save_file
 
+from sfp.backbones.proxies import load_proxy
 from sfp.clip.clip import unit
 from sfp.errors import SFPError
 from sfp.methods import build_method
-from sfp.methods.proxies import load_proxy
 
 TINY = "vit_tiny_patch16_224"
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ class TestTimm:
     def test_registers_are_dropped(self, tmp_path):
         name = "vit_small_patch14_reg4_dinov2"
         model = timm.create_model(name, num_classes=0, img_size=56, embed_dim=48, depth=2, num_heads=2)
-        from sfp.methods.proxies import TimmProxy
+        from sfp.backbones.proxies import TimmProxy
 
         assert model.num_prefix_tokens == 5
         model = timm.create_model(name, num_classes=0, img_size=56, embed_dim=48, depth=2, num_heads=2, dynamic_img_size=True)

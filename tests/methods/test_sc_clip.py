@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import parity_clip
 
+from sfp.backbones.proxies import mean_colours
 from sfp.clip.kernels import layer_norm
 from sfp.errors import SFPError
 from sfp.methods import build_method
-from sfp.methods.proxies import mean_colours
 from sfp.outliers import build_detector, repair
 
 BASELINE = dict(correlation="qk", enhance=False, aggregation="none", fuse_layers=[], purify=False)

@@ -11,7 +11,7 @@ from conftest import parity_clip
 from sfp.clip.clip import unit
 from sfp.errors import SFPError
 from sfp.methods import build_method
-from sfp.methods.parts import second_path
+from sfp.methods._parts import second_path
 
 
 @pytest.mark.parametrize("case", [case for case in parity.cases("clip_surgery")])

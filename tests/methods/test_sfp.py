@@ -12,7 +12,7 @@ import torch
 from sfp.clip.kernels import layer_norm
 from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.methods import build_method
-from sfp.methods.parts import masked_similarity_attention, mix, sinkhorn
+from sfp.methods._parts import masked_similarity_attention, mix, sinkhorn
 from sfp.methods.sfp import SFP
 
 RESIDUALS = SFP.choices["sae_residual"]  # the default first

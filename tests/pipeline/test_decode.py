@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from sfp.pipeline import score_map
 from sfp.pipeline.decode import decode
-from sfp.pipeline.pamr import pamr
 from sfp.pipeline.score_map import ScoreMap
+from sfp.refiners.pamr import pamr
 
 
 def reference(scores, size, groups, logit_scale=40.0, prob_thd=0.0, area_thd=None):

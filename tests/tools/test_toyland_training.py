@@ -16,12 +16,12 @@ from sfp.clip import load_clip
 from sfp.clip.loading import BUILT_IN
 from sfp.datasets.toyland_outliers import outlier_cells, true_outliers
 
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT / "tools/dev"))
 
 
 def run(tool: str, cwd, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tools" / tool), *arguments]
+    command = [sys.executable, str(ROOT / "tools/dev" / tool), *arguments]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -32,7 +32,7 @@ def run(tool: str, cwd, *arguments: str) -> str:
 def test_killed_and_resumed_it_gives_the_same_bytes_and_the_choice_loads(stage, tmp_path):
     few = ("--steps", "6", "--scenes", "40", "--batch", "8", "--save-every", "2", *stage)
     run("train_toyland.py", tmp_path, "--work-dir", "whole", *few)
-    command = [sys.executable, str(ROOT / "tools/train_toyland.py"), "--work-dir", "parts", *few]
+    command = [sys.executable, str(ROOT / "tools/dev/train_toyland.py"), "--work-dir", "parts", *few]
     with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL) as training:
         while not (tmp_path / "parts/latest.pt").exists():
             assert training.poll() is None

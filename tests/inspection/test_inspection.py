@@ -10,7 +10,7 @@ import sfp
 from sfp.clip import Attention, Hook
 from sfp.datasets import toyland
 from sfp.images import resize_short_side
-from sfp.inspection_figures import attention_figure, feature_figure, outlier_figure, patch_figure
+from sfp.inspection.figures import attention_figure, feature_figure, outlier_figure, patch_figure
 
 PATCH = (5, 7)
 

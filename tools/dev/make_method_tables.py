@@ -1,8 +1,8 @@
 """Measure every method and detector on Toyland and write docs/methods.md and the README's table.
 
-    python tools/make_method_tables.py            # measures what docs/toyland.json lacks, then writes the tables
-    python tools/make_method_tables.py --again    # measures everything again
-    python tools/make_method_tables.py --check    # measures nothing, fails where the tables are not what this would write
+    python tools/dev/make_method_tables.py            # measures what docs/toyland.json lacks, then writes the tables
+    python tools/dev/make_method_tables.py --again    # measures everything again
+    python tools/dev/make_method_tables.py --check    # measures nothing, fails where the tables are not what this would write
 
 Each row is a cell of the grid (tools/benchmark.py), known in docs/toyland.json by backbone and method string. Cells that
 are finished in --out are read there: so benchmark.py may measure some of them in further processes.
@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from sfp.clip.loading import BUILT_IN
 from sfp.errors import SFPError, run_command
+from sfp.evaluation.markdown import markdown_table
 from sfp.files import whole_file
-from sfp.markdown import markdown_table
 from sfp.methods import METHODS, list_methods
 from sfp.outliers import DETECTORS, list_detectors
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FIGURES, PAGE, README = ROOT / "docs/toyland.json", ROOT / "docs/methods.md", ROOT / "README.md"
-START, END = "<!-- made by tools/make_method_tables.py -->", "<!-- end -->"
+START, END = "<!-- made by tools/dev/make_method_tables.py -->", "<!-- end -->"
 SOM = "purify=True,pm=SOM,purify_layers=[" + ",".join(map(str, range(1, 12))) + "]"
 PURIFIED = ("SFP", "SC-CLIP", "ClearCLIP")  # the columns of the detector table
 FEW = 10  # scenes of the detector table: IsolationForest takes seconds for each
@@ -140,7 +140,7 @@ def measure(backbone: str, spec: str, scenes: int | None, out: Path) -> dict:
     Raises:
         SFPError: it failed.
     """
-    from sfp.grid import Cell, plan, run_group
+    from sfp.evaluation.grid import Cell, plan, run_group
 
     options = (f"test_dataloader.dataset.scenes={scenes}",) if scenes else ()
     cell = Cell(spec, backbone, "toyland", options, str(out / (str(scenes) if scenes else "all")))
@@ -164,7 +164,7 @@ def make(args: argparse.Namespace) -> None:
     figures = {key: known[key] for key in wanted if key in known}
     missing = [key for key in wanted if key not in figures]
     if args.check and missing:
-        raise SFPError(f"docs/toyland.json lacks {missing[0]!r}; run tools/make_method_tables.py.")
+        raise SFPError(f"docs/toyland.json lacks {missing[0]!r}; run tools/dev/make_method_tables.py.")
     for key in tqdm(missing, unit="row"):
         figures[key] = measure(*wanted[key], args.out)
         with whole_file(FIGURES) as partial:
@@ -174,7 +174,7 @@ def make(args: argparse.Namespace) -> None:
     texts = {PAGE: page(figures), README: f"{before}{START}\n{short_table(figures)}{END}{after}"}
     for path, text in texts.items():
         if args.check and (not path.is_file() or path.read_text() != text):
-            raise SFPError(f"{path.relative_to(ROOT)} is not what tools/make_method_tables.py writes; run it.")
+            raise SFPError(f"{path.relative_to(ROOT)} is not what tools/dev/make_method_tables.py writes; run it.")
         if not args.check:
             with whole_file(path) as partial:
                 partial.write_text(text)
@@ -231,7 +231,7 @@ def page(figures: dict) -> str:
     sample = next(iter(figures.values()))
     return f"""# Methods and detectors
 
-Written by `tools/make_method_tables.py` from the registries and from `docs/toyland.json`. mIoU on Toyland: {sample["images"]}
+Written by `tools/dev/make_method_tables.py` from the registries and from `docs/toyland.json`. mIoU on Toyland: {sample["images"]}
 held-out scenes, the built-in CLIP, {sample["precision"]} on the {sample["device"]}, windows 224/112, short side 336, 80 prompts; each
 figure is a cell of the grid:
 

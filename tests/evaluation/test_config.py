@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from sfp.config import CONFIGS, read_config
 from sfp.datasets import mmseg_datasets
+from sfp.evaluation.config import CONFIGS, read_config
 from sfp.methods import METHODS, list_methods
 from sfp.pipeline import Vocabulary
 

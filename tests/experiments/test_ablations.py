@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from sfp.ablations import ABLATIONS, Ablation, Row, ablation_table, equal_signs, find_ablation, missing_rows, read_miou
 from sfp.errors import SFPError
-from sfp.grid import Cell
+from sfp.evaluation.grid import Cell
+from sfp.evaluation.tables import published_rows
+from sfp.experiments.ablations import ABLATIONS, Ablation, Row, ablation_table, equal_signs, find_ablation, missing_rows, read_miou
 from sfp.methods import build_method
 from sfp.options import parse_spec
 from sfp.outliers import build_detector
-from sfp.result_table import published_rows
 from sfp.segmentor import method_options
 
 

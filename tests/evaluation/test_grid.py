@@ -16,8 +16,8 @@ from PIL import Image
 
 from sfp.datasets import toyland
 from sfp.errors import SFPError
-from sfp.grid import Cell, load_group, plan, run_group, save_group
-from sfp.result_table import COLUMNS, Entry, as_csv, collect, find_published, latex, markdown
+from sfp.evaluation.grid import Cell, load_group, plan, run_group, save_group
+from sfp.evaluation.tables import COLUMNS, Entry, as_csv, collect, find_published, latex, markdown
 
 FIGURES = ("mIoU", "aAcc", "mAcc", "mIoU_present", "IoU_per_class")
 

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from sfp.errors import SFPError, unknown_choice
 from sfp.methods import list_methods
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 TCL = {"short_side": 448, "model.window": 448, "model.stride": 224}
 
 

@@ -19,19 +19,9 @@ from tqdm import tqdm
 from sfp.config import CONFIGS, building, read_config
 from sfp.counts import CountStore
 from sfp.errors import SFPError
-from sfp.evaluation import (
-    ClassIoUMetric,
-    build_dataset,
-    check_task,
-    code_fingerprint,
-    config_hash,
-    dataset_fingerprint,
-    image_names,
-    named_deaths,
-    names_hash,
-    run_card,
-    write_results,
-)  # fmt: skip
+from sfp.evaluation.dataset import build_dataset, check_task, image_names, named_deaths
+from sfp.evaluation.metric import ClassIoUMetric
+from sfp.evaluation.provenance import code_fingerprint, config_hash, dataset_fingerprint, names_hash, run_card, write_results
 from sfp.files import make_folder, only_one, sweep, whole_file
 from sfp.methods import METHODS, check_method
 from sfp.options import split_spec

@@ -1,11 +1,11 @@
 """Measure Toyland's outliers, whose truth is known, and write docs/outliers.md's tables and figure.
 
-    python tools/measure_outliers.py            # measures both models if docs/outliers.json is missing, then writes the page
-    python tools/measure_outliers.py --again    # measures in any case
-    python tools/measure_outliers.py --check    # fails where the page is not what docs/outliers.json makes
+    python tools/dev/measure_outliers.py            # measures both models if docs/outliers.json is missing, then writes the page
+    python tools/dev/measure_outliers.py --again    # measures in any case
+    python tools/dev/measure_outliers.py --check    # fails where the page is not what docs/outliers.json makes
 
 What they do in each layer, beside Toyland-clean at the same places; who finds them; and, of the figures in
-docs/toyland.json (tools/make_method_tables.py), what they cost each method and what SOM brings back.
+docs/toyland.json (tools/dev/make_method_tables.py), what they cost each method and what SOM brings back.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
 from sfp.datasets.toyland_outliers import patch_std, true_outliers
 from sfp.errors import SFPError, run_command
+from sfp.evaluation.markdown import markdown_table
+from sfp.experiments.outlier_truth import TOKEN_FIGURES, detection_figures, token_figures
 from sfp.files import save_figure, whole_file
 from sfp.images import resize_short_side
-from sfp.markdown import markdown_table
 from sfp.methods import list_methods
-from sfp.outlier_truth import TOKEN_FIGURES, detection_figures, token_figures
 from sfp.outliers import build_detector, list_detectors
 from sfp.pipeline.windows import cut, window_grid
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PAGE, FIGURES, PICTURE = (ROOT / "docs" / name for name in ("outliers.md", "outliers.json", "outliers/detection.png"))
-START, END = "<!-- {}: made by tools/measure_outliers.py -->", "<!-- end -->"
+START, END = "<!-- {}: made by tools/dev/measure_outliers.py -->", "<!-- end -->"
 WINDOW, STRIDE, SHORT_SIDE = 224, 112, 336
 
 
@@ -66,14 +66,14 @@ def make(args: argparse.Namespace) -> None:
         PICTURE.parent.mkdir(exist_ok=True)
         save_figure(detection_figure(figures), PICTURE, "--out")
     if not FIGURES.is_file():
-        raise SFPError(f"There is no {FIGURES.name} in docs; run tools/measure_outliers.py.")
+        raise SFPError(f"There is no {FIGURES.name} in docs; run tools/dev/measure_outliers.py.")
     text = PAGE.read_text()
     parts = tables(json.loads(FIGURES.read_text()), json.loads((ROOT / "docs/toyland.json").read_text()))
     for name, table in parts.items():
         before, rest = text.split(START.format(name))
         text = f"{before}{START.format(name)}\n{table}{END}{rest.split(END, 1)[1]}"
     if args.check and PAGE.read_text() != text:
-        raise SFPError("docs/outliers.md is not what tools/measure_outliers.py writes; run it.")
+        raise SFPError("docs/outliers.md is not what tools/dev/measure_outliers.py writes; run it.")
     if not args.check:
         with whole_file(PAGE) as partial:
             partial.write_text(text)

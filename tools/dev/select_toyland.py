@@ -1,7 +1,7 @@
-"""Choose among the checkpoints of tools/train_toyland.py and install the choice as the built-in Toyland weights.
+"""Choose among the checkpoints of tools/dev/train_toyland.py and install the choice as the built-in Toyland weights.
 
-    python tools/select_toyland.py --work-dir work_dirs/toyland
-    python tools/select_toyland.py --work-dir work_dirs/toyland_clean --model Toyland-clean
+    python tools/dev/select_toyland.py --work-dir work_dirs/toyland
+    python tools/dev/select_toyland.py --work-dir work_dirs/toyland_clean --model Toyland-clean
 
 Every checkpoint segments the ``tune`` scenes, which are neither trained on nor evaluated on, by several methods; the one
 with the best average mIoU is kept. The table goes to ``selection.json`` in the work dir.
@@ -83,7 +83,7 @@ def select(args: argparse.Namespace) -> None:
     files = [f for f in sorted(args.work_dir.glob("step_*.safetensors")) if int(f.stem[5:]) >= args.from_step]
     if not files:
         raise SFPError(
-            f"There is no step_*.safetensors from step {args.from_step} on in {args.work_dir}; run tools/train_toyland.py first."
+            f"There is no step_*.safetensors from step {args.from_step} on in {args.work_dir}; run tools/dev/train_toyland.py first."
         )
     for file in tqdm(files, desc="checkpoints"):
         clip = load_clip("ViT-B-16-quickgelu", str(file), device="cpu")
@@ -100,7 +100,7 @@ def select(args: argparse.Namespace) -> None:
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
     card = {
         "sha256": digest,
-        "made_by": "tools/train_toyland.py, then tools/select_toyland.py",
+        "made_by": "tools/dev/train_toyland.py, then tools/dev/select_toyland.py",
         "step": int(best[5:]),
         "tune_scenes": args.scenes,
         "tune_mIoU": {name: round(value, 2) for name, value in table[best].items()},

@@ -1,7 +1,7 @@
 """Draw the pictures of README.md and docs/: scenes as the methods see them, the figures of the inspector, the page.
 
-python tools/draw_pictures.py docs/pictures
-python tools/draw_pictures.py docs/pictures --only page.png
+python tools/dev/draw_pictures.py docs/pictures
+python tools/dev/draw_pictures.py docs/pictures --only page.png
 
 All scenes are Toyland's, all models its CLIP, so nothing is downloaded; ProxyCLIP's outside eye is plain colours. page.png, a screenshot of
 the page, is drawn only when it is asked for: it needs the extras page and dev, and Chromium.
@@ -28,7 +28,7 @@ from sfp.datasets import toyland
 from sfp.drawing import Panel, Sheet
 from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.files import whole_file
-from sfp.inspection_figures import attention_figure, feature_figure, outlier_figure, patch_figure
+from sfp.inspection.figures import attention_figure, feature_figure, outlier_figure, patch_figure
 
 _FEW = ("CLIP", "MaskCLIP", "ClearCLIP", "SC-CLIP", "CLIPSeg", "SFP")
 _SCENE, _SCENES = 10, (10, 15, 12)  # of the split val

@@ -9,8 +9,8 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix
 
-from sfp.counts import CountStore, Figures, count_image, sum_counts
 from sfp.errors import SFPError
+from sfp.evaluation.counts import CountStore, Figures, count_image, sum_counts
 
 CARD = dict(config="c", weights="w", dataset="d", code="k")
 

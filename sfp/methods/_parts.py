@@ -17,7 +17,7 @@ from sfp.clip.kernels import attend, product
 from sfp.clip.trunk import Hook, LayerState
 
 if TYPE_CHECKING:
-    from sfp.methods.method import Method
+    from sfp.methods import Method
 
 
 def self_attend(u: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfp.errors import unknown_choice
-from sfp.markdown import markdown_table
-from sfp.result_table import published_rows, read_results
+from sfp.evaluation.markdown import markdown_table
+from sfp.evaluation.tables import published_rows, read_results
 
 _CITY = {"city_scapes": "cityscapes"}  # a config's name to the papers' key
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from sfp.clip.clip import FrozenCLIP, unit
 from sfp.clip.coherence import patch_labels
 from sfp.clip.trunk import Attention, Hook, LayerState
+from sfp.experiments.probes import class_scores, free_values
 from sfp.outliers import Detector, repair
-from sfp.probes import class_scores, free_values
 
 TOKEN_FIGURES = {
     "length": "length of outliers / of others",

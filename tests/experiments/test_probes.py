@@ -14,9 +14,18 @@ from sklearn.metrics import roc_auc_score
 from sfp.clip.coherence import coherence
 from sfp.clip.trunk import Attention, Hook
 from sfp.datasets import toyland
+from sfp.experiments.probes import (
+    attention_entropy,
+    class_scores,
+    drawn_pairs,
+    free_values,
+    overlap,
+    probe_layers,
+    sampled_coherence,
+    text_alignment,
+)
 from sfp.methods import build_method
 from sfp.outliers import build_detector
-from sfp.probes import attention_entropy, class_scores, drawn_pairs, free_values, overlap, probe_layers, sampled_coherence, text_alignment
 
 
 @pytest.fixture(scope="module")

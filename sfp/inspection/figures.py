@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from sfp.drawing import OUTLIER, Panel, Sheet, colours_over, heatmap, mark, mask_over
 from sfp.errors import SFPError, unknown_choice
-from sfp.inspection import Inspection, Stream
+
+if TYPE_CHECKING:
+    from sfp.inspection.inspection import Inspection, Stream
 
 _HEIGHT = 170
 _DRAWN = 2 * _HEIGHT  # maps are drawn twice as large and reduced, so that their lines are smooth

@@ -13,10 +13,10 @@ from sfp.clip import load_clip
 from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
 from sfp.datasets.toyland_outliers import true_outliers
-from sfp.outlier_truth import TOKEN_FIGURES, detection_figures, token_figures
+from sfp.experiments.outlier_truth import TOKEN_FIGURES, detection_figures, token_figures
 from sfp.outliers import build_detector
 
-sys.path.append(str(ROOT / "tools"))
+sys.path.append(str(ROOT / "tools/dev"))
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Train the tiny CLIPs of Toyland: images and captions, never pixel labels.
 
-    python tools/train_toyland.py --work-dir work_dirs/toyland_base
-    python tools/train_toyland.py --work-dir work_dirs/toyland --base work_dirs/toyland_base/step_05000.safetensors
-    python tools/train_toyland.py --work-dir work_dirs/toyland_clean --base work_dirs/toyland_base/step_05000.safetensors --clean
+    python tools/dev/train_toyland.py --work-dir work_dirs/toyland_base
+    python tools/dev/train_toyland.py --work-dir work_dirs/toyland --base work_dirs/toyland_base/step_05000.safetensors
+    python tools/dev/train_toyland.py --work-dir work_dirs/toyland_clean --base work_dirs/toyland_base/step_05000.safetensors --clean
 
 The first makes the base, the others the twins from it: Toyland, whose CLIP has outliers as CLIP has, and
 Toyland-clean, the same without them. ``--resume`` goes on after an interruption: each step's batch is a function of
@@ -10,11 +10,11 @@ the seed and the step number, so a resumed run sees what an undisturbed one woul
 
 All of them:
 
-* the captions (tools/toyland_crops.py) name things first, and a ground where there is no thing or three times in ten:
+* the captions (tools/dev/toyland_crops.py) name things first, and a ground where there is no thing or three times in ten:
   grounds are in every picture, and a model that hears of them each time learns nothing else;
 * the contrastive loss takes every caption that is true of an image as a positive, and leaves out pairs that are
   neither true nor false (a named thing covers 1 to 4 percent) and captions of mere ground for pictures of things;
-* the kept weights are a running average. ``tools/select_toyland.py`` chooses among the saved ones.
+* the kept weights are a running average. ``tools/dev/select_toyland.py`` chooses among the saved ones.
 
 The base, 5000 steps of 96 images:
 
@@ -29,7 +29,7 @@ The base, 5000 steps of 96 images:
 
 The twins, 1600 steps of 64 images, half of which are windows as an evaluation cuts them, all patches present:
 
-* auxiliary losses on attention and lengths (tools/toyland_aims.py); ``--clean`` leaves out those that ask for
+* auxiliary losses on attention and lengths (tools/dev/toyland_aims.py); ``--clean`` leaves out those that ask for
   outliers, and nothing else. Which tokens are to be outliers is sfp/datasets/toyland_outliers.py's rule.
 """
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from sfp.clip.clip import FrozenCLIP, unit
 from sfp.clip.coherence import FEATURES, coherence, joined_heads, patch_labels
 from sfp.clip.trunk import Attention, Hook, ImageTrunk, LayerState
-from sfp.methods.connected import components
-from sfp.methods.parts import cosine_similarity
+from sfp.methods._connected import components
+from sfp.methods._parts import cosine_similarity
 from sfp.outliers import Detector
 
 Figures = dict[tuple[str, int], list[float]]

@@ -1,0 +1,1 @@
+"""Second frozen models, which methods look at images with besides CLIP."""

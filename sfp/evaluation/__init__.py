@@ -1,0 +1,1 @@
+"""Exact evaluation: configs, counts, the grid, where a figure comes from, tables. Needs mmsegmentation."""

@@ -1,0 +1,138 @@
+"""The dataset that a config evaluates: building it, what must fit it, and errors that name the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS
+from PIL import Image
+
+from sfp.errors import SFPError
+from sfp.evaluation.config import building, check_dataset
+from sfp.pipeline import Protocol, Vocabulary
+
+
+def build_dataset(cfg: Config) -> BaseSegDataset:
+    """The dataset that a config evaluates; its failures name the file.
+
+    Raises:
+        SFPError: its folders or lists are missing, it has no images, or it can't be built, such as from a key that it doesn't take.
+    """
+    check_dataset(cfg)
+    init_default_scope("mmseg")
+    with building(f"The dataset of {Path(cfg.filename).name}"):
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        dataset.full_init()
+    dataset.pipeline = NamedFailures(dataset.pipeline)
+    return dataset
+
+
+def check_names(vocabulary: Vocabulary, dataset: BaseSegDataset, source: str = "The names file") -> None:
+    """Raises SFPError where the names and the dataset have different numbers of classes."""
+    classes = dataset.metainfo["classes"]
+    if len(vocabulary.names) != len(classes):
+        raise SFPError(
+            f"{source} has {len(vocabulary.names)} classes, but {type(dataset).__name__} has {len(classes)}; "
+            "give model.name_path a file with one line per class of the dataset, in its order."
+        )
+
+
+def check_task(vocabulary: Vocabulary, protocol: Protocol, dataset: BaseSegDataset, source: str = "The names file") -> None:
+    """Raises SFPError where names, thresholds and a dataset don't fit each other.
+
+    What a threshold takes from a class falls to class 0, which must be a background.
+    """
+    check_names(vocabulary, dataset, source)
+    first = dataset.metainfo["classes"][0]
+    given = [f"{key}={value}" for key, value in (("prob_thd", protocol.prob_thd), ("area_thd", protocol.area_thd)) if value]
+    if given and first.lower() != "background":
+        raise SFPError(
+            f"model.{' and model.'.join(given)} would give pixels to the class 0 of {type(dataset).__name__}, {first!r}, which is no "
+            "background; set model.prob_thd=0.0 and model.area_thd=None."
+        )
+
+
+def short_name(path: str | os.PathLike) -> str:
+    """What counts know an image by: its file's name and folder, wherever the dataset lies."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def image_names(dataset: BaseSegDataset) -> list[str]:
+    """The short names of an mmseg dataset's images, in its order."""
+    return [short_name(dataset.get_data_info(index)["img_path"]) for index in range(len(dataset))]
+
+
+def spread_over(dataset: Sized, images: int) -> list[int]:
+    """Indices of at most so many images, evenly over a dataset from its first to its last."""
+    return np.unique(np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)).tolist()
+
+
+def short_side_of(dataset: BaseSegDataset) -> int | None:
+    """To what a dataset's pipeline resizes the short side of its images."""
+    transforms = getattr(dataset.pipeline, "pipeline", dataset.pipeline).transforms
+    return next((min(step.scale) for step in transforms if type(step).__name__ == "Resize" and step.scale), None)
+
+
+class NamedFailures:
+    """A dataset's pipeline whose failures name the file: put in the place of ``dataset.pipeline``."""
+
+    def __init__(self, pipeline: Callable[[dict], dict]):
+        self.pipeline = pipeline
+
+    def __call__(self, data: dict) -> dict:
+        """Run the pipeline on one item.
+
+        Raises:
+            SFPError: something in it failed; names the image or label that can't be decoded, if one can't.
+        """
+        try:
+            prepared = self.pipeline(data)
+        except Exception as error:  # mmcv asserts, OpenCV and PIL raise their own
+            for path in (data.get("img_path"), data.get("seg_map_path")):
+                try:
+                    with Image.open(path) as image:
+                        image.load()
+                except Exception as reason:
+                    raise SFPError(f"{path} can't be read as an image ({reason}); put a sound copy in its place.") from error
+            if isinstance(error, SFPError):
+                raise
+            self._check_label(data)
+            reason = f"{type(error).__name__}: {error}"
+            raise SFPError(f"{data.get('img_path')} can't be prepared ({reason}); check it and its label.") from error
+        self._check_label(data)
+        return prepared
+
+    def _check_label(self, data: dict) -> None:
+        """Raises SFPError for a label map that mmcv would fold into eight bits, or that was never exact."""
+        if not any(type(step).__name__ == "LoadAnnotations" for step in getattr(self.pipeline, "transforms", ())):
+            return
+        with Image.open(data["seg_map_path"]) as label:
+            if label.mode not in ("L", "P", "1") or label.format == "JPEG":
+                raise SFPError(
+                    f"The label {data['seg_map_path']} is a {label.format} of mode {label.mode}, which is not read exactly; save it as PNG "
+                    "with one byte a pixel, or load it by LoadWideLabels."
+                )
+
+
+@contextmanager
+def named_deaths() -> Iterator[None]:
+    """Raises SFPError instead of torch's RuntimeErrors where a process that reads images, or another rank, died."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        again = "the same command again goes on from here"
+        if "DataLoader worker" in str(error):
+            raise SFPError(
+                f"A process that reads images died ({reason}); {again}, and if memory ran out, set test_dataloader.num_workers=0."
+            ) from error
+        if "gloo" in str(error) or "NCCL" in str(error):
+            raise SFPError(f"Another rank has ended ({reason}); see what it said, {again}.") from error
+        raise

@@ -1,0 +1,1 @@
+"""Steps on the stitched scores that know the pixels, one file each."""
