@@ -16,17 +16,17 @@ from mmseg.registry import MODELS
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sfp.config import CONFIGS, building, read_config
-from sfp.counts import CountStore
 from sfp.errors import SFPError
+from sfp.evaluation.config import CONFIGS, building, read_config
+from sfp.evaluation.counts import CountStore
 from sfp.evaluation.dataset import build_dataset, check_task, image_names, named_deaths
 from sfp.evaluation.metric import ClassIoUMetric
 from sfp.evaluation.provenance import code_fingerprint, config_hash, dataset_fingerprint, names_hash, run_card, write_results
+from sfp.evaluation.tables import read_results
 from sfp.files import make_folder, only_one, sweep, whole_file
 from sfp.methods import METHODS, check_method
 from sfp.options import split_spec
 from sfp.pipeline import Task
-from sfp.result_table import read_results
 from sfp.segmentor import method_options, read_protocol, read_vocabulary
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sfp.errors import SFPError
-from sfp.markdown import markdown_table
+from sfp.evaluation.markdown import markdown_table
 
 Value = TypeVar("Value")
 

@@ -206,7 +206,7 @@ def test_shallow_models(name):
 
 
 def test_constants_scaled_by_depth_are_said_once():
-    clip, method_module = parity_clip("vit12-p32"), sys.modules["sfp.methods"]
+    clip, method_module = parity_clip("vit12-p32"), sys.modules["sfp.methods._method"]
     method_module._said.clear()
     with pytest.warns(UserWarning, match="SC-CLIP was published without constants for ViTs of 12 blocks with patch 32.*pre_layer=9"):
         build_method("SC-CLIP", clip)

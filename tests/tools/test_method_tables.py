@@ -17,7 +17,7 @@ from sfp.outliers import list_detectors
 
 @pytest.mark.parametrize("program", ["make_method_tables", "measure_outliers"])
 def test_the_tables_are_up_to_date(program):
-    command = [sys.executable, str(ROOT / f"tools/{program}.py"), "--check"]
+    command = [sys.executable, str(ROOT / f"tools/dev/{program}.py"), "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
