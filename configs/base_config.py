@@ -51,7 +51,11 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-wide_test_pipeline = [*test_pipeline[:2], dict(type="LoadWideLabels"), test_pipeline[3]]  # for labels of 16 bits
+wide_test_pipeline = [
+    *test_pipeline[:2],
+    dict(type="LoadWideLabels"),
+    test_pipeline[3],
+]  # for labels of 16 bits
 test_dataloader = dict(
     batch_size=1,  # images; their windows share batches, which fills a GPU
     num_workers=2,
@@ -63,15 +67,26 @@ test_dataloader = dict(
 test_cfg = dict(type="TestLoop")
 test_evaluator = dict(type="ClassIoUMetric")
 
-env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))
-model_wrapper_cfg = dict(type="MMSeparateDistributedDataParallel")  # the default wrapper refuses a frozen model
+env_cfg = dict(
+    cudnn_benchmark=False,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
+model_wrapper_cfg = dict(
+    type="MMSeparateDistributedDataParallel"
+)  # the default wrapper refuses a frozen model
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=100000, log_metric_by_epoch=False),
     visualization=dict(type="SegVisualizationHook", draw=False),
 )
 custom_hooks = [dict(type="ProgressBarHook")]
-visualizer = dict(type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], alpha=0.6, name="visualizer")
+visualizer = dict(
+    type="SegLocalVisualizer",
+    vis_backends=[dict(type="LocalVisBackend")],
+    alpha=0.6,
+    name="visualizer",
+)
 log_processor = dict(by_epoch=False)
 log_level = "INFO"
 load_from = None

@@ -14,7 +14,10 @@ test_dataloader = dict(
         type="ADE847Dataset",
         name_path="{{ fileDirname }}/cls_ade847.txt",
         data_root={{_base_.data_roots.ade20k_full}},
-        data_prefix=dict(img_path="images_detectron2/validation", seg_map_path="annotations_detectron2/validation"),
+        data_prefix=dict(
+            img_path="images_detectron2/validation",
+            seg_map_path="annotations_detectron2/validation",
+        ),
         ann_file="validation.txt",
         ignore_index=65535,
         pipeline={{_base_.wide_test_pipeline}},

@@ -4,7 +4,9 @@ _base_ = ["base_config.py"]
 
 dataset = "voc21"  # its name in configs/methods/*.py
 
-model = dict(name_path="{{ fileDirname }}/cls_voc21.txt", logit_scale=50, prob_thd=0.15, area_thd=0.1)
+model = dict(
+    name_path="{{ fileDirname }}/cls_voc21.txt", logit_scale=50, prob_thd=0.15, area_thd=0.1
+)
 test_dataloader = dict(
     dataset=dict(
         type="PascalVOCDataset",

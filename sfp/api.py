@@ -52,7 +52,11 @@ class _Question:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self.vocabulary.names if self.background is None else (self.background, *self.vocabulary.names)
+        return (
+            self.vocabulary.names
+            if self.background is None
+            else (self.background, *self.vocabulary.names)
+        )
 
     @property
     def task(self) -> Task:
@@ -101,9 +105,15 @@ class Segmenter:
         resized_size(224, 224, short_side)  # raises for what is no number of pixels
         in_protocol = {f.name for f in fields(Protocol)}
         protocol = Protocol(**{key: value for key, value in options.items() if key in in_protocol})
-        clip = model if isinstance(model, FrozenCLIP) else load_clip(model, pretrained, device=device, precision=precision)
+        clip = (
+            model
+            if isinstance(model, FrozenCLIP)
+            else load_clip(model, pretrained, device=device, precision=precision)
+        )
         check_weights(clip, weights_sha256)
-        dense = build_method(method, clip, **{key: value for key, value in options.items() if key not in in_protocol})
+        dense = build_method(
+            method, clip, **{key: value for key, value in options.items() if key not in in_protocol}
+        )
         self.pipeline = Pipeline(dense, TextBank(clip, prompts, text_cache), protocol)
         self.short_side = short_side
         self._embed_text = functools.lru_cache(maxsize=32)(self.pipeline.embed_text)
@@ -162,9 +172,13 @@ class Segmenter:
         Raises:
             SFPError: see ``__call__``; that of an image when its turn comes, unless ``yield_errors``.
         """
-        single = isinstance(images, (str, os.PathLike, Image.Image)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4)
+        single = isinstance(images, (str, os.PathLike, Image.Image)) or (
+            isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4
+        )
         if single:
-            raise SFPError(f"many got a single {type(images).__name__}; give a list of images, or call the segmenter on the one.")
+            raise SFPError(
+                f"many got a single {type(images).__name__}; give a list of images, or call the segmenter on the one."
+            )
         if not isinstance(images, Iterable):
             raise SFPError(f"many got {images!r}; give a list of images.")
         question = self._question(names, background, prob_thd)
@@ -208,10 +222,20 @@ class Segmenter:
         Raises:
             SFPError: the image can't be read, the box is not inside it, or so many patches would take over 2 GiB.
         """
-        return inspect_image(self.pipeline.method, read_image(image), short_side=short_side, box=box, detectors=detectors)
+        return inspect_image(
+            self.pipeline.method,
+            read_image(image),
+            short_side=short_side,
+            box=box,
+            detectors=detectors,
+        )
 
     def protocol(
-        self, names: Names | None = None, *, background: str | Sequence[str] | None = None, prob_thd: float | None = None
+        self,
+        names: Names | None = None,
+        *,
+        background: str | Sequence[str] | None = None,
+        prob_thd: float | None = None,
     ) -> dict[str, Any]:
         """What makes a result: method and its options, weights, prompts, sizes, thresholds, and the names that are asked.
 
@@ -219,7 +243,11 @@ class Segmenter:
         """
         if names is not None:
             return self._question(names, background, prob_thd).card
-        method, clip, prompts = self.pipeline.method, self.pipeline.method.clip, list(self.pipeline.text_bank.prompts)
+        method, clip, prompts = (
+            self.pipeline.method,
+            self.pipeline.method.clip,
+            list(self.pipeline.text_bank.prompts),
+        )
         card = {
             "sfp": sfp.__version__,
             "method": method.name,
@@ -236,15 +264,25 @@ class Segmenter:
         }
         return json.loads(json.dumps(card, default=repr))
 
-    def _question(self, names: Names, background: str | Sequence[str] | None, prob_thd: float | None) -> _Question:
+    def _question(
+        self, names: Names, background: str | Sequence[str] | None, prob_thd: float | None
+    ) -> _Question:
         asked = Vocabulary.from_names(names)  # wrong names are told by their own places
-        protocol = self.pipeline.protocol if prob_thd is None else replace(self.pipeline.protocol, prob_thd=prob_thd)
+        protocol = (
+            self.pipeline.protocol
+            if prob_thd is None
+            else replace(self.pipeline.protocol, prob_thd=prob_thd)
+        )
         label = None
         if isinstance(background, str):
-            label = Vocabulary.from_names([background, *names], "The background with the names").names[0]
+            label = Vocabulary.from_names(
+                [background, *names], "The background with the names"
+            ).names[0]
             least = 1 / len(asked.queries)
             if protocol.prob_thd <= least:
-                mend = f"set prob_thd between {least:.2g} and 1" if least < 1 else "name more things"
+                mend = (
+                    f"set prob_thd between {least:.2g} and 1" if least < 1 else "name more things"
+                )
                 raise SFPError(
                     f"Nothing would fall to the background {label!r}: the best of {len(asked.queries)} words always has a probability of "
                     f"at least {least:.2g}, and prob_thd is {protocol.prob_thd:g}; {mend}, or give the background as a list of words "
@@ -253,10 +291,17 @@ class Segmenter:
         elif background is not None:
             check_type("background", background, str | Sequence[str] | None)
             asked = Vocabulary.from_names([background, *names], "The background with the names")
-        card = {**self.protocol(), "prob_thd": protocol.prob_thd, "words": asked.words, "background": label}
+        card = {
+            **self.protocol(),
+            "prob_thd": protocol.prob_thd,
+            "words": asked.words,
+            "background": label,
+        }
         return _Question(asked, self._embed_text(asked), protocol, label, card)
 
-    def _answer(self, pictures: Sequence[np.ndarray], questions: Sequence[_Question], keep_scores: bool) -> list[list[Segmentation]]:
+    def _answer(
+        self, pictures: Sequence[np.ndarray], questions: Sequence[_Question], keep_scores: bool
+    ) -> list[list[Segmentation]]:
         """For each question a result for each picture.
 
         A background that is only a label needs the scores, kept or not.
@@ -265,9 +310,14 @@ class Segmenter:
         for pixels in pictures:
             _check_scores(pixels, sum(len(question.names) for question in questions) if keep else 0)
         clip = self.pipeline.method.clip
-        normalised = [clip.normalise(resize_short_side(pixels, self.short_side, clip.trunk.patch)) for pixels in pictures]
+        normalised = [
+            clip.normalise(resize_short_side(pixels, self.short_side, clip.trunk.patch))
+            for pixels in pictures
+        ]
         sizes = [pixels.shape[:2] for pixels in pictures]
-        found = self.pipeline.segment(normalised, [question.task for question in questions], [sizes] * len(questions), keep)
+        found = self.pipeline.segment(
+            normalised, [question.task for question in questions], [sizes] * len(questions), keep
+        )
         answers = []
         for question, maps in zip(questions, found, strict=True):
             results = []
@@ -275,12 +325,18 @@ class Segmenter:
                 if question.background is not None:
                     labels, scores = leave_to_background(scores, question.protocol)
                 kept = scores.cpu().numpy() if keep_scores else None
-                results.append(Segmentation(labels.cpu().numpy(), question.names, kept, pixels, question.card))
+                results.append(
+                    Segmentation(labels.cpu().numpy(), question.names, kept, pixels, question.card)
+                )
             answers.append(results)
         return answers
 
     def _stream(
-        self, images: Iterable[ImageLike], question: _Question, keep_scores: bool, yield_errors: bool
+        self,
+        images: Iterable[ImageLike],
+        question: _Question,
+        keep_scores: bool,
+        yield_errors: bool,
     ) -> Iterator[Segmentation | SFPError]:
         names = len(question.names) if keep_scores or question.background is not None else 0
         batch: list[np.ndarray] = []
@@ -309,10 +365,16 @@ class Segmenter:
     def _cost(self, pixels: np.ndarray, names: int) -> tuple[int, int, int]:
         """How many windows a picture has, how many make a batch, and the bytes of its results with the scores of ``names``."""
         _check_scores(pixels, names)
-        height, width = resized_size(*pixels.shape[:2], self.short_side, self.pipeline.method.trunk.patch)
+        height, width = resized_size(
+            *pixels.shape[:2], self.short_side, self.pipeline.method.trunk.patch
+        )
         protocol = self.pipeline.protocol
         windows = window_grid(height, width, protocol.window, protocol.stride)
-        return len(windows), self.pipeline.batch_of(*windows[0].size), pixels[..., 0].size * (4 * names + 11)
+        return (
+            len(windows),
+            self.pipeline.batch_of(*windows[0].size),
+            pixels[..., 0].size * (4 * names + 11),
+        )
 
 
 def leave_to_background(probabilities: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,18 @@ from PIL import Image, ImageDraw
 Colour = tuple[int, int, int]
 INK, PALE_INK, PAPER = (28, 30, 36), (110, 114, 122), (255, 255, 255)
 OUTLIER, CHOSEN = (0, 232, 255), (255, 255, 255)
-_HEAT = np.array([(8, 6, 30), (62, 18, 106), (140, 32, 110), (210, 62, 76), (246, 130, 40), (252, 206, 90), (255, 252, 210)], float)
+_HEAT = np.array(
+    [
+        (8, 6, 30),
+        (62, 18, 106),
+        (140, 32, 110),
+        (210, 62, 76),
+        (246, 130, 40),
+        (252, 206, 90),
+        (255, 252, 210),
+    ],
+    float,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,9 @@ class Sheet:
         """The whole sheet."""
         size = max(11, self.height // 12)
         gap, line = max(4, self.height // 24), round(size * 1.6)
-        pictures = [[panel and _of_height(panel.picture, self.height) for panel in row] for row in self.rows]
+        pictures = [
+            [panel and _of_height(panel.picture, self.height) for panel in row] for row in self.rows
+        ]
         columns = [
             max([round(_width(title, size)), *(picture.width for picture in column if picture)])
             for title, column in zip(self.titles, zip(*pictures, strict=True), strict=True)
@@ -59,19 +72,37 @@ class Sheet:
         top = gap + (line + gap if self.heading else 0) + line
         width = left + sum(columns) + gap * len(columns)
         footer = _footer(self.legend, self.bar, width - 2 * gap, size)
-        sheet = Image.new("RGB", (width, top + step * len(self.rows) + (footer.height + gap if footer else 0)), PAPER)
+        sheet = Image.new(
+            "RGB",
+            (width, top + step * len(self.rows) + (footer.height + gap if footer else 0)),
+            PAPER,
+        )
         draw = ImageDraw.Draw(sheet)
         if self.heading:
-            draw.text((left, gap + line / 2), self.heading, fill=INK, font_size=round(size * 1.15), anchor="lm")
+            draw.text(
+                (left, gap + line / 2),
+                self.heading,
+                fill=INK,
+                font_size=round(size * 1.15),
+                anchor="lm",
+            )
         for row, (panels, sized) in enumerate(zip(self.rows, pictures, strict=True)):
             x, y = left, top + row * step
-            for title, span, panel, picture in zip(self.titles, columns, panels, sized, strict=True):
+            for title, span, panel, picture in zip(
+                self.titles, columns, panels, sized, strict=True
+            ):
                 if row == 0:
-                    draw.text((x + span / 2, y - line / 2), title, fill=INK, font_size=size, anchor="mm")
+                    draw.text(
+                        (x + span / 2, y - line / 2), title, fill=INK, font_size=size, anchor="mm"
+                    )
                 if panel and picture:
                     sheet.paste(picture, (x + (span - picture.width) // 2, y))
                     draw.text(
-                        (x + span / 2, y + self.height + line / 2), panel.caption, fill=PALE_INK, font_size=round(size * 0.85), anchor="mm"
+                        (x + span / 2, y + self.height + line / 2),
+                        panel.caption,
+                        fill=PALE_INK,
+                        font_size=round(size * 0.85),
+                        anchor="mm",
                     )
                 x += span + gap
             if row < len(self.sides):
@@ -114,15 +145,21 @@ def heatmap(
     least, most = limits or (min(0.0, float(values.min())), float(values.max()))
     level = np.clip((values - least) / max(most - least, 1e-12), 0, 1) ** power
     size = _size_of_height(picture, height)
-    level = np.asarray(Image.fromarray(level.astype(np.float32)).resize(size, Image.Resampling.NEAREST))[..., None]
-    grey = np.asarray(Image.fromarray(picture).convert("L").resize(size, Image.Resampling.BICUBIC), float)[..., None]
+    level = np.asarray(
+        Image.fromarray(level.astype(np.float32)).resize(size, Image.Resampling.NEAREST)
+    )[..., None]
+    grey = np.asarray(
+        Image.fromarray(picture).convert("L").resize(size, Image.Resampling.BICUBIC), float
+    )[..., None]
     share = 0.64 + 0.2 * level  # of the heat; a lifted grey keeps dark photographs readable
     shown = heat(level[..., 0]) * share + (50 + 0.8 * grey) * (1 - share)
     drawn = Image.fromarray(shown.clip(0, 255).astype(np.uint8))
     return mark(drawn, values.shape, outliers=outliers, patch=patch)
 
 
-def mask_over(picture: np.ndarray, mask: np.ndarray, colour: Colour = (235, 30, 60), height: int | None = None) -> Image.Image:
+def mask_over(
+    picture: np.ndarray, mask: np.ndarray, colour: Colour = (235, 30, 60), height: int | None = None
+) -> Image.Image:
     """A mask of patches (h, w) bool as filled squares over the pale picture (H, W, 3) uint8."""
     size = _size_of_height(picture, height)
     shown = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), float)
@@ -133,14 +170,20 @@ def mask_over(picture: np.ndarray, mask: np.ndarray, colour: Colour = (235, 30, 
     return Image.fromarray(shown.round().astype(np.uint8))
 
 
-def colours_over(picture: np.ndarray, colours: np.ndarray, height: int | None = None) -> Image.Image:
+def colours_over(
+    picture: np.ndarray, colours: np.ndarray, height: int | None = None
+) -> Image.Image:
     """Colours of patches (h, w, 3) in [0, 1] at the size of the picture (H, W, 3)."""
     patches = Image.fromarray((colours * 255).round().clip(0, 255).astype(np.uint8))
     return patches.resize(_size_of_height(picture, height), Image.Resampling.NEAREST)
 
 
 def mark(
-    drawn: Image.Image, grid: tuple[int, int], *, outliers: np.ndarray | None = None, patch: tuple[int, int] | None = None
+    drawn: Image.Image,
+    grid: tuple[int, int],
+    *,
+    outliers: np.ndarray | None = None,
+    patch: tuple[int, int] | None = None,
 ) -> Image.Image:
     """A drawing with the rims of a mask of patches and the frame of one patch drawn into it."""
     draw = ImageDraw.Draw(drawn)
@@ -150,13 +193,33 @@ def mark(
     if outliers is not None:
         padded = np.pad(outliers, 1)
         for y, x in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):  # rims between rows
-            draw.line((columns[x], _within(rows[y], drawn.height), columns[x + 1], _within(rows[y], drawn.height)), OUTLIER, thick)
+            draw.line(
+                (
+                    columns[x],
+                    _within(rows[y], drawn.height),
+                    columns[x + 1],
+                    _within(rows[y], drawn.height),
+                ),
+                OUTLIER,
+                thick,
+            )
         for y, x in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
-            draw.line((_within(columns[x], drawn.width), rows[y], _within(columns[x], drawn.width), rows[y + 1]), OUTLIER, thick)
+            draw.line(
+                (
+                    _within(columns[x], drawn.width),
+                    rows[y],
+                    _within(columns[x], drawn.width),
+                    rows[y + 1],
+                ),
+                OUTLIER,
+                thick,
+            )
     if patch is not None:
         box = (columns[patch[1]], rows[patch[0]], columns[patch[1] + 1] - 1, rows[patch[0] + 1] - 1)
         wide = max(2, drawn.height // 75)
-        draw.rectangle((box[0] - wide, box[1] - wide, box[2] + wide, box[3] + wide), outline=INK, width=wide)
+        draw.rectangle(
+            (box[0] - wide, box[1] - wide, box[2] + wide, box[3] + wide), outline=INK, width=wide
+        )
         draw.rectangle(box, outline=CHOSEN, width=wide)
     return drawn
 
@@ -174,7 +237,9 @@ def with_legend(picture: Image.Image, legend: Sequence[tuple[str, Colour]]) -> I
     return sheet
 
 
-def _footer(legend: Sequence[tuple[str, Colour]], bar: tuple[str, str] | None, width: int, size: int) -> Image.Image | None:
+def _footer(
+    legend: Sequence[tuple[str, Colour]], bar: tuple[str, str] | None, width: int, size: int
+) -> Image.Image | None:
     """The colour bar and the legend's entries, in as many rows as they need."""
     if not legend and bar is None:
         return None
@@ -191,7 +256,9 @@ def _footer(legend: Sequence[tuple[str, Colour]], bar: tuple[str, str] | None, w
     if bar:
         start = _width(bar[0], size) + size // 2
         draw.text((0, line / 2), bar[0], fill=INK, font_size=size, anchor="lm")
-        ramp = Image.fromarray(heat(np.linspace(0, 1, 8 * size)[None].repeat(size, 0)).astype(np.uint8))
+        ramp = Image.fromarray(
+            heat(np.linspace(0, 1, 8 * size)[None].repeat(size, 0)).astype(np.uint8)
+        )
         footer.paste(ramp, (round(start), (line - size) // 2))
         draw.text((start + 8.5 * size, line / 2), bar[1], fill=INK, font_size=size, anchor="lm")
     for (text, colour), (x, y) in zip(legend, places, strict=True):
@@ -218,7 +285,9 @@ def _sideways(text: str, size: int, line: int) -> Image.Image:
 def _of_height(picture: Image.Image, height: int) -> Image.Image:
     if picture.height == height:
         return picture
-    return picture.resize((max(1, round(picture.width * height / picture.height)), height), Image.Resampling.LANCZOS)
+    return picture.resize(
+        (max(1, round(picture.width * height / picture.height)), height), Image.Resampling.LANCZOS
+    )
 
 
 def _size_of_height(picture: np.ndarray, height: int | None) -> tuple[int, int]:

@@ -30,7 +30,9 @@ def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
     except (SFPError, OSError) as error:
         if args.debug:
             raise
-        print(f"error: {error if isinstance(error, SFPError) else _of_file(error)}", file=sys.stderr)
+        print(
+            f"error: {error if isinstance(error, SFPError) else _of_file(error)}", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         if args.debug:
@@ -44,7 +46,9 @@ def _of_file(error: OSError) -> SFPError:
     file = error.filename2 or error.filename
     if file is None:
         return SFPError(f"{error}; run it again with --debug to see where.")
-    return SFPError(f"{file} can't be read or written ({error.strerror}); check the path, its permissions and the room on its disk.")
+    return SFPError(
+        f"{file} can't be read or written ({error.strerror}); check the path, its permissions and the room on its disk."
+    )
 
 
 def unknown_choice(kind: str, given: object, choices: Iterable[str]) -> SFPError:

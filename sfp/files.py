@@ -50,7 +50,11 @@ def whole_file(path: Path, mend: str | None = None) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             partial.unlink()
-        if isinstance(error, OSError) and error.errno and error.filename in (None, str(partial), partial):
+        if (
+            isinstance(error, OSError)
+            and error.errno
+            and error.filename in (None, str(partial), partial)
+        ):
             raise unwritable(path, error, mend) from error
         raise
 
@@ -85,7 +89,9 @@ def file_digest(path: Path, kind: str) -> str:
 
 def sweep(folder: Path) -> None:
     """Delete what killed processes of this machine left unfinished below a folder; living ones' and other machines' files stay."""
-    own = re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}\.partial(\..*)?")
+    own = re.compile(
+        rf"\..*\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}\.partial(\..*)?"
+    )
     for path in folder.rglob(".*.partial*"):
         found = own.fullmatch(path.name)
         if found and not _is_alive(int(found[1])):
@@ -130,7 +136,9 @@ def only_one(folder: Path, option: str, name: str = ".lock") -> Iterator[None]:
         lock.acquire(timeout=_DYING if dead and not _is_alive(int(dead[1])) else 0)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout:
-        raise SFPError(f"{told() or 'Another process'} is at work in {folder}; wait until it has ended, or {mend}.") from None
+        raise SFPError(
+            f"{told() or 'Another process'} is at work in {folder}; wait until it has ended, or {mend}."
+        ) from None
     except OSError as error:
         lock.release()
         raise unwritable(folder, error, mend) from error
@@ -160,4 +168,6 @@ def save_figure(figure: Figure, path: Path, option: str, dpi: int = 110) -> None
     except SFPError:
         raise
     except ValueError as error:
-        raise SFPError(f"{path} can't be drawn ({error}); give {option} a file such as {path.stem}.png.") from error
+        raise SFPError(
+            f"{path} can't be drawn ({error}); give {option} a file such as {path.stem}.png."
+        ) from error

@@ -58,7 +58,9 @@ def read_image(image: ImageLike) -> np.ndarray:
 
 def _unreadable(what: str, error: Exception) -> SFPError:
     reason = str(error).strip().split("\n")[0] or type(error).__name__
-    return SFPError(f"{what} can't be read as an image ({reason[:200]}); give a sound JPEG, PNG or the like.")
+    return SFPError(
+        f"{what} can't be read as an image ({reason[:200]}); give a sound JPEG, PNG or the like."
+    )
 
 
 def _planes(image: Tensor) -> np.ndarray:
@@ -71,7 +73,11 @@ def _planes(image: Tensor) -> np.ndarray:
         image = image.float()
         if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):  # NaN fails too
             least, most = float(image.min()), float(image.max())
-            found = f"values from {least:.3g} to {most:.3g}" if torch.isfinite(image).all() else "NaN or infinite values"
+            found = (
+                f"values from {least:.3g} to {most:.3g}"
+                if torch.isfinite(image).all()
+                else "NaN or infinite values"
+            )
             raise SFPError(f"{shown} with {found}; floats must lie in [0, 1], not normalised.")
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
@@ -100,7 +106,9 @@ def _from_pil(image: Image.Image) -> np.ndarray:
         if not np.isfinite(values).all():
             raise ValueError("it has NaN or infinite pixels")
         if values.min() < 0 or (image.mode != "F" and values.max() > 65535):
-            raise ValueError(f"it has pixels from {values.min():g} to {values.max():g}, outside what grey means")
+            raise ValueError(
+                f"it has pixels from {values.min():g} to {values.max():g}, outside what grey means"
+            )
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-12)
         image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
@@ -123,7 +131,9 @@ def resized_size(height: int, width: int, short_side: int, patch: int = 1) -> tu
     if min(size) < patch:
         became = f"resized to a short side of {short_side} and a long side of at most {_LONG_SIDE} it has {size[1]}x{size[0]}"
         least = f", less than one patch of {patch}" if patch > 1 else ""
-        raise SFPError(f"An image of {width}x{height} pixels is too small or too thin: {became}{least}; cut it or set another short_side.")
+        raise SFPError(
+            f"An image of {width}x{height} pixels is too small or too thin: {became}{least}; cut it or set another short_side."
+        )
     return size
 
 
@@ -131,4 +141,8 @@ def resize_short_side(pixels: np.ndarray, short_side: int, patch: int = 1) -> Te
     """Bilinear to ``resized_size``: (H, W, 3) uint8 to (3, h, w) float32 in [0, 255]."""
     size = resized_size(*pixels.shape[:2], short_side, patch)
     planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
-    return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0].round_().clamp_(0, 255)
+    return (
+        F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0]
+        .round_()
+        .clamp_(0, 255)
+    )

@@ -35,7 +35,13 @@ def parse_options(pairs: Iterable[str], where: str) -> dict[str, Any]:
             raise SFPError(f"{where} names {key} twice, the second time as {pair!r}; keep one.")
         try:
             options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as literal_eval's page lists them
+        except (
+            ValueError,
+            SyntaxError,
+            TypeError,
+            MemoryError,
+            RecursionError,
+        ):  # as literal_eval's page lists them
             options[key] = value
     return options
 
@@ -64,7 +70,9 @@ def check_type(what: str, value: Any, hint: Any, default: Any = None) -> None:
         default: stands in the message as an example, unless it is None.
     """
     if not _fits(value, hint):
-        example = f" such as {default!r}" if default is not None and not isinstance(default, bool) else ""
+        example = (
+            f" such as {default!r}" if default is not None and not isinstance(default, bool) else ""
+        )
         raise SFPError(f"{what} is {value!r}; give {_said(hint)}{example}.")
 
 
@@ -89,10 +97,14 @@ def _fits(value: Any, hint: Any) -> bool:
         return callable(value)
     if origin in (tuple, collections.abc.Collection, collections.abc.Sequence):
         return (
-            isinstance(value, collections.abc.Collection) and not isinstance(value, (str, bytes)) and all(_fits(v, inner[0]) for v in value)
+            isinstance(value, collections.abc.Collection)
+            and not isinstance(value, (str, bytes))
+            and all(_fits(v, inner[0]) for v in value)
         )
     if hint in (int, float):
-        number = isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
+        number = isinstance(
+            value, numbers.Integral if hint is int else numbers.Real
+        ) and not isinstance(value, bool)
         return number and math.isfinite(value)
     return isinstance(value, origin or hint)
 

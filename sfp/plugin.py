@@ -49,16 +49,23 @@ def require_mmseg() -> None:
     """
     try:
         # onedl-mmsegmentation prints that its company's client is absent, mmcv-lite warns of ops that CLIP has no use for
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             importlib.import_module("mmseg.models")
             importlib.import_module("mmseg.datasets")
     except (ImportError, AssertionError, RuntimeError) as error:
         found = ", ".join(
-            f"{name} {_version(name)}" for name in ("mmcv", "mmcv-lite", "mmengine", "mmsegmentation", "onedl-mmsegmentation")
+            f"{name} {_version(name)}"
+            for name in ("mmcv", "mmcv-lite", "mmengine", "mmsegmentation", "onedl-mmsegmentation")
         )
         reason = str(error).split("\n")[0] or type(error).__name__
-        raise SFPError(f"mmsegmentation can't be imported here ({reason}); install {PAIRS}. Found: {found}.") from error
+        raise SFPError(
+            f"mmsegmentation can't be imported here ({reason}); install {PAIRS}. Found: {found}."
+        ) from error
 
 
 def _version(package: str) -> str:

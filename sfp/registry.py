@@ -28,7 +28,9 @@ class Registry:
 
         def enter(cls: type) -> type:
             if name in self._classes:
-                raise ValueError(f"The {self.kind} name {name!r} is taken by {self._classes[name].__module__}.")
+                raise ValueError(
+                    f"The {self.kind} name {name!r} is taken by {self._classes[name].__module__}."
+                )
             cls.name = name
             self._classes[name] = cls
             return cls
@@ -74,9 +76,15 @@ class Registry:
             if option not in known:
                 raise unknown_choice(f"option of {self.kind} {name}", option, sorted(known))
             if option not in choices:
-                check_type(f"{option} of {self.kind} {name}", value, hints.get(option, Any), known[option])
+                check_type(
+                    f"{option} of {self.kind} {name}", value, hints.get(option, Any), known[option]
+                )
             elif isinstance(value, (list, dict)) or value not in choices[option]:
-                raise unknown_choice(f"{option} of {self.kind} {name}", value, [str(choice) for choice in choices[option]])
+                raise unknown_choice(
+                    f"{option} of {self.kind} {name}",
+                    value,
+                    [str(choice) for choice in choices[option]],
+                )
 
     def _import_all(self) -> None:
         package = importlib.import_module(self.package)

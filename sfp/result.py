@@ -76,7 +76,11 @@ class Segmentation:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segmentation):
             return NotImplemented
-        same = self.names == other.names and self.protocol == other.protocol and (self.scores is None) == (other.scores is None)
+        same = (
+            self.names == other.names
+            and self.protocol == other.protocol
+            and (self.scores is None) == (other.scores is None)
+        )
         pairs = [(self.labels, other.labels), (self.image, other.image)]
         if same and self.scores is not None:
             pairs.append((self.scores, other.scores))
@@ -91,13 +95,19 @@ class Segmentation:
     def areas(self) -> dict[str, float]:
         """Share of the image for each name that occurs, largest first."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.names)) / self.labels.size
-        return {self.names[i]: float(counts[i]) for i in np.argsort(-counts, kind="stable") if counts[i] > 0}
+        return {
+            self.names[i]: float(counts[i])
+            for i in np.argsort(-counts, kind="stable")
+            if counts[i] > 0
+        }
 
     @property
     def legend(self) -> list[tuple[str, Colour]]:
         """For each name that occurs, largest first: "name 12%" and its colour."""
         colours = dict(zip(self.names, self.palette.tolist(), strict=True))
-        return [(f"{name} {_percent(area)}", tuple(colours[name])) for name, area in self.areas.items()]
+        return [
+            (f"{name} {_percent(area)}", tuple(colours[name])) for name, area in self.areas.items()
+        ]
 
     def at(self, x: float, y: float) -> Pixel:
         """Name and scores of the pixel in column x and row y, counted from the top left corner.
@@ -115,11 +125,15 @@ class Segmentation:
         if self.scores is None:
             return Pixel(name, {})
         here = self.scores[:, row, column]
-        return Pixel(name, {self.names[i]: float(here[i]) for i in np.argsort(-here, kind="stable")})
+        return Pixel(
+            name, {self.names[i]: float(here[i]) for i in np.argsort(-here, kind="stable")}
+        )
 
     def overlay(self, alpha: float = 0.55, legend: bool = True) -> Image.Image:
         """The picture under its label colours, with a legend of the names that occur and their areas."""
-        blend = Image.blend(Image.fromarray(self.image), Image.fromarray(self.palette[self.labels]), alpha)
+        blend = Image.blend(
+            Image.fromarray(self.image), Image.fromarray(self.palette[self.labels]), alpha
+        )
         return with_legend(blend, self.legend) if legend else blend
 
     def label_image(self) -> Image.Image:
@@ -127,7 +141,11 @@ class Segmentation:
         if len(self.names) > 256:
             return Image.fromarray(self.labels.astype(np.uint16))
         picture = Image.fromarray(self.labels.astype(np.uint8), "P")
-        picture.putpalette(np.concatenate([self.palette, np.zeros((256 - len(self.names), 3), np.uint8)]).ravel().tolist())
+        picture.putpalette(
+            np.concatenate([self.palette, np.zeros((256 - len(self.names), 3), np.uint8)])
+            .ravel()
+            .tolist()
+        )
         return picture
 
     def coco(self) -> dict[str, Any]:
@@ -182,8 +200,12 @@ class Segmentation:
             elif ending == ".npz":
                 small = np.min_scalar_type(len(self.names))
                 kept = {} if self.scores is None else {"scores": self.scores}
-                texts = dict(names=np.array(self.names), protocol=np.array(json.dumps(self.protocol)))
-                np.savez_compressed(partial, labels=self.labels.astype(small), image=self.image, **texts, **kept)
+                texts = dict(
+                    names=np.array(self.names), protocol=np.array(json.dumps(self.protocol))
+                )
+                np.savez_compressed(
+                    partial, labels=self.labels.astype(small), image=self.image, **texts, **kept
+                )
             else:
                 self.overlay().save(partial, quality=92)
         return path
@@ -210,21 +232,35 @@ class Segmentation:
             raise SFPError(f"There is no result file {path}; check the path.") from error
         except Exception as error:  # of a broken archive, any
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-            reason = "it is no .npz file" if "pickle" in reason else reason  # NumPy advises to run what is in it
-            raise SFPError(f"{path} is not a whole result of this package ({reason}); load a .npz file that save() wrote.") from error
+            reason = (
+                "it is no .npz file" if "pickle" in reason else reason
+            )  # NumPy advises to run what is in it
+            raise SFPError(
+                f"{path} is not a whole result of this package ({reason}); load a .npz file that save() wrote."
+            ) from error
 
     def _require_sound(self) -> None:
         """Raises ValueError where the parts don't fit each other."""
         count, size = len(self.names), self.labels.shape
-        if not count or not all(isinstance(name, str) for name in self.names) or not isinstance(self.protocol, dict):
+        if (
+            not count
+            or not all(isinstance(name, str) for name in self.names)
+            or not isinstance(self.protocol, dict)
+        ):
             raise ValueError("its names are no texts, or its protocol is no mapping")
         if len(size) != 2 or not self.labels.size:
             raise ValueError(f"its labels have the shape {size}")
         if self.labels.min() < 0 or self.labels.max() >= count:
-            raise ValueError(f"it has labels from {self.labels.min()} to {self.labels.max()}, but {count} names")
+            raise ValueError(
+                f"it has labels from {self.labels.min()} to {self.labels.max()}, but {count} names"
+            )
         if self.image.shape != (*size, 3) or self.image.dtype != np.uint8:
-            raise ValueError(f"its image is {self.image.shape} {self.image.dtype}, its labels {size}")
-        if self.scores is not None and (self.scores.shape != (count, *size) or self.scores.dtype != np.float32):
+            raise ValueError(
+                f"its image is {self.image.shape} {self.image.dtype}, its labels {size}"
+            )
+        if self.scores is not None and (
+            self.scores.shape != (count, *size) or self.scores.dtype != np.float32
+        ):
             raise ValueError(f"its scores are {self.scores.shape} {self.scores.dtype}")
 
     def show(self) -> None:
@@ -251,10 +287,22 @@ def compare(results: dict[str, Segmentation], height: int = 240) -> Image.Image:
     if not results:
         raise SFPError("There is no result to compare; give at least one, by its title.")
     first = next(iter(results.values()))
-    colours = {name: tuple(c) for result in results.values() for name, c in zip(result.names, result.palette.tolist(), strict=True)}
+    colours = {
+        name: tuple(c)
+        for result in results.values()
+        for name, c in zip(result.names, result.palette.tolist(), strict=True)
+    }
     seen = dict.fromkeys(name for result in results.values() for name in result.areas)
-    panels = [Panel(Image.fromarray(first.image)), *(Panel(result.overlay(legend=False)) for result in results.values())]
-    return Sheet([panels], ["image", *results], legend=[(name, colours[name]) for name in seen], height=height).draw()
+    panels = [
+        Panel(Image.fromarray(first.image)),
+        *(Panel(result.overlay(legend=False)) for result in results.values()),
+    ]
+    return Sheet(
+        [panels],
+        ["image", *results],
+        legend=[(name, colours[name]) for name in seen],
+        height=height,
+    ).draw()
 
 
 def png_card(card: dict[str, Any]) -> PngInfo:

@@ -31,7 +31,12 @@ class UnevenSegDataPreProcessor(SegDataPreProcessor):
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Normalised images [(3, h, w), ...] and their data samples, on the model's device."""
         data = self.cast_data(data)
-        images = [super(UnevenSegDataPreProcessor, self).forward({"inputs": [image]}, training)["inputs"][0] for image in data["inputs"]]
+        images = [
+            super(UnevenSegDataPreProcessor, self).forward({"inputs": [image]}, training)["inputs"][
+                0
+            ]
+            for image in data["inputs"]
+        ]
         return dict(inputs=images, data_samples=data.get("data_samples"))
 
 
@@ -82,16 +87,29 @@ class SFPSegmentor(BaseSegmentor):
         **more_options: Any,
     ):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.vocabulary = read_vocabulary(dict(name_path=name_path, names=names, name_separator=name_separator))
-        protocol = Protocol(window, stride, logit_scale, prob_thd, area_thd, pamr_iterations, pamr_dilations)
+        self.vocabulary = read_vocabulary(
+            dict(name_path=name_path, names=names, name_separator=name_separator)
+        )
+        protocol = Protocol(
+            window, stride, logit_scale, prob_thd, area_thd, pamr_iterations, pamr_dilations
+        )
         if pretrained is None and str(clip).lower() != "toyland":
-            warnings.warn(f"model.pretrained is None, as mmseg's init_model sets it: OpenAI's weights of {clip} are taken.", stacklevel=2)
+            warnings.warn(
+                f"model.pretrained is None, as mmseg's init_model sets it: OpenAI's weights of {clip} are taken.",
+                stacklevel=2,
+            )
         self.frozen = load_clip(
-            clip, "openai" if pretrained is None else pretrained, device=device, precision=precision, weights_sha256=weights_sha256
+            clip,
+            "openai" if pretrained is None else pretrained,
+            device=device,
+            precision=precision,
+            weights_sha256=weights_sha256,
         )
         self.network = self.frozen.model  # a submodule, so that .to(device) moves it
         dense = build_method(method, self.frozen, **(method_options or {}), **more_options)
-        self.pipeline = Pipeline(dense, TextBank(self.frozen, prompts, text_cache), protocol, windows_at_once)
+        self.pipeline = Pipeline(
+            dense, TextBank(self.frozen, prompts, text_cache), protocol, windows_at_once
+        )
         self.register_buffer("text", self.pipeline.embed_text(self.vocabulary), persistent=False)
         self.align_corners = False
         names = self.vocabulary.names
@@ -103,13 +121,17 @@ class SFPSegmentor(BaseSegmentor):
         return Task(self.vocabulary, self.text, self.pipeline.protocol)
 
     @torch.inference_mode()
-    def predict(self, inputs: Tensor | list[Tensor], data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
+    def predict(
+        self, inputs: Tensor | list[Tensor], data_samples: list[SegDataSample] | None = None
+    ) -> list[SegDataSample]:
         """Labels of preprocessed images (B, 3, h, w), or a list of them, as ``pred_sem_seg`` (1, H, W), at each image's original size.
 
         Windows of all these images share batches.
         """
         if data_samples is None:
-            data_samples = [SegDataSample(metainfo=dict(ori_shape=inputs.shape[-2:])) for _ in inputs]
+            data_samples = [
+                SegDataSample(metainfo=dict(ori_shape=inputs.shape[-2:])) for _ in inputs
+            ]
         images = []
         for image, sample in zip(inputs, data_samples, strict=True):
             height, width = sample.metainfo.get("img_shape", image.shape[-2:])[:2]
@@ -122,7 +144,9 @@ class SFPSegmentor(BaseSegmentor):
 
     def _forward(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> Tensor:
         """Averaged cosines (B, Q, h, w)."""
-        return torch.stack([scores.canvas() for scores in self.pipeline.score(list(inputs), self.text)])
+        return torch.stack(
+            [scores.canvas() for scores in self.pipeline.score(list(inputs), self.text)]
+        )
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
         """Dense features (B, h, w, D) of whole inputs."""
@@ -138,13 +162,17 @@ class SFPSegmentor(BaseSegmentor):
         Raises:
             RuntimeError: always.
         """
-        raise RuntimeError("SFPSegmentor is frozen: it has no loss and can't be trained; use tools/test.py.")
+        raise RuntimeError(
+            "SFPSegmentor is frozen: it has no loss and can't be trained; use tools/test.py."
+        )
 
 
 def method_options(model: Mapping[str, Any]) -> dict[str, Any]:
     """What a config's ``model`` says to the method: the keys that ``SFPSegmentor`` itself doesn't take."""
     own = {"type", *inspect.signature(SFPSegmentor.__init__).parameters}
-    return {key: value for key, value in model.items() if key not in own} | dict(model.get("method_options") or {})
+    return {key: value for key, value in model.items() if key not in own} | dict(
+        model.get("method_options") or {}
+    )
 
 
 def read_vocabulary(model: Mapping[str, Any]) -> Vocabulary:
@@ -155,10 +183,14 @@ def read_vocabulary(model: Mapping[str, Any]) -> Vocabulary:
     """
     path, names = model.get("name_path"), model.get("names")
     if path is not None and names is not None:
-        raise SFPError(f"model.names is {names!r}, but model.name_path={path} names the classes, too; set one of them to None.")
+        raise SFPError(
+            f"model.names is {names!r}, but model.name_path={path} names the classes, too; set one of them to None."
+        )
     if path is not None:
         return Vocabulary.from_file(path, model.get("name_separator", ", "))
-    return Vocabulary.from_names([] if names is None else names, "model.names (there is no model.name_path either)")
+    return Vocabulary.from_names(
+        [] if names is None else names, "model.names (there is no model.name_path either)"
+    )
 
 
 def read_protocol(model: Mapping[str, Any]) -> Protocol:

@@ -15,7 +15,9 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 os.environ.pop("SFP_DATA", None)
-if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes: one thread each, here and in what they start
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # several test processes: one thread each, here and in what they start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
@@ -56,7 +58,11 @@ def tool(monkeypatch, capsys):
         capsys.readouterr()
         code = runpy.run_path(str(ROOT / f"tools/{name}.py"))["main"]()
         output = capsys.readouterr()
-        errors = [line for line in output.err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+        errors = [
+            line
+            for line in output.err.replace("\r", "\n").splitlines()
+            if line.startswith("error: ")
+        ]
         return code, output.out, errors[0] if errors else ""
 
     return run
@@ -76,17 +82,23 @@ def _seed():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run what takes long, and think of many more cases")
+    parser.addoption(
+        "--slow", action="store_true", help="also run what takes long, and think of many more cases"
+    )
 
 
 def pytest_configure(config):
     slow = config.getoption("--slow")
-    settings.register_profile("sfp", deadline=None, derandomize=not slow, max_examples=1500 if slow else 30, database=None)
+    settings.register_profile(
+        "sfp", deadline=None, derandomize=not slow, max_examples=1500 if slow else 30, database=None
+    )
     settings.load_profile("sfp")
 
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: item.path.parent != ROOT / "tests")  # the whole runs first, so that two processes end together
+    items.sort(
+        key=lambda item: item.path.parent != ROOT / "tests"
+    )  # the whole runs first, so that two processes end together
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

@@ -49,7 +49,9 @@ def _normal(name: str, *shape: int, std: float = 1.0) -> np.ndarray:
     half = (count + 1) // 2
     u = _uniform(name, 2 * half)
     radius, angle = np.sqrt(-2.0 * np.log(u[:half])), 2.0 * np.pi * u[half:]
-    return (std * np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]).reshape(shape)
+    return (std * np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]).reshape(
+        shape
+    )
 
 
 def _direction(name: str, width: int) -> np.ndarray:
@@ -66,12 +68,17 @@ def _layer_norm(prefix: str, width: int) -> dict[str, np.ndarray]:
 
 def _block(prefix: str, width: int, layers: int, vision: bool) -> dict[str, np.ndarray]:
     unit, damp = width**-0.5, (2.0 * layers) ** -0.5
-    shared = _normal(f"{prefix}attn.shared_qk", width, width, std=unit)  # tokens attend to their like
+    shared = _normal(
+        f"{prefix}attn.shared_qk", width, width, std=unit
+    )  # tokens attend to their like
     q = 0.80 * shared + 0.85 * _normal(f"{prefix}attn.q_part", width, width, std=unit)
     k = 0.80 * shared + 0.85 * _normal(f"{prefix}attn.k_part", width, width, std=unit)
     v = 1.30 * _normal(f"{prefix}attn.v_part", width, width, std=unit)
     if vision:  # and the class token to outliers: a term of rank one in each head
-        cls, outlier = _direction("visual.class_direction", width), _direction("visual.outlier_direction", width)
+        cls, outlier = (
+            _direction("visual.class_direction", width),
+            _direction("visual.outlier_direction", width),
+        )
         for head in range(width // 64):
             sink = _direction(f"{prefix}attn.sink.{head}", 64)[:, None]
             q[64 * head : 64 * (head + 1)] += 1.2 * sink * cls[None, :]
@@ -79,13 +86,19 @@ def _block(prefix: str, width: int, layers: int, vision: bool) -> dict[str, np.n
     return {
         f"{prefix}attn.in_proj_weight": np.concatenate([q, k, v]),
         f"{prefix}attn.in_proj_bias": _normal(f"{prefix}attn.in_proj_bias", 3 * width, std=0.10),
-        f"{prefix}attn.out_proj.weight": _normal(f"{prefix}attn.out_proj.weight", width, width, std=2.2 * unit * damp),
+        f"{prefix}attn.out_proj.weight": _normal(
+            f"{prefix}attn.out_proj.weight", width, width, std=2.2 * unit * damp
+        ),
         f"{prefix}attn.out_proj.bias": _normal(f"{prefix}attn.out_proj.bias", width, std=0.02),
         **_layer_norm(f"{prefix}ln_1", width),
         **_layer_norm(f"{prefix}ln_2", width),
-        f"{prefix}mlp.c_fc.weight": _normal(f"{prefix}mlp.c_fc.weight", 4 * width, width, std=1.1 * unit),
+        f"{prefix}mlp.c_fc.weight": _normal(
+            f"{prefix}mlp.c_fc.weight", 4 * width, width, std=1.1 * unit
+        ),
         f"{prefix}mlp.c_fc.bias": _normal(f"{prefix}mlp.c_fc.bias", 4 * width, std=0.10),
-        f"{prefix}mlp.c_proj.weight": _normal(f"{prefix}mlp.c_proj.weight", width, 4 * width, std=1.4 * unit * damp),
+        f"{prefix}mlp.c_proj.weight": _normal(
+            f"{prefix}mlp.c_proj.weight", width, 4 * width, std=1.4 * unit * damp
+        ),
         f"{prefix}mlp.c_proj.bias": _normal(f"{prefix}mlp.c_proj.bias", width, std=0.02),
     }
 
@@ -106,14 +119,19 @@ def state_dict(spec: str) -> dict[str, Tensor]:
     layers, patch = SPECS[spec]
     pixels = 3.0 * patch * patch
     weights = {
-        "visual.class_embedding": _normal("visual.class_embedding", WIDTH, std=0.3) + 5.0 * _direction("visual.class_direction", WIDTH),
+        "visual.class_embedding": _normal("visual.class_embedding", WIDTH, std=0.3)
+        + 5.0 * _direction("visual.class_direction", WIDTH),
         "visual.positional_embedding": _positions(224 // patch),
-        "visual.conv1.weight": _normal("visual.conv1.weight", WIDTH, 3, patch, patch, std=1.2 / np.sqrt(pixels))
+        "visual.conv1.weight": _normal(
+            "visual.conv1.weight", WIDTH, 3, patch, patch, std=1.2 / np.sqrt(pixels)
+        )
         + _normal("visual.conv1.mean", WIDTH, 3, 1, 1, std=1.1 / pixels),
         **_layer_norm("visual.ln_pre", WIDTH),
         **_layer_norm("visual.ln_post", WIDTH),
         "visual.proj": _normal("visual.proj", WIDTH, EMBED, std=WIDTH**-0.5),
-        "token_embedding.weight": _normal("token_embedding.weight", VOCABULARY, TEXT_WIDTH, std=0.3),
+        "token_embedding.weight": _normal(
+            "token_embedding.weight", VOCABULARY, TEXT_WIDTH, std=0.3
+        ),
         "positional_embedding": _normal("positional_embedding", CONTEXT, TEXT_WIDTH, std=0.1),
         **_layer_norm("ln_final", TEXT_WIDTH),
         "text_projection": _normal("text_projection", TEXT_WIDTH, EMBED, std=TEXT_WIDTH**-0.5),
@@ -123,21 +141,32 @@ def state_dict(spec: str) -> dict[str, Tensor]:
         weights.update(_block(f"visual.transformer.resblocks.{i}.", WIDTH, layers, vision=True))
     for i in range(TEXT_LAYERS):
         weights.update(_block(f"transformer.resblocks.{i}.", TEXT_WIDTH, TEXT_LAYERS, vision=False))
-    for i in {layers // 3, layers // 2, 2 * layers // 3}:  # hidden units that push a few tokens far out
+    for i in {
+        layers // 3,
+        layers // 2,
+        2 * layers // 3,
+    }:  # hidden units that push a few tokens far out
         mlp = f"visual.transformer.resblocks.{i}.mlp."
         for u in range(2):
             weights[f"{mlp}c_fc.weight"][u] = 3.0 * _direction(f"{mlp}outlier.in.{u}", WIDTH)
             weights[f"{mlp}c_fc.bias"][u] = -4.5
-            away = 0.85 * _direction("visual.outlier_direction", WIDTH) + 0.5 * _direction(f"{mlp}outlier.out.{u}", WIDTH)
+            away = 0.85 * _direction("visual.outlier_direction", WIDTH) + 0.5 * _direction(
+                f"{mlp}outlier.out.{u}", WIDTH
+            )
             weights[f"{mlp}c_proj.weight"][:, u] = 6.0 * away
-    return {key: torch.from_numpy(np.array(value, np.float16).astype(np.float32)) for key, value in weights.items()}
+    return {
+        key: torch.from_numpy(np.array(value, np.float16).astype(np.float32))
+        for key, value in weights.items()
+    }
 
 
 def digest(weights: dict[str, Tensor]) -> str:
     """SHA-256 over names, shapes and bytes in name order."""
     total = hashlib.sha256()
     for key in sorted(weights):
-        value = np.ascontiguousarray(weights[key].numpy())  # gives a scalar the shape (1,), which the digests were made with
+        value = np.ascontiguousarray(
+            weights[key].numpy()
+        )  # gives a scalar the shape (1,), which the digests were made with
         total.update(key.encode() + str(value.shape).encode() + value.tobytes())
     return total.hexdigest()
 
@@ -153,7 +182,12 @@ def image(name: str, height: int, width: int) -> Tensor:
     planes = np.zeros((3, height, width))
     for channel in range(3):
         for _ in range(3):
-            fy, fx, phase, strength = between(0.2, 1.5), between(0.2, 1.5), between(0, 6.28), between(0.2, 0.6)
+            fy, fx, phase, strength = (
+                between(0.2, 1.5),
+                between(0.2, 1.5),
+                between(0, 6.28),
+                between(0.2, 0.6),
+            )
             planes[channel] += strength * np.cos(2 * np.pi * (fy * y + fx * x) + phase)
     for number in range(7):
         cy, cx = between(0, height / 224.0), between(0, width / 224.0)
@@ -164,9 +198,13 @@ def image(name: str, height: int, width: int) -> Tensor:
         texture = np.cos(2 * np.pi * (fy * y + fx * x) + phase)
         for channel in range(3):
             base, strength = between(-1.8, 1.8), between(0.1, 0.9)
-            planes[channel] = np.where(disc if number % 2 else box, base + strength * texture, planes[channel])
+            planes[channel] = np.where(
+                disc if number % 2 else box, base + strength * texture, planes[channel]
+            )
     planes += _normal(f"image.{name}.noise", 3, height, width, std=0.15)
-    return torch.from_numpy((np.round(np.clip(planes, -2.5, 2.5) * 256.0) / 256.0).astype(np.float32))
+    return torch.from_numpy(
+        (np.round(np.clip(planes, -2.5, 2.5) * 256.0) / 256.0).astype(np.float32)
+    )
 
 
 def case_image(case: str) -> Tensor:
@@ -179,7 +217,9 @@ def case_image(case: str) -> Tensor:
 def text_features(classes: int = 7) -> Tensor:
     """Unit rows (classes, 64) in place of a text tower."""
     rows = _normal("text_features", classes, EMBED)
-    return torch.from_numpy((rows / np.sqrt((rows * rows).sum(1, keepdims=True))).astype(np.float32))
+    return torch.from_numpy(
+        (rows / np.sqrt((rows * rows).sum(1, keepdims=True))).astype(np.float32)
+    )
 
 
 def token_ids() -> Tensor:
@@ -198,8 +238,14 @@ def score_maps(name: str, channels: int, height: int, width: int) -> Tensor:
     maps = np.zeros((channels, height, width))
     for a in range(5):
         for b in range(5):
-            strength = _normal(f"proxy.{name}.{a}.{b}", channels, std=1.0 / (1.0 + 0.5 * (a + b)))[:, None, None]
-            maps += strength * np.cos(np.pi * a * t)[None, :, None] * np.cos(np.pi * b * s)[None, None, :]
+            strength = _normal(f"proxy.{name}.{a}.{b}", channels, std=1.0 / (1.0 + 0.5 * (a + b)))[
+                :, None, None
+            ]
+            maps += (
+                strength
+                * np.cos(np.pi * a * t)[None, :, None]
+                * np.cos(np.pi * b * s)[None, None, :]
+            )
     maps += _normal(f"proxy.{name}.noise", channels, height, width, std=0.25)
     return torch.from_numpy(np.round(maps * 1024.0)[None].astype(np.float32) / np.float32(1024.0))
 

@@ -29,7 +29,10 @@ def scene():
 
 def test_a_path_a_pil_image_and_an_array_are_one(segmenter, scene, tmp_path):
     Image.fromarray(scene.image).save(tmp_path / "scene.png")
-    results = [segmenter(given, NAMES) for given in (scene.image, Image.fromarray(scene.image), tmp_path / "scene.png")]
+    results = [
+        segmenter(given, NAMES)
+        for given in (scene.image, Image.fromarray(scene.image), tmp_path / "scene.png")
+    ]
     first = results[0]
     assert first.labels.shape == scene.labels.shape and first.labels.dtype == np.int64
     assert first.names == ("sky", "sea", "house", "boat")
@@ -56,13 +59,20 @@ def test_both_doors_give_the_same_labels(segmenter, scene, tmp_path):
         clip="Toyland",
         pretrained="toyland",
         names=NAMES,
-        data_preprocessor=dict(type="SegDataPreProcessor", mean=[122.771, 116.746, 104.094], std=[68.501, 66.632, 70.323], bgr_to_rgb=True),
+        data_preprocessor=dict(
+            type="SegDataPreProcessor",
+            mean=[122.771, 116.746, 104.094],
+            std=[68.501, 66.632, 70.323],
+            bgr_to_rgb=True,
+        ),
     )
     resized = mmcv.imrescale(scene.image[..., ::-1], (2048, 336))
     sample = SegDataSample(metainfo=dict(ori_shape=scene.labels.shape, img_shape=resized.shape[:2]))
     data = dict(inputs=[torch.from_numpy(resized.transpose(2, 0, 1).copy())], data_samples=[sample])
     (found,) = segmentor.test_step(data)
-    assert (found.pred_sem_seg.data[0].numpy() == segmenter(scene.image, NAMES).labels).mean() > 0.995
+    assert (
+        found.pred_sem_seg.data[0].numpy() == segmenter(scene.image, NAMES).labels
+    ).mean() > 0.995
 
 
 def test_options_reach_protocol_and_method(scene):
@@ -71,10 +81,17 @@ def test_options_reach_protocol_and_method(scene):
     method = segmenter.pipeline.method
     assert method.purifier is None and method.sae_residual == "none"
     protocol = segmenter(scene.image, NAMES).protocol
-    assert (protocol["window"], protocol["prob_thd"], protocol["short_side"], protocol["model"]) == (0, 0.2, 224, "Toyland")
+    assert (
+        protocol["window"],
+        protocol["prob_thd"],
+        protocol["short_side"],
+        protocol["model"],
+    ) == (0, 0.2, 224, "Toyland")
 
 
-@pytest.mark.parametrize(("names", "words"), [([], "no names"), (["cat", "cat"], "duplicate"), (["cat", ""], "empty")])
+@pytest.mark.parametrize(
+    ("names", "words"), [([], "no names"), (["cat", "cat"], "duplicate"), (["cat", ""], "empty")]
+)
 def test_wrong_names(names, words, segmenter, scene):
     with pytest.raises(sfp.SFPError, match=words):
         segmenter(scene.image, names)
@@ -97,7 +114,9 @@ class TestBackground:
         assert found.names == ("nothing", *plain.names)
         assert np.array_equal(found.scores[1:], plain.scores)
         assert np.allclose(found.scores[0], threshold)
-        assert np.array_equal(found.labels, np.where(best < np.float32(threshold), 0, plain.labels + 1))
+        assert np.array_equal(
+            found.labels, np.where(best < np.float32(threshold), 0, plain.labels + 1)
+        )
         assert 0.2 < found.areas["nothing"] < 0.4
         assert found.protocol["background"] == "nothing" and found.protocol["prob_thd"] == threshold
 
@@ -109,22 +128,31 @@ class TestBackground:
     def test_a_list_is_asked_for(self, segmenter, scene):
         """As if it were written first among the names."""
         words = ["background", "sand", "sun"]
-        assert segmenter(scene.image, NAMES, background=words, prob_thd=0.3) == segmenter(scene.image, [words, *NAMES], prob_thd=0.3)
+        assert segmenter(scene.image, NAMES, background=words, prob_thd=0.3) == segmenter(
+            scene.image, [words, *NAMES], prob_thd=0.3
+        )
 
     def test_without_scores(self, segmenter, scene):
         options = dict(background="nothing", prob_thd=0.4)
-        with_scores, without = (segmenter(scene.image, NAMES, keep_scores=keep, **options) for keep in (True, False))
+        with_scores, without = (
+            segmenter(scene.image, NAMES, keep_scores=keep, **options) for keep in (True, False)
+        )
         assert without.scores is None and np.array_equal(with_scores.labels, without.labels)
 
     def test_one_name_has_nothing_beside_it(self, segmenter, scene):
-        with pytest.raises(sfp.SFPError, match=r"name more things, or give the background as a list of words to ask for"):
+        with pytest.raises(
+            sfp.SFPError,
+            match=r"name more things, or give the background as a list of words to ask for",
+        ):
             segmenter(scene.image, ["sun"], background="rest", prob_thd=0.5)
         result = segmenter(scene.image, ["sun"], background=["rest", "sky", "grass", "snow"])
         assert result.names == ("rest", "sun") and set(result.areas) == {"rest", "sun"}
 
     def test_small_names_are_dropped_before_the_threshold(self):
         """Four pixels, three names: the third wins one pixel, a quarter, and is dropped, the second is just above."""
-        probabilities = torch.tensor([[[0.9, 0.6, 0.1, 0.4]], [[0.1, 0.3, 0.1, 0.5]], [[0.0, 0.1, 0.8, 0.1]]])
+        probabilities = torch.tensor(
+            [[[0.9, 0.6, 0.1, 0.4]], [[0.1, 0.3, 0.1, 0.5]], [[0.0, 0.1, 0.8, 0.1]]]
+        )
         labels, scores = leave_to_background(probabilities, Protocol(prob_thd=0.5))
         assert labels.tolist() == [[1, 1, 3, 2]]
         labels, scores = leave_to_background(probabilities, Protocol(prob_thd=0.5, area_thd=0.25))
@@ -153,8 +181,15 @@ class TestMany:
 
     def close(self, ours, theirs):
         """Batches of another make-up round differently."""
-        assert ours.names == theirs.names and ours.protocol == theirs.protocol and np.array_equal(ours.image, theirs.image)
-        assert np.abs(ours.scores - theirs.scores).max() < 1e-4 and (ours.labels == theirs.labels).mean() > 0.9999
+        assert (
+            ours.names == theirs.names
+            and ours.protocol == theirs.protocol
+            and np.array_equal(ours.image, theirs.image)
+        )
+        assert (
+            np.abs(ours.scores - theirs.scores).max() < 1e-4
+            and (ours.labels == theirs.labels).mean() > 0.9999
+        )
 
     def test_equal_to_one_by_one(self, segmenter, scenes):
         for found, scene in zip(segmenter.many(iter(scenes), NAMES), scenes, strict=True):
@@ -163,7 +198,11 @@ class TestMany:
     def test_windows_of_several_images_share_a_batch(self, segmenter, scenes, monkeypatch):
         batches = []
         see = segmenter.pipeline.method.see
-        monkeypatch.setattr(segmenter.pipeline.method, "see", lambda windows: batches.append(len(windows)) or see(windows))
+        monkeypatch.setattr(
+            segmenter.pipeline.method,
+            "see",
+            lambda windows: batches.append(len(windows)) or see(windows),
+        )
         alone = [len(list(segmenter.many([scene], NAMES))) and batches.pop() for scene in scenes]
         assert len(list(segmenter.many(scenes, NAMES, keep_scores=False))) == 3
         assert sum(batches) == sum(alone) and max(batches) > max(alone)
@@ -189,7 +228,15 @@ class TestMany:
         with pytest.raises(sfp.SFPError, match="broken"):
             next(results)
 
-    @pytest.mark.parametrize("single", ["photo.jpg", Image.new("RGB", (9, 9)), np.zeros((9, 9, 3), np.uint8), torch.zeros(3, 9, 9)])
+    @pytest.mark.parametrize(
+        "single",
+        [
+            "photo.jpg",
+            Image.new("RGB", (9, 9)),
+            np.zeros((9, 9, 3), np.uint8),
+            torch.zeros(3, 9, 9),
+        ],
+    )
     def test_a_single_image_is_no_list(self, single, segmenter):
         with pytest.raises(sfp.SFPError, match="give a list of images"):
             segmenter.many(single, NAMES)
@@ -199,14 +246,20 @@ class TestMany:
             segmenter.many(scenes, ["cat", "cat"])
 
 
-@pytest.mark.parametrize("method", ["SFP", "CLIPSurgery"])  # one whose scores of a word depend on the others, too
+@pytest.mark.parametrize(
+    "method", ["SFP", "CLIPSurgery"]
+)  # one whose scores of a word depend on the others, too
 def test_several_vocabularies_in_one_pass(method, segmenter, scene, monkeypatch):
     segmenter = sfp.Segmenter(method, segmenter.pipeline.method.clip)
     vocabularies = [NAMES, ["sand", "sun"], toyland.CLASSES]
     alone = [segmenter(scene.image, names) for names in vocabularies]
     passes = []
     see = segmenter.pipeline.method.see
-    monkeypatch.setattr(segmenter.pipeline.method, "see", lambda windows: passes.append(len(windows)) or see(windows))
+    monkeypatch.setattr(
+        segmenter.pipeline.method,
+        "see",
+        lambda windows: passes.append(len(windows)) or see(windows),
+    )
     assert segmenter.vocabularies(scene.image, vocabularies) == alone
     assert len(passes) == 1
     assert segmenter.vocabularies(scene.image, []) == []

@@ -48,8 +48,12 @@ def check_sentence(text: str, *words: str) -> None:
     for word in words:
         assert word in text, f"{word!r} is not in: {text}"
     rest = re.split(r"[;.:,] ", text, maxsplit=1)[-1]
-    assert _MEND.search(rest) or re.search(r"\b(needs|must|goes from)\b", text), f"no remedy in: {text}"
-    assert "weights_only" not in text and "allow_pickle" not in text, f"advice to run what a file brings along: {text}"
+    assert _MEND.search(rest) or re.search(r"\b(needs|must|goes from)\b", text), (
+        f"no remedy in: {text}"
+    )
+    assert "weights_only" not in text and "allow_pickle" not in text, (
+        f"advice to run what a file brings along: {text}"
+    )
 
 
 def case(name: str, given: object, *words: str):
@@ -91,12 +95,19 @@ def place(tmp_path_factory):
     (root / "broken.zip").write_bytes(b"PK\3\4xxxx")
     with tarfile.open(root / "outside.tar", "w") as archive:
         archive.add(root / "file", "../../VOCdevkit/VOC2012/JPEGImages/a.jpg")
-    for name, content in {"list": "[]", "half": '{"mIoU": 3', "none": "{}", "nan": json.dumps(RESULT | {"mIoU": NAN})}.items():
+    for name, content in {
+        "list": "[]",
+        "half": '{"mIoU": 3',
+        "none": "{}",
+        "nan": json.dumps(RESULT | {"mIoU": NAN}),
+    }.items():
         (root / f"given/{name}").mkdir(parents=True)
         (root / f"given/{name}/results.json").write_text(content)
     for name, others in (("sound", []), ("shared", ["voc20"])):
         (root / f"given/{name}").mkdir()
-        (root / f"given/{name}/results.json").write_text(json.dumps(RESULT | {"shared_with": others}))
+        (root / f"given/{name}/results.json").write_text(
+            json.dumps(RESULT | {"shared_with": others})
+        )
     return root
 
 
@@ -113,8 +124,12 @@ def write_voc(root: Path) -> None:
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     for name in "ab":
-        Image.fromarray(toyland.make_scene("tune", 0).image[:64, :80]).save(root / f"JPEGImages/{name}.jpg")
-        Image.fromarray((np.arange(64 * 80).reshape(64, 80) % 21).astype(np.uint8)).save(root / f"SegmentationClass/{name}.png")
+        Image.fromarray(toyland.make_scene("tune", 0).image[:64, :80]).save(
+            root / f"JPEGImages/{name}.jpg"
+        )
+        Image.fromarray((np.arange(64 * 80).reshape(64, 80) % 21).astype(np.uint8)).save(
+            root / f"SegmentationClass/{name}.png"
+        )
     (root / "ImageSets/Segmentation/val.txt").write_text("a\nb\n")
 
 
@@ -130,14 +145,24 @@ def program(place, monkeypatch, capsys):
         with pytest.raises(SystemExit) as left:
             runpy.run_path(str(ROOT / f"tools/{name}.py"), run_name="__main__")
         lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
-        errors = [line.partition("error: ")[2] for line in lines if re.match(r"([\w.]+: )?error: ", line)]
-        return left.value.code, [f"{error}; choose from the usage" if lines[0].startswith("usage: ") else error for error in errors]
+        errors = [
+            line.partition("error: ")[2] for line in lines if re.match(r"([\w.]+: )?error: ", line)
+        ]
+        return left.value.code, [
+            f"{error}; choose from the usage" if lines[0].startswith("usage: ") else error
+            for error in errors
+        ]
 
     return run
 
 
 def left_over(place: Path) -> list[Path]:
-    return [p for pattern in ("results.json", "*.partial*") for p in place.rglob(pattern) if "given" not in p.parts]
+    return [
+        p
+        for pattern in ("results.json", "*.partial*")
+        for p in place.rglob(pattern)
+        if "given" not in p.parts
+    ]
 
 
 @pytest.fixture
@@ -145,8 +170,13 @@ def fails(program, place):
     """Run a program that must fail: one sentence, exit code 2, nothing left that looks whole."""
 
     def run(name: str, arguments: str, *words: str, **where) -> None:
-        configs = {"TOYLAND": str(ROOT / "configs/cfg_toyland.py"), "VOC": str(ROOT / "configs/cfg_voc21.py")}
-        code, errors = program(name, *(configs.get(part, part) for part in arguments.split()), **where)
+        configs = {
+            "TOYLAND": str(ROOT / "configs/cfg_toyland.py"),
+            "VOC": str(ROOT / "configs/cfg_voc21.py"),
+        }
+        code, errors = program(
+            name, *(configs.get(part, part) for part in arguments.split()), **where
+        )
         assert code == 2 and len(errors) == 1, (code, errors)
         check_sentence(errors[0], *words)
         assert not left_over(place)
@@ -223,15 +253,22 @@ CONFIG = [
 _FEW = ("test_dataloader.dataset.scenes=2", "test_dataloader.num_workers=0")
 
 
-@pytest.mark.parametrize(("options", "words"), [case(given, given, *words) for given, *words in CONFIG])
+@pytest.mark.parametrize(
+    ("options", "words"), [case(given, given, *words) for given, *words in CONFIG]
+)
 def test_config(options, words, fails):
     few = [option for option in _FEW if option.split("=")[0] not in options]
     fails("test", f"TOYLAND --work-dir work --cfg-options {' '.join(few)} {options}", *words)
 
 
 # ------------------------------------------------------------------------------------------------ command lines
-sys.path.append(str(ROOT / "tools/dev"))  # as for a program that is run there: some import each other
-_BENCH, _SPEED = "--devices cpu --out grid", "--model Toyland --pretrained toyland --methods CLIP --rounds 1 --batch 1"
+sys.path.append(
+    str(ROOT / "tools/dev")
+)  # as for a program that is run there: some import each other
+_BENCH, _SPEED = (
+    "--devices cpu --out grid",
+    "--model Toyland --pretrained toyland --methods CLIP --rounds 1 --batch 1",
+)
 COMMANDS = [
     ("test", "", "config"),
     ("test", "absent.py", "'absent.py'"),
@@ -242,7 +279,12 @@ COMMANDS = [
     ("test", "binary.py", "binary.py"),
     ("test", "broken.yaml", "broken.yaml"),
     ("test", "nothing.py", "nothing.py has no model"),
-    ("test", "VOC --cfg-options test_dataloader.dataset.data_root=absent", "data root absent", "SFP_DATA"),
+    (
+        "test",
+        "VOC --cfg-options test_dataloader.dataset.data_root=absent",
+        "data root absent",
+        "SFP_DATA",
+    ),
     ("test", "TOYLAND --work-dir file", "file can't be written"),
     ("test", "TOYLAND --work-dir file/inside", "file/inside can't be written"),
     ("test", "TOYLAND --work-dir /proc/inside", "/proc/inside can't be written"),
@@ -297,9 +339,17 @@ COMMANDS = [
     ("compare_names", "TOYLAND --names plain=absent.txt", "absent.txt"),
     ("compare_names", "TOYLAND --names =two.txt", "'=two.txt'"),
     ("compare_names", "TOYLAND --names plain", "'plain'"),
-    ("compare_names", "TOYLAND --names plain=two.txt --cfg-options test_dataloader.dataset.scenes=2", "'plain' has 2 classes"),
+    (
+        "compare_names",
+        "TOYLAND --names plain=two.txt --cfg-options test_dataloader.dataset.scenes=2",
+        "'plain' has 2 classes",
+    ),
     ("compare_names", f"TOYLAND --distractors {ROOT}/configs/cls_toyland.txt", "cls_toyland.txt"),
-    ("compare_names", "TOYLAND --cfg-options model.prob_thd=0.5 test_dataloader.dataset.scenes=2", "model.prob_thd=0.5"),
+    (
+        "compare_names",
+        "TOYLAND --cfg-options model.prob_thd=0.5 test_dataloader.dataset.scenes=2",
+        "model.prob_thd=0.5",
+    ),
     ("compare_precision", "--scenes 0", "--scenes is 0"),
     ("compare_precision", "--scenes 1 --precisions fp64", "'fp64'"),
     ("compare_precision", "--scenes 1 --device banana", "'banana'"),
@@ -344,7 +394,10 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(("given", "words"), [case(f"{name} {given}", (name, given), *words) for name, given, *words in COMMANDS])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [case(f"{name} {given}", (name, given), *words) for name, given, *words in COMMANDS],
+)
 def test_command_line(given, words, fails):
     name, arguments = given
     if name == "segment" and "--model" not in arguments:
@@ -366,7 +419,9 @@ GRID = [
 ]
 
 
-@pytest.mark.parametrize(("options", "words"), [case(given, given, *words) for given, *words in GRID])
+@pytest.mark.parametrize(
+    ("options", "words"), [case(given, given, *words) for given, *words in GRID]
+)
 def test_a_cell_of_the_grid(options, words, place, monkeypatch, capsys):
     """Such cells can't start; each is told in a line, and the command ends with 1."""
     monkeypatch.chdir(place)
@@ -400,11 +455,20 @@ def test_debug_shows_the_traceback(name, place, monkeypatch):
 @pytest.fixture(scope="module")
 def box(place, toyland_clip):
     """What Python cases work with."""
-    segmenter = sfp.Segmenter("SFP", toyland_clip, text_cache=False, prompts="photo", short_side=64, window=64, stride=64)
+    segmenter = sfp.Segmenter(
+        "SFP", toyland_clip, text_cache=False, prompts="photo", short_side=64, window=64, stride=64
+    )
     image = toyland.make_scene("val", 0).image[:96, :128]
     result = segmenter(image, ["sky", "sea"])
     vocabulary = Vocabulary.from_names(["sky", "sea"])
-    return SimpleNamespace(clip=toyland_clip, segmenter=segmenter, image=image, place=place, result=result, vocabulary=vocabulary)
+    return SimpleNamespace(
+        clip=toyland_clip,
+        segmenter=segmenter,
+        image=image,
+        place=place,
+        result=result,
+        vocabulary=vocabulary,
+    )
 
 
 def _made(box, **options):
@@ -413,7 +477,12 @@ def _made(box, **options):
 
 def _saved(box, **changes) -> Path:
     """An .npz like a result's."""
-    arrays = dict(labels=np.zeros((4, 4)), names=np.array(["a"]), image=np.zeros((4, 4, 3), np.uint8), protocol=np.array("{}"))
+    arrays = dict(
+        labels=np.zeros((4, 4)),
+        names=np.array(["a"]),
+        image=np.zeros((4, 4, 3), np.uint8),
+        protocol=np.array("{}"),
+    )
     np.savez(box.place / "made.npz", **{**arrays, **changes})
     return box.place / "made.npz"
 
@@ -457,7 +526,11 @@ PYTHON = [
     case("synonyms empty", _asked(["cat", ""]), "place 1"),
     case("synonym twice", _asked(["cat", "cat "]), "'cat' twice"),
     case("name twice, capitals", _asked("Cat", "cat"), "'cat' at places 1, 2"),
-    case("background a number", lambda box: box.segmenter(box.image, ["a"], background=3), "background is 3"),
+    case(
+        "background a number",
+        lambda box: box.segmenter(box.image, ["a"], background=3),
+        "background is 3",
+    ),
     case("file not UTF-8", _names_file("latin.txt"), "latin.txt"),
     case("file UTF-16", _names_file("utf16.txt"), "utf16.txt"),
     case("file with tabs", _names_file("tab.txt"), "tab.txt", "U+0009"),
@@ -484,14 +557,30 @@ PYTHON = [
     case("tensor above 1", _picture(torch.full((3, 8, 8), 9.0)), "9"),
     case("float array", _picture(np.full((8, 8, 3), NAN)), "float64"),
     case("array of no pixels", _picture(np.zeros((0, 4, 3), np.uint8)), "(0, 4, 3)"),
-    case("picture too thin", lambda box: box.segmenter(np.zeros((1, 3000, 3), np.uint8), ["a"]), "3000x1", "patch"),
+    case(
+        "picture too thin",
+        lambda box: box.segmenter(np.zeros((1, 3000, 3), np.uint8), ["a"]),
+        "3000x1",
+        "patch",
+    ),
     case("many of one picture", lambda box: box.segmenter.many(box.image, ["a"]), "ndarray"),
     case("many of none", lambda box: box.segmenter.many(None, ["a"]), "None"),
     case(
-        "normalised image with NaN", lambda box: box.segmenter.pipeline.segment([torch.full((3, 64, 64), NAN)], [], []), "NaN or infinite"
+        "normalised image with NaN",
+        lambda box: box.segmenter.pipeline.segment([torch.full((3, 64, 64), NAN)], [], []),
+        "NaN or infinite",
     ),
-    case("windows smaller than a patch", lambda box: box.segmenter.pipeline.method(torch.zeros(1, 3, 8, 8)), "8x8", "(16)"),
-    case("windows of integers", lambda box: box.segmenter.pipeline.method(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "torch.uint8"),
+    case(
+        "windows smaller than a patch",
+        lambda box: box.segmenter.pipeline.method(torch.zeros(1, 3, 8, 8)),
+        "8x8",
+        "(16)",
+    ),
+    case(
+        "windows of integers",
+        lambda box: box.segmenter.pipeline.method(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)),
+        "torch.uint8",
+    ),
     # protocol
     case("window smaller than a patch", _option(window=15, stride=15), "window=15", "(16)"),
     case("window a text", lambda box: Protocol(window="big"), "window is 'big'"),
@@ -502,7 +591,11 @@ PYTHON = [
     case("prob_thd 2", lambda box: Protocol(prob_thd=2), "prob_thd=2"),
     case("area_thd NaN", lambda box: Protocol(area_thd=NAN), "area_thd is nan"),
     case("pamr_dilations none", lambda box: Protocol(pamr_dilations=()), "pamr_dilations"),
-    case("windows_at_once 0", lambda box: Pipeline(box.segmenter.pipeline.method, None, windows_at_once=0), "windows_at_once=0"),
+    case(
+        "windows_at_once 0",
+        lambda box: Pipeline(box.segmenter.pipeline.method, None, windows_at_once=0),
+        "windows_at_once=0",
+    ),
     case("short_side a text", _option(short_side="x"), "short_side is 'x'"),
     case("short_side NaN", _option(short_side=NAN), "short_side is nan"),
     # methods, detectors, options
@@ -519,18 +612,34 @@ PYTHON = [
     case("hai_first_layer 12", _option(hai_first_layer=12), "layer 12"),
     case("sigma infinite", _option(method="NACLIP", sigma=INF), "sigma of method NACLIP is inf"),
     case("sigma None", _option(method="NACLIP", sigma=None), "sigma of method NACLIP is None"),
-    case("res_cls a text", _option(method="SC-CLIP", res_cls="x"), "res_cls of method SC-CLIP is 'x'"),
+    case(
+        "res_cls a text", _option(method="SC-CLIP", res_cls="x"), "res_cls of method SC-CLIP is 'x'"
+    ),
     case("fuse_layers backwards", _option(method="SC-CLIP", fuse_layers=(9, 3)), "(9, 3)"),
     case("temperature negative", _option(method="GEM", temperature=-1), "temperature of GEM is -1"),
     case("depth 0", _option(method="GEM", depth=0), "depth of GEM is 0"),
     case("cluster_min_samples 1.5", _option(method="CLIPtrase", cluster_min_samples=1.5), "1.5"),
-    case("proxy None", _option(method="ProxyCLIP", proxy=None), "proxy of method ProxyCLIP is None"),
+    case(
+        "proxy None", _option(method="ProxyCLIP", proxy=None), "proxy of method ProxyCLIP is None"
+    ),
     case("detector_options a text", _option(detector_options="x"), "detector_options is 'x'"),
-    case("detector in small letters", lambda box: sfp.build_detector("dbscan"), "did you mean 'DBSCAN'"),
+    case(
+        "detector in small letters",
+        lambda box: sfp.build_detector("dbscan"),
+        "did you mean 'DBSCAN'",
+    ),
     case("topk negative", lambda box: sfp.build_detector("L2", topk=-1), "topk=-1"),
-    case("threshold NaN", lambda box: sfp.build_detector("L2", threshold=NAN), "threshold of detector L2 is nan"),
+    case(
+        "threshold NaN",
+        lambda box: sfp.build_detector("L2", threshold=NAN),
+        "threshold of detector L2 is nan",
+    ),
     case("k None", lambda box: sfp.build_detector("LOF", k=None), "k of detector LOF is None"),
-    case("eps a text", lambda box: sfp.build_detector("DBSCAN", eps="x"), "eps of detector DBSCAN is 'x'"),
+    case(
+        "eps a text",
+        lambda box: sfp.build_detector("DBSCAN", eps="x"),
+        "eps of detector DBSCAN is 'x'",
+    ),
     case("seed negative", lambda box: sfp.build_detector("IsolationForest", seed=-1), "-1"),
     # models
     case("model None", lambda box: sfp.load_clip(None), "model is None"),
@@ -541,23 +650,52 @@ PYTHON = [
     case("device meta", lambda box: sfp.load_clip("Toyland", device="meta"), "'meta'"),
     case("device cuda:99", lambda box: sfp.load_clip("Toyland", device="cuda:99"), "'cuda:99'"),
     case("precision a number", lambda box: sfp.load_clip("Toyland", precision=16), "precision 16"),
-    case("quick_gelu wrong", lambda box: sfp.load_clip("Toyland", quick_gelu=False), "quick_gelu=False"),
+    case(
+        "quick_gelu wrong",
+        lambda box: sfp.load_clip("Toyland", quick_gelu=False),
+        "quick_gelu=False",
+    ),
     case("head_width 0", lambda box: sfp.load_clip("Toyland", head_width=0), "head_width=0"),
-    case("hash of other weights", lambda box: sfp.load_clip("Toyland", weights_sha256="0" * 64), "0000", "SHA-256"),
+    case(
+        "hash of other weights",
+        lambda box: sfp.load_clip("Toyland", weights_sha256="0" * 64),
+        "0000",
+        "SHA-256",
+    ),
     case("hash of other weights, shared CLIP", _option(weights_sha256="0" * 64), "0000", "SHA-256"),
     # results
     case("result absent", lambda box: Segmentation.load(box.place / "absent.npz"), "absent.npz"),
     case("result a picture", lambda box: Segmentation.load(box.place / "sound.jpg"), "sound.jpg"),
     case("result empty", lambda box: Segmentation.load(box.place / "zero.jpg"), "zero.jpg"),
-    case("result with a pickle", lambda box: Segmentation.load(_saved(box, labels=np.array([[Harm()]], object))), "made.npz"),
-    case("result with labels above its names", lambda box: Segmentation.load(_saved(box, labels=np.full((4, 4), 7))), "labels from 7"),
-    case("result of two sizes", lambda box: Segmentation.load(_saved(box, labels=np.zeros((3, 3)))), "(3, 3)"),
+    case(
+        "result with a pickle",
+        lambda box: Segmentation.load(_saved(box, labels=np.array([[Harm()]], object))),
+        "made.npz",
+    ),
+    case(
+        "result with labels above its names",
+        lambda box: Segmentation.load(_saved(box, labels=np.full((4, 4), 7))),
+        "labels from 7",
+    ),
+    case(
+        "result of two sizes",
+        lambda box: Segmentation.load(_saved(box, labels=np.zeros((3, 3)))),
+        "(3, 3)",
+    ),
     case("result saved as .gif", lambda box: box.result.save("x.gif"), "'.gif'"),
-    case("result saved below a file", lambda box: box.result.save(box.place / "file/x.npz"), "file/x.npz"),
+    case(
+        "result saved below a file",
+        lambda box: box.result.save(box.place / "file/x.npz"),
+        "file/x.npz",
+    ),
     case("pixel outside", lambda box: box.result.at(-1, 0), "x=-1"),
     case("nothing to compare", lambda box: compare({}), "no result"),
     case("inspect a wrong box", lambda box: box.segmenter.inspect(box.image, box=(1, 2)), "(1, 2)"),
-    case("inspect by one text", lambda box: box.segmenter.inspect(box.image, detectors="SOM"), "'SOM'"),
+    case(
+        "inspect by one text",
+        lambda box: box.segmenter.inspect(box.image, detectors="SOM"),
+        "'SOM'",
+    ),
     case("inspect by a number", lambda box: box.segmenter.inspect(box.image, detectors=[3]), "3"),
 ]
 
@@ -576,9 +714,14 @@ def test_what_looks_bad_and_is_not(box):
         (box.place / "odd.txt").write_bytes(content)
         assert Vocabulary.from_file(box.place / "odd.txt") == box.vocabulary
     pictures = [box.image, box.image[:60], np.zeros((1, 1, 3), np.uint8), box.image[:, :50]]
-    assert [found.labels.shape for found in box.segmenter.many(pictures, ["sky", "sea"])] == [p.shape[:2] for p in pictures]
+    assert [found.labels.shape for found in box.segmenter.many(pictures, ["sky", "sea"])] == [
+        p.shape[:2] for p in pictures
+    ]
     assert list(box.segmenter.many([], ["sky"])) == []
-    assert sfp.load_clip("Toyland", device="cpu", weights_sha256=box.clip.fingerprint).name == "Toyland"
+    assert (
+        sfp.load_clip("Toyland", device="cpu", weights_sha256=box.clip.fingerprint).name
+        == "Toyland"
+    )
 
 
 # --------------------------------------------------------------------------------------------------- checkpoints
@@ -620,38 +763,114 @@ CONV, PROJ = "visual.conv1.weight", "visual.proj"
 CHECKPOINTS = [
     case("zero bytes", lambda path, w: path.write_bytes(b""), "0 bytes"),
     case("words", lambda path, w: path.write_text("no weights"), "no PyTorch file"),
-    case("web page", lambda path, w: path.write_text("<!DOCTYPE html><html>404"), "no PyTorch file"),
+    case(
+        "web page", lambda path, w: path.write_text("<!DOCTYPE html><html>404"), "no PyTorch file"
+    ),
     case("cut short", lambda path, w: (torch.save(w, path), _half(path)), "cut short"),
-    case("zip without a member", lambda path, w: (torch.save(w, path), _without(path, "data/5")), "data/5"),
+    case(
+        "zip without a member",
+        lambda path, w: (torch.save(w, path), _without(path, "data/5")),
+        "data/5",
+    ),
     case("zip of something else", lambda path, w: _zip(path, readme=b"x"), "cut short"),
     case("a list", lambda path, w: torch.save([1, 2], path), "a list"),
     case("an empty dict", lambda path, w: torch.save({}, path), "an empty dict"),
-    case("extra keys", lambda path, w: torch.save({**w, "extra.weight": torch.zeros(3)}, path), "extra.weight"),
-    case("a key missing", lambda path, w: torch.save({k: v for k, v in w.items() if k != PROJ}, path), "lacks visual.proj"),
+    case(
+        "extra keys",
+        lambda path, w: torch.save({**w, "extra.weight": torch.zeros(3)}, path),
+        "extra.weight",
+    ),
+    case(
+        "a key missing",
+        lambda path, w: torch.save({k: v for k, v in w.items() if k != PROJ}, path),
+        "lacks visual.proj",
+    ),
     case(
         "a block's key missing",
-        lambda path, w: torch.save({k: v for k, v in w.items() if "3.mlp.c_fc.bias" not in k}, path),
+        lambda path, w: torch.save(
+            {k: v for k, v in w.items() if "3.mlp.c_fc.bias" not in k}, path
+        ),
         "3.mlp.c_fc.bias",
     ),
-    case("NaN", lambda path, w: torch.save({**w, PROJ: w[PROJ] * NAN}, path), "NaN or infinite", PROJ),
-    case("infinite", lambda path, w: torch.save({**w, CONV: w[CONV] + INF}, path), "NaN or infinite", CONV),
+    case(
+        "NaN", lambda path, w: torch.save({**w, PROJ: w[PROJ] * NAN}, path), "NaN or infinite", PROJ
+    ),
+    case(
+        "infinite",
+        lambda path, w: torch.save({**w, CONV: w[CONV] + INF}, path),
+        "NaN or infinite",
+        CONV,
+    ),
     case("wrong shape", lambda path, w: torch.save({**w, PROJ: torch.zeros(7, 64)}, path), PROJ),
-    case("too few axes", lambda path, w: torch.save({**w, PROJ: torch.zeros(7)}, path), PROJ, "2 axes"),
-    case("no axes", lambda path, w: torch.save({**w, "ln_final.weight": torch.tensor(1.0)}, path), "ln_final.weight"),
+    case(
+        "too few axes",
+        lambda path, w: torch.save({**w, PROJ: torch.zeros(7)}, path),
+        PROJ,
+        "2 axes",
+    ),
+    case(
+        "no axes",
+        lambda path, w: torch.save({**w, "ln_final.weight": torch.tensor(1.0)}, path),
+        "ln_final.weight",
+    ),
     case("no numbers", lambda path, w: torch.save({**w, PROJ: torch.zeros(128, 0)}, path), PROJ),
-    case("whole numbers", lambda path, w: torch.save({**w, PROJ: w[PROJ].to(torch.int8)}, path), PROJ, "int8"),
-    case("complex numbers", lambda path, w: torch.save({**w, PROJ: w[PROJ].to(torch.complex64)}, path), PROJ, "complex64"),
+    case(
+        "whole numbers",
+        lambda path, w: torch.save({**w, PROJ: w[PROJ].to(torch.int8)}, path),
+        PROJ,
+        "int8",
+    ),
+    case(
+        "complex numbers",
+        lambda path, w: torch.save({**w, PROJ: w[PROJ].to(torch.complex64)}, path),
+        PROJ,
+        "complex64",
+    ),
     case("sparse", lambda path, w: torch.save({**w, PROJ: w[PROJ].to_sparse()}, path), PROJ),
-    case("grid not square", lambda path, w: torch.save({**w, "visual.positional_embedding": torch.zeros(12, 128)}, path), "11 patches"),
-    case("ResNet CLIP", lambda path, w: torch.save({"visual.layer1.0.conv1.weight": torch.zeros(1)}, path), "a ResNet CLIP"),
-    case("Hugging Face's layout", lambda path, w: torch.save({"vision_model.embeddings.x": torch.zeros(1)}, path), "Hugging Face's layout"),
+    case(
+        "grid not square",
+        lambda path, w: torch.save(
+            {**w, "visual.positional_embedding": torch.zeros(12, 128)}, path
+        ),
+        "11 patches",
+    ),
+    case(
+        "ResNet CLIP",
+        lambda path, w: torch.save({"visual.layer1.0.conv1.weight": torch.zeros(1)}, path),
+        "a ResNet CLIP",
+    ),
+    case(
+        "Hugging Face's layout",
+        lambda path, w: torch.save({"vision_model.embeddings.x": torch.zeros(1)}, path),
+        "Hugging Face's layout",
+    ),
     case("SigLIP", lambda path, w: torch.save({"logit_bias": torch.zeros(1)}, path), "a SigLIP"),
-    case("pickle that runs code", lambda path, w: path.write_bytes(pickle.dumps(Harm())), "plain weights"),
+    case(
+        "pickle that runs code",
+        lambda path, w: path.write_bytes(pickle.dumps(Harm())),
+        "plain weights",
+    ),
     case("zip that runs code", lambda path, w: torch.save({"a": Harm()}, path), "posix.mkdir"),
-    case("TorchScript that runs code", lambda path, w: _zip(path, data=pickle.dumps(Harm()), constants=b""), "posix.mkdir"),
-    case("TorchScript's constants that run code", lambda path, w: _zip(path, constants=pickle.dumps(Harm())), "data.pkl"),
-    case("TorchScript of nonsense", lambda path, w: _zip(path, data=b"\x80\x02garbage", constants=b""), "cut short"),
-    case("TorchScript that builds on a number", lambda path, w: _zip(path, data=b"I1\n}b.", constants=b""), "cut short"),
+    case(
+        "TorchScript that runs code",
+        lambda path, w: _zip(path, data=pickle.dumps(Harm()), constants=b""),
+        "posix.mkdir",
+    ),
+    case(
+        "TorchScript's constants that run code",
+        lambda path, w: _zip(path, constants=pickle.dumps(Harm())),
+        "data.pkl",
+    ),
+    case(
+        "TorchScript of nonsense",
+        lambda path, w: _zip(path, data=b"\x80\x02garbage", constants=b""),
+        "cut short",
+    ),
+    case(
+        "TorchScript that builds on a number",
+        lambda path, w: _zip(path, data=b"I1\n}b.", constants=b""),
+        "cut short",
+    ),
 ]
 
 
@@ -701,7 +920,9 @@ def _label(values: np.ndarray | int, **options):
 
 def _bytes(name: str, content: bytes | None):
     """Write a file, or cut it to half."""
-    return lambda root: _half(root / name) if content is None else (root / name).write_bytes(content)
+    return lambda root: (
+        _half(root / name) if content is None else (root / name).write_bytes(content)
+    )
 
 
 _LIST = "ImageSets/Segmentation/val.txt"
@@ -709,7 +930,9 @@ DATASET = [
     case("label out of range", _label(200), "b.png", "label 200"),
     case("label of 16 bits", _label(np.full((64, 80), 261, np.uint16)), "b.png", "I;16"),
     case("label with colours", _label(np.zeros((64, 80, 3), np.uint8)), "b.png", "RGB"),
-    case("label a JPEG inside", _label(np.zeros((64, 80), np.uint8), format="JPEG"), "b.png", "JPEG"),
+    case(
+        "label a JPEG inside", _label(np.zeros((64, 80), np.uint8), format="JPEG"), "b.png", "JPEG"
+    ),
     case("label of another size", _label(np.zeros((60, 80), np.uint8)), "b.png", "(60, 80)"),
     case("label missing", lambda root: (root / "SegmentationClass/b.png").unlink(), "b.png"),
     case("image missing", lambda root: (root / "JPEGImages/b.jpg").unlink(), "b.jpg"),
@@ -721,7 +944,11 @@ DATASET = [
     case("list missing", lambda root: (root / _LIST).unlink(), "val.txt"),
     case("list names an image twice", _bytes(_LIST, b"a\nb\na\n"), "val.txt"),
     case("list names what is not there", _bytes(_LIST, b"a\nc\n"), "c.jpg"),
-    case("labels' folder missing", lambda root: shutil.rmtree(root / "SegmentationClass"), "SegmentationClass"),
+    case(
+        "labels' folder missing",
+        lambda root: shutil.rmtree(root / "SegmentationClass"),
+        "SegmentationClass",
+    ),
 ]
 
 
@@ -741,13 +968,17 @@ def spoilt(place, tmp_path):
 @pytest.mark.parametrize(("fault", "words"), DATASET)
 def test_dataset_in_an_evaluation(fault, words, spoilt, fails):
     options = "model.clip=Toyland model.pretrained=toyland model.prompts=photo short_side=64 test_dataloader.num_workers=0"
-    fails("test", f"VOC --work-dir work --fresh --cfg-options {options}", *words, data=spoilt(fault))
+    fails(
+        "test", f"VOC --work-dir work --fresh --cfg-options {options}", *words, data=spoilt(fault)
+    )
 
 
 @pytest.mark.parametrize(("fault", "words"), DATASET)
 def test_dataset_checked(fault, words, spoilt, tool):
     """tools/check_dataset.py lists it, and ends with 1."""
-    code, printed, error = tool("check_dataset", "voc21", "--data", spoilt(fault), "--subset", "--workers", 1)
+    code, printed, error = tool(
+        "check_dataset", "voc21", "--data", spoilt(fault), "--subset", "--workers", 1
+    )
     assert (code, error) == (1, "")
     problems = [line for line in printed.splitlines() if line.startswith("problem: ")]
     name = re.sub(r" .*", "", words[0])

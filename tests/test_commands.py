@@ -24,7 +24,9 @@ FEW = "test_dataloader.dataset.scenes=6"
 
 def run(command, cwd, code=0, timeout=240, **environment) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
     return done
 
@@ -59,7 +61,11 @@ def results(data, tmp_path_factory):
             command[3:3] = ["--show-dir", "pictures"]
         done = run(command, folder, SFP_DATA=str(data))
         found[name] = json.loads((folder / name / "results.json").read_text())
-        found[name]["stdout"], found[name]["stderr"], found[name]["folder"] = done.stdout, done.stderr, folder
+        found[name]["stdout"], found[name]["stderr"], found[name]["folder"] = (
+            done.stdout,
+            done.stderr,
+            folder,
+        )
     return found
 
 
@@ -68,22 +74,38 @@ def test_the_output_ends_with_a_table_and_miou(results):
     tail = result["stdout"][result["stdout"].index("per class results") :]
     assert "|   sky    |" in tail and "| mushroom |" in tail
     last = tail.strip().splitlines()[-2]
-    assert last.startswith(f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}") and "results.json" in last
+    assert (
+        last.startswith(f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}")
+        and "results.json" in last
+    )
     assert "evaluating: 100%" in result["stderr"]
     assert "OneDL" not in result["stdout"] + result["stderr"]
 
 
 def test_results_json_says_what_was_measured(results):
     result = results["SFP"]
-    assert result["method"] == "SFP" and result["backbone"] == "Toyland" and result["dataset"] == "ToylandDataset"
-    assert result["purify"] is True and result["pm"] == "SOM" and result["images"] == 6 and result["prompts"] == 80
+    assert (
+        result["method"] == "SFP"
+        and result["backbone"] == "Toyland"
+        and result["dataset"] == "ToylandDataset"
+    )
+    assert (
+        result["purify"] is True
+        and result["pm"] == "SOM"
+        and result["images"] == 6
+        and result["prompts"] == 80
+    )
     assert list(result["IoU_per_class"]) == list(toyland.CLASSES)
     present = [iou for iou in result["IoU_per_class"].values() if iou is not None]
     assert abs(result["mIoU"] - np.mean(present)) < 1e-6
     assert len(result["weights_sha256"]) == len(result["config_sha256"]) == 64
     assert result["protocol"]["window"] == 224 and result["protocol"]["stride"] == 112
     assert {"torch", "mmengine", "python"} <= set(result["versions"])
-    assert results["again"]["config_sha256"] == result["config_sha256"] != results["pm=L2"]["config_sha256"]
+    assert (
+        results["again"]["config_sha256"]
+        == result["config_sha256"]
+        != results["pm=L2"]["config_sha256"]
+    )
 
 
 def test_two_runs_are_equal(results):
@@ -108,12 +130,16 @@ def test_miou_equals_a_count_by_hand(data, results):
     segmenter = sfp.Segmenter("SFP", "Toyland", device="cpu")
     counts = np.zeros((16, 16), np.int64)
     for index in range(6):
-        labels = np.asarray(Image.open(data / f"toyland/SegmentationClass/val_{index:05d}.png"), np.int64)
+        labels = np.asarray(
+            Image.open(data / f"toyland/SegmentationClass/val_{index:05d}.png"), np.int64
+        )
         found = segmenter(data / f"toyland/JPEGImages/val_{index:05d}.jpg", toyland.CLASSES).labels
         counts += np.bincount((labels * 16 + found).ravel(), minlength=256).reshape(16, 16)
     with np.errstate(invalid="ignore"):
         iou = np.diag(counts) / (counts.sum(0) + counts.sum(1) - np.diag(counts))
-    assert abs(100 * np.nanmean(iou) - results["SFP"]["mIoU"]) < 0.5  # mmcv and torch round resized pixels apart
+    assert (
+        abs(100 * np.nanmean(iou) - results["SFP"]["mIoU"]) < 0.5
+    )  # mmcv and torch round resized pixels apart
 
 
 def test_a_second_start_encodes_no_text(data, tmp_path):
@@ -142,7 +168,9 @@ class TestMistakes:
         weights = ["model.clip=ViT-B/16", "model.pretrained=openai"]
         environment = dict(SFP_DATA=str(data), HF_HUB_OFFLINE="", HF_ENDPOINT="http://127.0.0.1:9")
         message = self.mistake(tmp_path, TOYLAND, "--cfg-options", FEW, *weights, **environment)
-        assert "there is no network" in message and "ViT-B-16.pt" in message and "Toyland" in message
+        assert (
+            "there is no network" in message and "ViT-B-16.pt" in message and "Toyland" in message
+        )
         assert time.monotonic() - started < 60  # the import of torch and mmseg included
 
 
@@ -151,13 +179,42 @@ class TestSegment:
 
     def test_photos_and_folders(self, data, tmp_path):
         folder = data / "toyland/JPEGImages"
-        options = ["--method", "ProxyCLIP", "--options", "proxy=colour", "prob_thd=0.4", "--background", "rest"]
-        done = run([*self.TOOL, str(folder), "--names", "sky; sea, ocean; house", "--model", "Toyland", "--out", "out", *options], tmp_path)
-        assert len(list((tmp_path / "out").glob("*_overlay.jpg"))) == len(list((tmp_path / "out").glob("*_labels.png"))) == 6
+        options = [
+            "--method",
+            "ProxyCLIP",
+            "--options",
+            "proxy=colour",
+            "prob_thd=0.4",
+            "--background",
+            "rest",
+        ]
+        done = run(
+            [
+                *self.TOOL,
+                str(folder),
+                "--names",
+                "sky; sea, ocean; house",
+                "--model",
+                "Toyland",
+                "--out",
+                "out",
+                *options,
+            ],
+            tmp_path,
+        )
+        assert (
+            len(list((tmp_path / "out").glob("*_overlay.jpg")))
+            == len(list((tmp_path / "out").glob("*_labels.png")))
+            == 6
+        )
         assert "val_00000.jpg: " in done.stdout + done.stderr
 
     def test_a_mistake(self, tmp_path):
-        assert "no image file" in error_of(run([*self.TOOL, "absent.jpg", "--names", "cat", "--model", "Toyland"], tmp_path, code=2))
+        assert "no image file" in error_of(
+            run(
+                [*self.TOOL, "absent.jpg", "--names", "cat", "--model", "Toyland"], tmp_path, code=2
+            )
+        )
 
 
 class TestScripts:
@@ -170,10 +227,25 @@ class TestScripts:
     def test_from_the_scripts_folder_and_from_elsewhere(self, data, tmp_path):
         work = str(tmp_path / "work")
         done = self.script(
-            "test.sh", ROOT / "scripts", "configs/cfg_toyland.py", "--work-dir", work, "--cfg-options", FEW, SFP_DATA=str(data)
+            "test.sh",
+            ROOT / "scripts",
+            "configs/cfg_toyland.py",
+            "--work-dir",
+            work,
+            "--cfg-options",
+            FEW,
+            SFP_DATA=str(data),
         )
         assert "mIoU" in done.stdout.splitlines()[-1]
-        done = self.script(str(ROOT / "scripts/test.sh"), tmp_path, "--work-dir", "w", "--cfg-options", FEW, SFP_DATA=str(data))
+        done = self.script(
+            str(ROOT / "scripts/test.sh"),
+            tmp_path,
+            "--work-dir",
+            "w",
+            "--cfg-options",
+            FEW,
+            SFP_DATA=str(data),
+        )
         assert (tmp_path / "w/results.json").is_file()
 
     def test_a_machine_without_python_3_10(self, tmp_path):

@@ -20,9 +20,16 @@ VARIANTS = {
     "CLIPSurgery": [dict(feature_surgery=True)],
     "SFP": [dict(hai_place="after", sae_values="literal", hai_cls=True)],
     "CLIPSeg": [dict(relation="two_hop", key_heads="separate")],
-    "ClearCLIP": [dict(purify=True, pm=name, purify_layers=[6], **FEW_TREES.get(name, {})) for name in sfp.list_detectors()],
+    "ClearCLIP": [
+        dict(purify=True, pm=name, purify_layers=[6], **FEW_TREES.get(name, {}))
+        for name in sfp.list_detectors()
+    ],
 }
-CASES = [(name, options) for name in sfp.list_methods() for options in ({}, dict(purify=True), *VARIANTS.get(name, ()))]
+CASES = [
+    (name, options)
+    for name in sfp.list_methods()
+    for options in ({}, dict(purify=True), *VARIANTS.get(name, ()))
+]
 
 
 def of_proxy(name: str) -> dict:
@@ -34,7 +41,9 @@ def title(case) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=title)
-@pytest.mark.parametrize("model", ["vit12", "Toyland", pytest.param("vit24-p14", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "model", ["vit12", "Toyland", pytest.param("vit24-p14", marks=pytest.mark.slow)]
+)
 def test_scores_do_not_depend_on_the_batch(case, model, toyland_clip):
     """Windows 1, 2, 3, 5 and 7 at once; in the quick run 1 and 3, of half the size."""
     clip = toyland_clip if model == "Toyland" else parity_clip(model)
@@ -42,7 +51,12 @@ def test_scores_do_not_depend_on_the_batch(case, model, toyland_clip):
     sizes = (1, 2, 3, 5, 7) if whole else (1, 3)
     height, width = (224, 196) if whole else (112, 144)
     if model == "Toyland":
-        pictures = np.stack([toyland.make_scene("tune", i).image[60 : 60 + height, 60 : 60 + width] for i in range(max(sizes))])
+        pictures = np.stack(
+            [
+                toyland.make_scene("tune", i).image[60 : 60 + height, 60 : 60 + width]
+                for i in range(max(sizes))
+            ]
+        )
         windows = clip.normalise(torch.from_numpy(pictures).permute(0, 3, 1, 2))
     else:
         windows = torch.stack([parity.image(f"batch{i}", height, width) for i in range(max(sizes))])
@@ -58,18 +72,28 @@ def test_scores_do_not_depend_on_the_batch(case, model, toyland_clip):
 @torch.inference_mode()
 def test_linear_of_any_number_of_rows(rows):
     x, weight, bias = torch.randn(60, 96), torch.randn(40, 96), torch.randn(40)
-    assert torch.equal(linear(x[:rows], weight, bias, "gelu"), linear(x, weight, bias, "gelu")[:rows])
+    assert torch.equal(
+        linear(x[:rows], weight, bias, "gelu"), linear(x, weight, bias, "gelu")[:rows]
+    )
     assert linear(x[0], weight).shape == (40,) and linear(x[:1, None], weight).shape == (1, 1, 40)
 
 
 @torch.inference_mode()
 def test_products_of_images():
     a, b, shared = torch.randn(5, 30, 40), torch.randn(5, 40, 20), torch.randn(40, 20)
-    for left, right in ((a, b), (a, shared), (a[:, None], b[:, None].expand(-1, 3, -1, -1)), (a.double(), b.double())):
+    for left, right in (
+        (a, b),
+        (a, shared),
+        (a[:, None], b[:, None].expand(-1, 3, -1, -1)),
+        (a.double(), b.double()),
+    ):
         found = product(left, right)
         torch.testing.assert_close(found, left @ right, atol=1e-4, rtol=1e-4)
         for i in range(5):
-            assert torch.equal(product(left[i : i + 1], right if right.ndim == 2 else right[i : i + 1])[0], found[i])
+            assert torch.equal(
+                product(left[i : i + 1], right if right.ndim == 2 else right[i : i + 1])[0],
+                found[i],
+            )
 
 
 @torch.inference_mode()
@@ -83,15 +107,21 @@ def test_explicit_attention_of_any_number_of_images():
 
 @pytest.mark.parametrize("pm", sfp.list_detectors())
 def test_two_runs_are_equal_and_leave_all_random_states_alone(pm, toyland_clip):
-    segmenter = sfp.Segmenter("SFP", toyland_clip, pm=pm, **FEW_TREES.get(pm, {}), window=112, stride=112, short_side=112)
+    segmenter = sfp.Segmenter(
+        "SFP", toyland_clip, pm=pm, **FEW_TREES.get(pm, {}), window=112, stride=112, short_side=112
+    )
     image = toyland.make_scene("tune", 1).image[:120, :120]
     first = segmenter(image, ["sky", "sea"])
     torch.manual_seed(7), np.random.seed(7), random.seed(7)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     second = segmenter(image, ["sky", "sea"])
-    assert torch.equal(torch.get_rng_state(), before[0]) and np.array_equal(np.random.get_state()[1], before[1])
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.array_equal(
+        np.random.get_state()[1], before[1]
+    )
     assert random.getstate() == before[2]
-    assert np.array_equal(first.labels, second.labels) and np.array_equal(first.scores, second.scores)
+    assert np.array_equal(first.labels, second.labels) and np.array_equal(
+        first.scores, second.scores
+    )
 
 
 @pytest.mark.gpu
@@ -100,6 +130,11 @@ def test_a_gpu_gives_nearly_the_same_labels(name):
     """99.9 percent of the pixels of four scenes, float32 on both."""
     labels = {}
     for device in ("cpu", "cuda"):
-        segmenter = sfp.Segmenter(name, "Toyland", device=device, precision="fp32", **of_proxy(name))
-        labels[device] = [segmenter(toyland.make_scene("tune", i).image, list(toyland.CLASSES)).labels.ravel() for i in range(4)]
+        segmenter = sfp.Segmenter(
+            name, "Toyland", device=device, precision="fp32", **of_proxy(name)
+        )
+        labels[device] = [
+            segmenter(toyland.make_scene("tune", i).image, list(toyland.CLASSES)).labels.ravel()
+            for i in range(4)
+        ]
     assert (np.concatenate(labels["cpu"]) == np.concatenate(labels["cuda"])).mean() >= 0.999

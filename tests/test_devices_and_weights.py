@@ -17,9 +17,14 @@ WEIGHTS = os.environ.get("SFP_TEST_WEIGHTS")  # the path of OpenAI's ViT-B-16.pt
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", sfp.list_methods())
 def test_gpu_labels_agree_with_the_cpu(method):
-    scene, options = toyland.make_scene("val", 0), dict(proxy="colour") if method == "ProxyCLIP" else {}
+    scene, options = (
+        toyland.make_scene("val", 0),
+        dict(proxy="colour") if method == "ProxyCLIP" else {},
+    )
     labels = [
-        sfp.Segmenter(method, "Toyland", device=device, precision="fp32", **options)(scene.image, toyland.CLASSES).labels
+        sfp.Segmenter(method, "Toyland", device=device, precision="fp32", **options)(
+            scene.image, toyland.CLASSES
+        ).labels
         for device in ("cpu", "cuda")
     ]
     assert (labels[0] == labels[1]).mean() >= 0.999

@@ -32,8 +32,15 @@ def test_outliers_are_outlined():
     mask[1, 2:4] = True
     drawn = np.asarray(mark(Image.new("RGB", (60, 40)), (4, 6), outliers=mask))
     lines = (drawn == OUTLIER).all(-1)
-    assert lines[10, 20:40].all() and lines[20, 20:40].all() and lines[10:20, 20].all() and lines[10:20, 40].all()
-    assert not lines[11:20, 30].any() and not lines[:, 50].any()  # no line between two outliers, none elsewhere
+    assert (
+        lines[10, 20:40].all()
+        and lines[20, 20:40].all()
+        and lines[10:20, 20].all()
+        and lines[10:20, 40].all()
+    )
+    assert (
+        not lines[11:20, 30].any() and not lines[:, 50].any()
+    )  # no line between two outliers, none elsewhere
 
 
 def test_a_mask_is_filled():
@@ -45,13 +52,20 @@ def test_a_mask_is_filled():
 
 @pytest.mark.parametrize("bar", [None, ("0", "1")])
 def test_a_sheet_has_room_for_all(bar):
-    rows = [[Panel(Image.new("RGB", (30, 20))), None, Panel(Image.new("RGB", (90, 20)), "a caption")]] * 2
+    rows = [
+        [Panel(Image.new("RGB", (30, 20))), None, Panel(Image.new("RGB", (90, 20)), "a caption")]
+    ] * 2
     titles = ["one", "a title wider than its pictures", "three"]
-    sheet = Sheet(rows, titles, ["up", "down"], [(f"name {i}", (9, 9, 9)) for i in range(12)], bar, height=60).draw()
+    sheet = Sheet(
+        rows, titles, ["up", "down"], [(f"name {i}", (9, 9, 9)) for i in range(12)], bar, height=60
+    ).draw()
     assert sheet.width > 90 + 150 + 270 and sheet.height > 2 * 60
 
 
 def test_a_legend_wraps():
-    few, many = (with_legend(Image.new("RGB", (200, 50)), [(f"name {i}", (0, 0, 0)) for i in range(n)]) for n in (1, 12))
+    few, many = (
+        with_legend(Image.new("RGB", (200, 50)), [(f"name {i}", (0, 0, 0)) for i in range(n)])
+        for n in (1, 12)
+    )
     assert few.width == many.width == 200 and many.height > few.height + 40
     assert with_legend(Image.new("RGB", (3, 3)), []).size == (3, 3)

@@ -29,7 +29,11 @@ def wait_for(condition, seconds: float = 500) -> None:
 
 def children(pid: int) -> list[int]:
     """Processes below a process, to any depth."""
-    direct = [int(p) for task in Path(f"/proc/{pid}/task").glob("*") for p in (task / "children").read_text().split()]
+    direct = [
+        int(p)
+        for task in Path(f"/proc/{pid}/task").glob("*")
+        for p in (task / "children").read_text().split()
+    ]
     return [*direct, *(below for child in direct for below in children(child))]
 
 
@@ -85,7 +89,11 @@ def test_kill_9_of_a_dataloader_worker(folder, reference):  # noqa: F811
         os.kill(worker, signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     if process.returncode:  # else its last images were read before
-        assert process.returncode == 2 and "error: A process that reads images died" in err and "Traceback" not in err, err[-3000:]
+        assert (
+            process.returncode == 2
+            and "error: A process that reads images died" in err
+            and "Traceback" not in err
+        ), err[-3000:]
         finish(start(folder, "killed_worker"))
     assert result(folder, "killed_worker") == reference
 
@@ -104,7 +112,10 @@ def test_signals_end_it_without_a_traceback_and_keep_what_is_done(sent, codes, f
     print(f"ended after {time.time() - started:.1f} s")
     kept = counted(folder, work)
     wait_for(lambda: not any(map(is_alive, below)), 15)
-    assert f"continuing: {kept} of 7" in finish(start(folder, work)) and result(folder, work) == reference
+    assert (
+        f"continuing: {kept} of 7" in finish(start(folder, work))
+        and result(folder, work) == reference
+    )
 
 
 def test_two_runs_in_one_work_dir(folder, reference):  # noqa: F811
@@ -114,15 +125,22 @@ def test_two_runs_in_one_work_dir(folder, reference):  # noqa: F811
     first.send_signal(signal.SIGSTOP)  # so that it is still at work when the second one asks
     refused = finish(start(folder, "shared"), code=2)
     first.send_signal(signal.SIGCONT)
-    assert f"error: process {first.pid} on " in refused and "wait until it has ended, or choose another folder with --work-dir" in refused
+    assert (
+        f"error: process {first.pid} on " in refused
+        and "wait until it has ended, or choose another folder with --work-dir" in refused
+    )
     finish(first)
     assert result(folder, "shared") == reference and not list((folder / "shared").glob(".lock*"))
 
 
 DAMAGES = {
-    "a line doubled and noise": lambda counts: _rewrite(counts / "rank0.jsonl", lambda data: data + data + os.urandom(200) + b"\n"),
+    "a line doubled and noise": lambda counts: _rewrite(
+        counts / "rank0.jsonl", lambda data: data + data + os.urandom(200) + b"\n"
+    ),
     "the first line cut": lambda counts: _rewrite(counts / "rank0.jsonl", lambda data: data[9:]),
-    "a digit changed": lambda counts: _rewrite(counts / "rank0.jsonl", lambda data: data[:-8] + bytes([data[-8] ^ 1]) + data[-7:]),
+    "a digit changed": lambda counts: _rewrite(
+        counts / "rank0.jsonl", lambda data: data[:-8] + bytes([data[-8] ^ 1]) + data[-7:]
+    ),
     "run.json cut": lambda counts: _rewrite(counts / "run.json", lambda data: data[:40]),
     "run.json missing": lambda counts: (counts / "run.json").unlink(),
     "clock set forward and back": lambda counts: [
@@ -167,8 +185,20 @@ def test_a_killed_ablation_leaves_nothing_running_and_is_continued(killed, folde
         "cpu",
     ]
     command += ["--cfg-options", "test_dataloader.dataset.scenes=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SFP_DATA": str(folder / "data")}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "SFP_DATA": str(folder / "data"),
+    }
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(lambda: list((folder / out).rglob("rank0.jsonl")))
     below = children(process.pid)
     victim = {
@@ -185,12 +215,28 @@ def test_a_killed_ablation_leaves_nothing_running_and_is_continued(killed, folde
 
 
 def test_a_results_file_that_was_cut_is_measured_again(folder):  # noqa: F811
-    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "--methods", "CLIP", "--out", "cut", "--devices", "cpu"]
+    command = [
+        sys.executable,
+        str(ROOT / "tools/benchmark.py"),
+        "--methods",
+        "CLIP",
+        "--out",
+        "cut",
+        "--devices",
+        "cpu",
+    ]
     command += ["--cfg-options", "test_dataloader.dataset.scenes=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SFP_DATA": str(folder / "data")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "SFP_DATA": str(folder / "data"),
+    }
 
     def run() -> str:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 

@@ -37,29 +37,52 @@ class TestWholeFile:
     def test_it_appears_at_the_end(self, tmp_path):
         with whole_file(tmp_path / "a.json") as partial:
             partial.write_text("new")
-            assert partial.parent == tmp_path and partial.suffix == ".json" and not (tmp_path / "a.json").exists()
+            assert (
+                partial.parent == tmp_path
+                and partial.suffix == ".json"
+                and not (tmp_path / "a.json").exists()
+            )
         assert files(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_text() == "new"
 
-    @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), SystemExit(1), ValueError("x"), SFPError("x")])
+    @pytest.mark.parametrize(
+        "error",
+        [RuntimeError("x"), KeyboardInterrupt(), SystemExit(1), ValueError("x"), SFPError("x")],
+    )
     def test_an_exception_leaves_the_old_file_and_no_partial(self, error, tmp_path):
         (tmp_path / "a.json").write_text("old")
         with pytest.raises(type(error)) as caught, whole_file(tmp_path / "a.json") as partial:
             partial.write_text("half")
             raise error
-        assert caught.value is error and files(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_text() == "old"
+        assert (
+            caught.value is error
+            and files(tmp_path) == ["a.json"]
+            and (tmp_path / "a.json").read_text() == "old"
+        )
 
     def test_reasons_are_told_with_what_to_do(self, tmp_path):
         (tmp_path / "file").write_text("")
         for path, words in (
-            (tmp_path / "none/a.json", r"none/a.json can't be written \(No such file or directory\); make its folder first"),
-            (tmp_path / "file/a.json", r"can't be written \(Not a directory\); make its folder first"),
+            (
+                tmp_path / "none/a.json",
+                r"none/a.json can't be written \(No such file or directory\); make its folder first",
+            ),
+            (
+                tmp_path / "file/a.json",
+                r"can't be written \(Not a directory\); make its folder first",
+            ),
         ):
             with pytest.raises(SFPError, match=words), whole_file(path) as partial:
                 partial.write_text("x")
-        with pytest.raises(SFPError, match=r"can't be written .*; do this"), whole_file(tmp_path / "none/a", "do this") as partial:
+        with (
+            pytest.raises(SFPError, match=r"can't be written .*; do this"),
+            whole_file(tmp_path / "none/a", "do this") as partial,
+        ):
             partial.write_text("x")
         (tmp_path / "folder").mkdir()
-        with pytest.raises(SFPError, match="folder can't be written"), whole_file(tmp_path / "folder") as partial:
+        with (
+            pytest.raises(SFPError, match="folder can't be written"),
+            whole_file(tmp_path / "folder") as partial,
+        ):
             partial.write_text("x")
         assert files(tmp_path) == ["file"]
 
@@ -86,12 +109,21 @@ class TestWholeFile:
         (tmp_path / "sub").mkdir()
         own = socket.gethostname()
         for folder in (tmp_path, tmp_path / "sub"):
-            for owner in (f"{own}-{process.pid}", f"{own}-{os.getpid()}", f"elsewhere-{process.pid}"):
+            for owner in (
+                f"{own}-{process.pid}",
+                f"{own}-{os.getpid()}",
+                f"elsewhere-{process.pid}",
+            ):
                 (folder / f".a.{owner}-0123abcd.partial.png").write_text("x")
         (tmp_path / "archive.tar.partial").write_text("x")  # a download's, which goes on
         sweep(tmp_path)
-        left = [f".a.{own}-{os.getpid()}-0123abcd.partial.png", f".a.elsewhere-{process.pid}-0123abcd.partial.png"]
-        assert files(tmp_path) == sorted([*left, *(f"sub/{name}" for name in left), "archive.tar.partial"])
+        left = [
+            f".a.{own}-{os.getpid()}-0123abcd.partial.png",
+            f".a.elsewhere-{process.pid}-0123abcd.partial.png",
+        ]
+        assert files(tmp_path) == sorted(
+            [*left, *(f"sub/{name}" for name in left), "archive.tar.partial"]
+        )
 
     def test_no_dataset_takes_a_partial_for_an_image(self, tmp_path):
         """mmseg lists whole folders of images for datasets without a list."""
@@ -106,14 +138,32 @@ class TestWholeFile:
         with whole_file(tmp_path / "images/b.jpg") as partial:
             Image.new("RGB", (4, 4)).save(partial)
             prefix = dict(img_path="images", seg_map_path="labels")
-            assert len(DATASETS.build(dict(type="ADE20KDataset", data_root=str(tmp_path), data_prefix=prefix, pipeline=[]))) == 1
+            assert (
+                len(
+                    DATASETS.build(
+                        dict(
+                            type="ADE20KDataset",
+                            data_root=str(tmp_path),
+                            data_prefix=prefix,
+                            pipeline=[],
+                        )
+                    )
+                )
+                == 1
+            )
 
 
 def result() -> Segmentation:
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (300, 300, 3), dtype=np.uint8)
     scores = generator.random((2, 300, 300), dtype=np.float32)
-    return Segmentation(image=image, labels=(scores[0] > scores[1]).astype(np.int64), names=("a", "b"), scores=scores, protocol={})
+    return Segmentation(
+        image=image,
+        labels=(scores[0] > scores[1]).astype(np.int64),
+        names=("a", "b"),
+        scores=scores,
+        protocol={},
+    )
 
 
 def figure() -> Figure:
@@ -130,7 +180,13 @@ def fill_counts(folder: Path) -> None:
 
 def prepare(folder: Path) -> None:
     labels = np.random.default_rng(0).integers(0, 256, (400, 400), dtype=np.uint8)
-    carry_out(Plan([Step(folder / "labels/a.png", write_labels, (labels,))], 1, {folder / "val.txt": ["a"]}), 1, "test")
+    carry_out(
+        Plan(
+            [Step(folder / "labels/a.png", write_labels, (labels,))], 1, {folder / "val.txt": ["a"]}
+        ),
+        1,
+        "test",
+    )
 
 
 def cache_text(folder: Path) -> None:
@@ -162,7 +218,10 @@ LIMIT = 8 << 10
 @contextlib.contextmanager
 def files_limited(limit: int):
     """No file may grow beyond it: a write gives EFBIG, as a full disk gives ENOSPC, and works without being root."""
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = (
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1][1]))
     try:
         yield
@@ -175,7 +234,9 @@ def files_limited(limit: int):
 def small_disk(tmp_path_factory):
     """A mounted disk of 64 KiB."""
     folder = tmp_path_factory.mktemp("disk")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
     yield folder
@@ -184,13 +245,22 @@ def small_disk(tmp_path_factory):
 
 def check_failure(writer: str, folder: Path, reason: str) -> None:
     before = files(folder)
-    with pytest.raises(SFPError, match=f"can't be written .*{reason}.*;|{reason}.*same command goes on") as caught:
+    with pytest.raises(
+        SFPError, match=f"can't be written .*{reason}.*;|{reason}.*same command goes on"
+    ) as caught:
         WRITERS[writer](folder)
     assert str(folder) in str(caught.value) or writer == "download"
-    kept = {"counts": {"counts/run.json", "counts/rank0.jsonl"}, "download": {"downloads/a.tar.partial"}}.get(writer, set())
+    kept = {
+        "counts": {"counts/run.json", "counts/rank0.jsonl"},
+        "download": {"downloads/a.tar.partial"},
+    }.get(writer, set())
     left = {name for name in set(files(folder)) - set(before) if "lock" not in name}
     if writer == "toyland":  # whole scenes may stay
-        left = {name for name in left if not (name.startswith("JPEGImages/val") and Image.open(folder / name).load())}
+        left = {
+            name
+            for name in left
+            if not (name.startswith("JPEGImages/val") and Image.open(folder / name).load())
+        }
     assert left <= kept
 
 
@@ -231,19 +301,39 @@ def test_the_real_command_on_a_disk_that_fills(left, small_disk, tmp_path):
             file.write(bytes(1024))
     with (small_disk / "filler").open("r+b") as file:
         file.truncate(max(file.seek(0, os.SEEK_END) - left * 1024, 0))
-    options = ["test_dataloader.dataset.scenes=1", "model.method=MaskCLIP", "model.prompts=photo", "test_dataloader.num_workers=0"]
+    options = [
+        "test_dataloader.dataset.scenes=1",
+        "model.method=MaskCLIP",
+        "model.prompts=photo",
+        "test_dataloader.num_workers=0",
+    ]
     work = small_disk / f"work{left}"
-    command = [sys.executable, ROOT / "tools/test.py", ROOT / "configs/cfg_toyland.py", "--work-dir", work, "--cfg-options", *options]
+    command = [
+        sys.executable,
+        ROOT / "tools/test.py",
+        ROOT / "configs/cfg_toyland.py",
+        "--work-dir",
+        work,
+        "--cfg-options",
+        *options,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SFP_DATA": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     (small_disk / "filler").unlink()
-    assert done.returncode == 2 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "No space left on device" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert not (work / "results.json").exists()
     assert not list(work.rglob("*.partial*"))
 
 
 def test_a_device_that_takes_nothing():
-    with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("wb", buffering=0) as file:
+    with (
+        pytest.raises(OSError, match="No space left"),
+        Path("/dev/full").open("wb", buffering=0) as file,
+    ):
         file.write(b"x")
 
 
@@ -266,7 +356,9 @@ with only_one(Path(sys.argv[1]), '--out'): print('held', flush=True); {}"""
 @contextlib.contextmanager
 def holder(folder: Path, then: str = "time.sleep(60)"):
     command = [sys.executable, "-c", HOLD.format(then), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as process:
         try:
             assert process.stdout.readline() == "held\n"
             yield process
@@ -277,16 +369,16 @@ def holder(folder: Path, then: str = "time.sleep(60)"):
 class TestOnlyOne:
     def test_the_second_is_refused_with_the_first_ones_name(self, tmp_path):
         with holder(tmp_path / "out") as process:
-            words = (
-                f"process {process.pid} on {socket.gethostname()} is at work in .*out; wait until it has ended, or choose another .*--out"
-            )
+            words = f"process {process.pid} on {socket.gethostname()} is at work in .*out; wait until it has ended, or choose another .*--out"
             for _ in range(2):  # nor does the question disturb the answer
                 with pytest.raises(SFPError, match=words), only_one(tmp_path / "out", "--out"):
                     pass
             process.kill()
             process.wait()
             with only_one(tmp_path / "out", "--out"):
-                assert (tmp_path / "out/.lock.by").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+                assert (
+                    tmp_path / "out/.lock.by"
+                ).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
     def test_it_ends_with_its_process_though_children_live_on(self, tmp_path):
         """As a dataloader's workers do for some seconds."""
@@ -306,9 +398,18 @@ class TestOnlyOne:
 
     def test_a_folder_that_cannot_be_held(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(SFPError, match="choose another folder with --out"), only_one(tmp_path / "file/out", "--out"):
+        with (
+            pytest.raises(SFPError, match="choose another folder with --out"),
+            only_one(tmp_path / "file/out", "--out"),
+        ):
             pass
-        with files_limited(0), pytest.raises(SFPError, match=r"out can't be written \(File too large\); choose another folder with --out"):
+        with (
+            files_limited(0),
+            pytest.raises(
+                SFPError,
+                match=r"out can't be written \(File too large\); choose another folder with --out",
+            ),
+        ):
             only_one(tmp_path / "out", "--out").__enter__()
         with only_one(tmp_path / "out", "--out"):
             pass

@@ -29,7 +29,13 @@ from sfp.result import Segmentation, png_card, read_card
 from sfp.run_length import decode_mask, encode_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
+FUZZ = settings(
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ]
+)
 FLOOD = 1 << 20  # kB that the process may have grown by at its largest
 
 
@@ -67,7 +73,15 @@ def broken(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
             data[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
         elif kind == 1:
             data[place : place + 4] = draw(
-                st.sampled_from([b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\0\0\0\1"])
+                st.sampled_from(
+                    [
+                        b"\0\0\0\0",
+                        b"\xff\xff\xff\xff",
+                        b"\x7f\xff\xff\xff",
+                        b"\x80\0\0\0",
+                        b"\0\0\0\1",
+                    ]
+                )
             )
         elif kind == 2:
             data[place:place] = draw(st.binary(max_size=8))
@@ -85,9 +99,27 @@ def pictures() -> list[bytes]:
     deep = Image.fromarray(colours[..., 0].astype(np.uint16) * 257)
     palette = rgb.quantize(16)
     files = [
-        (rgb, kind, {}) for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "TGA", "ICO", "PCX", "SGI", "JPEG2000", "DDS")
+        (rgb, kind, {})
+        for kind in (
+            "JPEG",
+            "PNG",
+            "GIF",
+            "TIFF",
+            "WEBP",
+            "BMP",
+            "PPM",
+            "TGA",
+            "ICO",
+            "PCX",
+            "SGI",
+            "JPEG2000",
+            "DDS",
+        )
     ]
-    files += [(rgb, "TIFF", {"compression": packing}) for packing in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")]
+    files += [
+        (rgb, "TIFF", {"compression": packing})
+        for packing in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")
+    ]
     files += [
         (rgb.convert("CMYK"), "JPEG", {}),
         (rgb.convert("CMYK"), "TIFF", {}),
@@ -95,7 +127,12 @@ def pictures() -> list[bytes]:
         (deep, "TIFF", {}),
         (palette, "PNG", {}),
     ]
-    files += [(palette, "PNG", {"transparency": 3}), (rgb.convert("RGBA"), "PNG", {}), (grey.convert("LA"), "PNG", {}), (grey, "JPEG", {})]
+    files += [
+        (palette, "PNG", {"transparency": 3}),
+        (rgb.convert("RGBA"), "PNG", {}),
+        (grey.convert("LA"), "PNG", {}),
+        (grey, "JPEG", {}),
+    ]
     files += [
         (grey.convert("1"), "PNG", {}),
         (grey.convert("F"), "TIFF", {}),
@@ -120,20 +157,31 @@ def test_pictures(tmp_path, data):
     file = tmp_path / "picture"
     file.write_bytes(data)
     pixels = sound_or_told(lambda: read_image(file), tmp_path)
-    assert pixels is None or (pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size)
+    assert pixels is None or (
+        pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size
+    )
 
 
 def sound_words(vocabulary: Vocabulary | None) -> bool:
     if vocabulary is None:
         return True
-    sizes = len(vocabulary.names) == max(vocabulary.class_of_query) + 1 and len(vocabulary.queries) == len(vocabulary.class_of_query)
+    sizes = len(vocabulary.names) == max(vocabulary.class_of_query) + 1 and len(
+        vocabulary.queries
+    ) == len(vocabulary.class_of_query)
     return sizes and all(word.strip() == word and word for word in vocabulary.queries)
 
 
 @FUZZ
 @given(
     st.one_of(
-        broken([b"sea, ocean\nsky\nboat\n", "caf\u00e9\r\n\ufeffdog, \n".encode(), "cat\n".encode("utf-16")]), st.text().map(str.encode)
+        broken(
+            [
+                b"sea, ocean\nsky\nboat\n",
+                "caf\u00e9\r\n\ufeffdog, \n".encode(),
+                "cat\n".encode("utf-16"),
+            ]
+        ),
+        st.text().map(str.encode),
     ),
     st.text(max_size=3),
 )
@@ -191,11 +239,26 @@ def checkpoints() -> tuple[list[bytes], list[bytes]]:
     for tower, width in (("visual.", 64), ("", 8)):
         block = f"{tower}transformer.resblocks.0."
         for name, rows in (("attn.in_proj_", 3 * width), ("mlp.c_fc.", 4 * width)):
-            weights |= {f"{block}{name}weight": torch.ones(rows, width), f"{block}{name}bias": torch.ones(rows)}
-        weights |= {f"{block}attn.out_proj.weight": torch.ones(width, width), f"{block}attn.out_proj.bias": torch.ones(width)}
-        weights |= {f"{block}mlp.c_proj.weight": torch.ones(width, 4 * width), f"{block}mlp.c_proj.bias": torch.ones(width)}
-        norms = [f"{block}ln_1", f"{block}ln_2", *(["visual.ln_pre", "visual.ln_post"] if tower else ["ln_final"])]
-        weights |= {f"{norm}.{kind}": torch.ones(width) for norm in norms for kind in ("weight", "bias")}
+            weights |= {
+                f"{block}{name}weight": torch.ones(rows, width),
+                f"{block}{name}bias": torch.ones(rows),
+            }
+        weights |= {
+            f"{block}attn.out_proj.weight": torch.ones(width, width),
+            f"{block}attn.out_proj.bias": torch.ones(width),
+        }
+        weights |= {
+            f"{block}mlp.c_proj.weight": torch.ones(width, 4 * width),
+            f"{block}mlp.c_proj.bias": torch.ones(width),
+        }
+        norms = [
+            f"{block}ln_1",
+            f"{block}ln_2",
+            *(["visual.ln_pre", "visual.ln_post"] if tower else ["ln_final"]),
+        ]
+        weights |= {
+            f"{norm}.{kind}": torch.ones(width) for norm in norms for kind in ("weight", "bias")
+        }
     weights["logit_scale"] = torch.tensor(1.0)
     files = []
     for save in (
@@ -239,7 +302,9 @@ def test_checkpoints(tmp_path, data):
 def test_what_lies_in_archives(tmp_path, number, data):
     """The checksums of the archives fit, so that the broken parts are read."""
     members = dict(MEMBERS[number])
-    name = data.draw(st.sampled_from([name for name in members if name.endswith(".pkl")] * 3 + list(members)))
+    name = data.draw(
+        st.sampled_from([name for name in members if name.endswith(".pkl")] * 3 + list(members))
+    )
     members[name] = data.draw(broken([members[name]]))
     file = tmp_path / "weights.pt"
     file.write_bytes(packed(members))
@@ -253,8 +318,17 @@ def results() -> list[bytes]:
     files = []
     for kept in (scores, None):
         file = io.BytesIO()
-        texts = dict(names=np.array(["sea", "sky", "boat"]), protocol=np.array(json.dumps({"method": "CLIP"})))
-        np.savez_compressed(file, labels=labels.astype(np.uint8), image=image, **texts, **({} if kept is None else {"scores": kept}))
+        texts = dict(
+            names=np.array(["sea", "sky", "boat"]),
+            protocol=np.array(json.dumps({"method": "CLIP"})),
+        )
+        np.savez_compressed(
+            file,
+            labels=labels.astype(np.uint8),
+            image=image,
+            **texts,
+            **({} if kept is None else {"scores": kept}),
+        )
         files.append(file.getvalue())
     return files
 
@@ -303,7 +377,11 @@ COUNTS = [encode_mask(np.random.default_rng(n).random((9, 7)) < 0.4) for n in ra
 
 @FUZZ
 @given(
-    st.one_of(broken([text.encode() for text in COUNTS]).map(lambda data: data.decode("latin-1")), st.text(), st.lists(st.integers())),
+    st.one_of(
+        broken([text.encode() for text in COUNTS]).map(lambda data: data.decode("latin-1")),
+        st.text(),
+        st.lists(st.integers()),
+    ),
     st.integers(0, 40),
     st.integers(0, 40),
 )
@@ -329,7 +407,9 @@ def test_the_text_cache(toyland_clip, tmp_path, data):
 
 
 VALUES = st.one_of(
-    st.text(st.one_of(st.sampled_from("()[]{}'\"=,:.-+*\\0123456789e"), st.characters()), max_size=30),
+    st.text(
+        st.one_of(st.sampled_from("()[]{}'\"=,:.-+*\\0123456789e"), st.characters()), max_size=30
+    ),
     st.sampled_from(["(" * 300, "{[]: 1}", "9" * 5000, "-x", "1+'a'"]),
 )
 
@@ -346,7 +426,12 @@ def test_options(pairs, spec):
     st.lists(
         st.one_of(
             VALUES,
-            st.tuples(st.sampled_from(["model.method", "short_side", "settings", "model", "x.y", "test_dataloader"]), VALUES).map("=".join),
+            st.tuples(
+                st.sampled_from(
+                    ["model.method", "short_side", "settings", "model", "x.y", "test_dataloader"]
+                ),
+                VALUES,
+            ).map("=".join),
         ),
         max_size=3,
     )
@@ -354,5 +439,7 @@ def test_options(pairs, spec):
 def test_overrides(tmp_path, pairs):
     config = pytest.importorskip("sfp.evaluation.config")
     file = tmp_path / "cfg_small.py"
-    file.write_text("model = dict(method='CLIP')\ntest_dataloader = dict(dataset=dict(pipeline=[]))\ntest_evaluator = dict()\n")
+    file.write_text(
+        "model = dict(method='CLIP')\ntest_dataloader = dict(dataset=dict(pipeline=[]))\ntest_evaluator = dict()\n"
+    )
     sound_or_told(lambda: config.read_config(file, pairs), tmp_path)

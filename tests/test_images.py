@@ -67,12 +67,19 @@ class TestReadImage:
 
     def test_arrays_and_tensors(self):
         grey = self.pixels[..., 0]
-        for given in (grey, grey[..., None], torch.from_numpy(grey)[None], torch.from_numpy(grey)[None] / 255):
+        for given in (
+            grey,
+            grey[..., None],
+            torch.from_numpy(grey)[None],
+            torch.from_numpy(grey)[None] / 255,
+        ):
             assert np.array_equal(read_image(given), np.dstack([grey] * 3))
         half = torch.from_numpy(self.pixels).permute(2, 0, 1).bfloat16() / 255
         assert np.abs(read_image(half).astype(int) - self.pixels).max() <= 1
         clear = np.dstack([self.pixels, np.zeros((20, 30), np.uint8)])
-        assert (read_image(clear) == 255).all() and (read_image(torch.from_numpy(clear).permute(2, 0, 1)) == 255).all()
+        assert (read_image(clear) == 255).all() and (
+            read_image(torch.from_numpy(clear).permute(2, 0, 1)) == 255
+        ).all()
 
     def test_the_callers_pixels_are_not_shared(self):
         pixels = self.pixels.copy()
@@ -115,7 +122,12 @@ class TestReadImage:
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [((375, 500), (336, 448)), ((427, 640), (336, 504)), ((500, 375), (448, 336)), ((100, 1000), (205, 2048))],
+    [
+        ((375, 500), (336, 448)),
+        ((427, 640), (336, 504)),
+        ((500, 375), (448, 336)),
+        ((100, 1000), (205, 2048)),
+    ],
 )
 def test_resize_sizes_are_mmcvs(size, expected):
     resized = resize_short_side(np.zeros((*size, 3), np.uint8), 336)

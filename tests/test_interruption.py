@@ -20,7 +20,16 @@ from sfp.datasets import toyland
 
 TEST = [sys.executable, str(ROOT / "tools/test.py")]
 SCENES = 7
-EXACT = ("mIoU", "aAcc", "mAcc", "mIoU_present", "IoU_per_class", "images", "dataset_fingerprint", "config_sha256")
+EXACT = (
+    "mIoU",
+    "aAcc",
+    "mAcc",
+    "mIoU_present",
+    "IoU_per_class",
+    "images",
+    "dataset_fingerprint",
+    "config_sha256",
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +39,33 @@ def folder(tmp_path_factory):
     return root
 
 
-def start(folder: Path, work: str, *arguments: str, launcher: tuple[str, ...] = (), options: Sequence[str] = ()) -> subprocess.Popen:
-    command = [*(launcher or TEST[:1]), TEST[1], str(ROOT / "configs/cfg_toyland.py"), "--work-dir", work, *arguments]
-    command += ["--cfg-options", f"test_dataloader.dataset.scenes={SCENES}", "model.method=ClearCLIP", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SFP_DATA": str(folder / "data")}
+def start(
+    folder: Path,
+    work: str,
+    *arguments: str,
+    launcher: tuple[str, ...] = (),
+    options: Sequence[str] = (),
+) -> subprocess.Popen:
+    command = [
+        *(launcher or TEST[:1]),
+        TEST[1],
+        str(ROOT / "configs/cfg_toyland.py"),
+        "--work-dir",
+        work,
+        *arguments,
+    ]
+    command += [
+        "--cfg-options",
+        f"test_dataloader.dataset.scenes={SCENES}",
+        "model.method=ClearCLIP",
+        *options,
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "SFP_DATA": str(folder / "data"),
+    }
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -42,7 +74,9 @@ def start(folder: Path, work: str, *arguments: str, launcher: tuple[str, ...] = 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
     )
 
 
@@ -65,7 +99,9 @@ def reference(folder):
 
 
 def counted(folder: Path, work: str) -> int:
-    return sum(file.read_bytes().count(b"\n") for file in (folder / work / "counts").glob("rank*.jsonl"))
+    return sum(
+        file.read_bytes().count(b"\n") for file in (folder / work / "counts").glob("rank*.jsonl")
+    )
 
 
 def test_five_kills_and_the_same_command_again(folder, reference):
@@ -101,7 +137,9 @@ def free_port() -> str:
 @pytest.mark.slow
 def test_slurms_variables_start_ranks_too(folder, reference, monkeypatch):
     """Two processes as srun starts them."""
-    for name, value in dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), SLURM_NTASKS="2", SLURM_LOCALID="0").items():
+    for name, value in dict(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), SLURM_NTASKS="2", SLURM_LOCALID="0"
+    ).items():
         monkeypatch.setenv(name, value)
     processes = []
     for rank in ("0", "1"):
@@ -114,7 +152,9 @@ def test_slurms_variables_start_ranks_too(folder, reference, monkeypatch):
 
 @pytest.mark.parametrize("launcher", ["slurm"])
 def test_a_launcher_that_did_not_start_it(launcher, folder):
-    assert f"--launcher {launcher} needs" in finish(start(folder, "none", "--launcher", launcher), code=2)
+    assert f"--launcher {launcher} needs" in finish(
+        start(folder, "none", "--launcher", launcher), code=2
+    )
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
@@ -134,7 +174,9 @@ def test_ranks_equal_one(ranks, folder, reference):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [("batch_size=3", "num_workers=0"), ("batch_size=2", "num_workers=4")], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [("batch_size=3", "num_workers=0"), ("batch_size=2", "num_workers=4")], ids=" ".join
+)
 def test_batches_and_workers_change_nothing(options, folder, reference):
     work = "-".join(options)
     finish(start(folder, work, options=[f"test_dataloader.{option}" for option in options]))

@@ -9,12 +9,17 @@ from sfp.options import parse_options, parse_spec, split_spec
 
 
 def test_literals_become_values_and_the_rest_text():
-    given = parse_options(["sigma=3.5", "purify=False", "proxy=colour", "layers=[4, 10]", "path=a=b"], "--options")
+    given = parse_options(
+        ["sigma=3.5", "purify=False", "proxy=colour", "layers=[4, 10]", "path=a=b"], "--options"
+    )
     assert given == dict(sigma=3.5, purify=False, proxy="colour", layers=[4, 10], path="a=b")
 
 
 def test_a_spec_keeps_commas_inside_values():
-    assert parse_spec("SC-CLIP:fuse_layers=[4,10],pm=L2") == ("SC-CLIP", dict(fuse_layers=[4, 10], pm="L2"))
+    assert parse_spec("SC-CLIP:fuse_layers=[4,10],pm=L2") == (
+        "SC-CLIP",
+        dict(fuse_layers=[4, 10], pm="L2"),
+    )
     assert split_spec("SFP") == ("SFP", [])
 
 

@@ -19,14 +19,21 @@ from sfp.clip.loading import BUILT_IN
 PINS: dict[str, list[Requirement]] = {}  # one for each marker
 for line in (ROOT / "constraints.txt").read_text().splitlines():
     if line and not line.startswith("#"):
-        PINS.setdefault(Requirement(line).name.lower().replace("_", "-"), []).append(Requirement(line))
+        PINS.setdefault(Requirement(line).name.lower().replace("_", "-"), []).append(
+            Requirement(line)
+        )
 
 
 def setup_requirements() -> list[Requirement]:
     """Every string in setup.py's lists that is a requirement."""
     tree = ast.parse((ROOT / "setup.py").read_text())
     lists = [node for node in ast.walk(tree) if isinstance(node, ast.List)]
-    texts = [e.value for node in lists for e in node.elts if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+    texts = [
+        e.value
+        for node in lists
+        for e in node.elts
+        if isinstance(e, ast.Constant) and isinstance(e.value, str)
+    ]
     return [Requirement(text) for text in texts if re.search(r"[<>=]", text)]
 
 
@@ -40,7 +47,13 @@ def test_the_pinned_version_is_in_setups_range(requirement):
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
 def test_each_python_has_one_pin_for_each_package(python):
     for pins in PINS.values():
-        assert sum(pin.marker is None or pin.marker.evaluate({"python_version": python}) for pin in pins) == 1
+        assert (
+            sum(
+                pin.marker is None or pin.marker.evaluate({"python_version": python})
+                for pin in pins
+            )
+            == 1
+        )
 
 
 def test_torch_and_torchvision_are_pinned_together():
@@ -53,7 +66,10 @@ def test_environment_yml():
     plain = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert Requirement(plain[0].replace("=", "==")).name == "python" and "pip" in plain
-    assert pip == ["-c constraints.txt", "-e .[dev]"]  # so it installs what setup.py says under the pins
+    assert pip == [
+        "-c constraints.txt",
+        "-e .[dev]",
+    ]  # so it installs what setup.py says under the pins
     assert "dev" in (ROOT / "setup.py").read_text()
 
 

@@ -23,7 +23,16 @@ import sfp
 from sfp.clip.loading import BUILT_IN
 from sfp.page import __main__ as program
 from sfp.page import views
-from sfp.page.studio import AS_PUBLISHED, BACKBONES, OFF, Backbone, Settings, Studio, purifications, read_names
+from sfp.page.studio import (
+    AS_PUBLISHED,
+    BACKBONES,
+    OFF,
+    Backbone,
+    Settings,
+    Studio,
+    purifications,
+    read_names,
+)
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -54,26 +63,41 @@ def test_every_example_can_be_segmented(studio):
         key = studio.add_picture(example.file)
         result = studio.segmentation(key, example.names, SETTINGS)
         assert result.labels.shape == studio.picture(key).shape[:2] and len(result.areas) > 2
-    assert studio.segmentation.cache_info().maxsize == 4 and studio.segmentation.cache_info().currsize == 4
+    assert (
+        studio.segmentation.cache_info().maxsize == 4
+        and studio.segmentation.cache_info().currsize == 4
+    )
 
 
 def test_the_same_request_is_answered_from_memory(studio, scene):
-    assert studio.segmentation(scene, "sea, sky", SETTINGS) is studio.segmentation(scene, "sea, sky", SETTINGS)
+    assert studio.segmentation(scene, "sea, sky", SETTINGS) is studio.segmentation(
+        scene, "sea, sky", SETTINGS
+    )
     assert studio.segmenter(SETTINGS) is studio.segmenter(SETTINGS)
-    assert studio.segmenter(SETTINGS).pipeline.method.clip is studio.segmenter(Settings("CLIP", OFF, TOYLAND)).pipeline.method.clip
+    assert (
+        studio.segmenter(SETTINGS).pipeline.method.clip
+        is studio.segmenter(Settings("CLIP", OFF, TOYLAND)).pipeline.method.clip
+    )
 
 
 def test_purification_is_as_chosen(studio):
     assert set(sfp.list_detectors()) < set(purifications())
     assert studio.segmenter(SETTINGS).pipeline.method.purifier.detector.name == "SOM"
     assert studio.segmenter(Settings("SFP", OFF, TOYLAND)).pipeline.method.purifier is None
-    assert studio.segmenter(Settings("CLIP", "LOF", TOYLAND)).pipeline.method.purifier.detector.name == "LOF"
-    everywhere = studio.segmenter(Settings("SC-CLIP", AS_PUBLISHED, TOYLAND, every_layer=True)).pipeline.method.purifier
+    assert (
+        studio.segmenter(Settings("CLIP", "LOF", TOYLAND)).pipeline.method.purifier.detector.name
+        == "LOF"
+    )
+    everywhere = studio.segmenter(
+        Settings("SC-CLIP", AS_PUBLISHED, TOYLAND, every_layer=True)
+    ).pipeline.method.purifier
     assert everywhere.detector.name == "LOF" and sorted(everywhere.layers) == list(range(1, 12))
 
 
 def test_a_backbone_from_a_file_and_few_kept(tmp_path):
-    files = [Backbone(f"file {number}", "ViT-B-16", str(BUILT_IN["Toyland"])) for number in range(3)]
+    files = [
+        Backbone(f"file {number}", "ViT-B-16", str(BUILT_IN["Toyland"])) for number in range(3)
+    ]
     studio = Studio(tmp_path, files)
     key = studio.add_picture(studio.examples[0].file)
     first, *others = [Settings("MaskCLIP", AS_PUBLISHED, backbone.title) for backbone in files]
@@ -109,10 +133,22 @@ def test_pictures_are_reduced_turned_and_bounded_in_number(studio, tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda file: file.write_bytes(b"\x89PNG no picture"), "broken.png can't be read as a picture"),
-        (lambda file: file.write_bytes((ROOT / "docs/pictures/scene.jpg").read_bytes()[:4000]), "can't be read as a picture"),
-        (lambda file: file.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "can't be read as a picture"),
-        (lambda file: Image.new("1", (9000, 6000)).save(file), "9000x6000 pixels; the page takes 50 million"),
+        (
+            lambda file: file.write_bytes(b"\x89PNG no picture"),
+            "broken.png can't be read as a picture",
+        ),
+        (
+            lambda file: file.write_bytes((ROOT / "docs/pictures/scene.jpg").read_bytes()[:4000]),
+            "can't be read as a picture",
+        ),
+        (
+            lambda file: file.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+            "can't be read as a picture",
+        ),
+        (
+            lambda file: Image.new("1", (9000, 6000)).save(file),
+            "9000x6000 pixels; the page takes 50 million",
+        ),
         (lambda file: Image.new("L", (500, 100)).save(file), "too long and thin"),
     ],
 )
@@ -125,7 +161,12 @@ def test_a_bad_picture_is_one_sentence(make, words, studio, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("  ", "no names"), ("a" * 61, "61 letters"), (",".join("abcdefg" * 6), "42 words"), ("a b " * 300, "in 1200 letters")],
+    [
+        ("  ", "no names"),
+        ("a" * 61, "61 letters"),
+        (",".join("abcdefg" * 6), "42 words"),
+        ("a b " * 300, "in 1200 letters"),
+    ],
 )
 def test_names_are_bounded(text, words):
     with pytest.raises(sfp.SFPError, match=words):
@@ -150,14 +191,20 @@ def test_what_is_typed_is_never_html(studio, scene):
     name = "<img src=x onerror=alert(1)>"
     result = studio.segmentation(scene, f"sea; {name}", SETTINGS)
     other = studio.segmentation(scene, f"sea; {name}", Settings("CLIP", OFF, TOYLAND))
-    pages = [views.legend(result), views.pixel(result.at(9, 9), result, 9, 9), views.comparison({"a": result, "<b>": other})]
+    pages = [
+        views.legend(result),
+        views.pixel(result.at(9, 9), result, 9, 9),
+        views.comparison({"a": result, "<b>": other}),
+    ]
     for html in [*pages, views.status(name), views.status(name, error=True)]:
         assert "<img" not in html and "<b>a" not in html and "&lt;" in html
 
 
 def test_the_legend_and_the_scores_are_those_of_the_result(studio, scene):
     result = studio.segmentation(scene, studio.examples[0].names, SETTINGS)
-    assert re.findall(r'sfp-name">([^<]*)<', views.legend(result)) == [escape(text) for text, _ in result.legend]
+    assert re.findall(r'sfp-name">([^<]*)<', views.legend(result)) == [
+        escape(text) for text, _ in result.legend
+    ]
     found = result.at(374, 224)
     html = views.pixel(found, result, 374, 224)
     assert f"<b>{found.name}</b>" in html and html.count("<tr>") == 6
@@ -170,8 +217,13 @@ def test_the_views_of_a_layer(studio, scene):
     pictures = [first.chosen, first.outliers, first.class_token, first.before, first.after]
     assert {picture.size for picture in pictures} == {(views.HEIGHT * 18 // 14, views.HEIGHT)}
     assert np.array_equal(first.before, first.after) and "both are the same" in first.caption
-    assert not np.array_equal(later.before, later.after) and "both are the same" not in later.caption
-    assert f"<b>{inspection.plain.outliers['L2'][8].sum()} of 252</b>" in later.caption and "row 3, column 4" in later.caption
+    assert (
+        not np.array_equal(later.before, later.after) and "both are the same" not in later.caption
+    )
+    assert (
+        f"<b>{inspection.plain.outliers['L2'][8].sum()} of 252</b>" in later.caption
+        and "row 3, column 4" in later.caption
+    )
 
 
 def run_program(capsys, monkeypatch, *arguments: str) -> tuple[int, str]:
@@ -194,12 +246,24 @@ def test_a_taken_port_is_one_sentence(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """README's command on a free port, with no weights on the machine."""
-    pytest.importorskip("gradio", reason="the page needs Gradio: pip install -c constraints.txt -e '.[page]'")
+    pytest.importorskip(
+        "gradio", reason="the page needs Gradio: pip install -c constraints.txt -e '.[page]'"
+    )
     (command,) = re.findall(r"^python (-m sfp\.page)$", (ROOT / "README.md").read_text(), re.M)
     home = str(tmp_path_factory.mktemp("home"))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": home, "HF_HOME": home, "TMPDIR": home}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HOME": home,
+        "HF_HOME": home,
+        "TMPDIR": home,
+    }
     server = subprocess.Popen(
-        [sys.executable, *shlex.split(command), "--port", "0"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *shlex.split(command), "--port", "0"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     lines: list[str] = []
     while not lines or not (found := re.search(r"http://127\.0\.0\.1:\d+/", lines[-1])):
@@ -216,7 +280,10 @@ def address(tmp_path_factory):
 def chromium():
     if not CHROMIUM.is_file():
         pytest.skip(f"there is no {CHROMIUM} (Debian: apt-get install chromium)")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install -c constraints.txt -e '.[dev]'")
+    api = pytest.importorskip(
+        "playwright.sync_api",
+        reason="playwright drives the browser: pip install -c constraints.txt -e '.[dev]'",
+    )
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         yield browser
@@ -240,14 +307,18 @@ def page(chromium, address, width, screenshots, request):
     window = chromium.new_page(viewport={"width": width, "height": 900})
     window.set_default_timeout(60_000)
     window.on("request", lambda sent: asked.append(sent.url))
-    window.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    window.on(
+        "console", lambda message: errors.append(message.text) if message.type == "error" else None
+    )
     window.on("pageerror", lambda error: errors.append(str(error)))
     window.goto(address)
     window.wait_for_selector("#sfp-picture img")
     yield window
     window.wait_for_timeout(300)
     window.screenshot(path=screenshots / f"{request.node.name}.png", full_page=True)
-    assert window.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out at the side
+    assert (
+        window.evaluate("document.documentElement.scrollWidth") <= width
+    )  # nothing sticks out at the side
     window.close()
     foreign = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
     assert asked and not foreign and not errors
@@ -258,7 +329,10 @@ def picture_bytes(page, place: str) -> bytes:
 
 
 def wait_for_text(page, place: str, text: str) -> str:
-    page.wait_for_function("([place, text]) => document.querySelector(place)?.innerText.includes(text)", arg=[place, text])
+    page.wait_for_function(
+        "([place, text]) => document.querySelector(place)?.innerText.includes(text)",
+        arg=[place, text],
+    )
     return page.inner_text(place)
 
 
@@ -270,15 +344,23 @@ def click_in(page, place: str, x: float, y: float) -> None:
 
 
 def test_segment_an_example(page):
-    assert page.request.get(page.url).headers["content-security-policy"].startswith("default-src 'self'")
+    assert (
+        page.request.get(page.url)
+        .headers["content-security-policy"]
+        .startswith("default-src 'self'")
+    )
     assert "words" in page.title() and "nothing is trained" in page.inner_text("#sfp-title")
     page.click("button#sfp-segment")
     legend = wait_for_text(page, "#sfp-legend", "sea")
-    assert {"sky", "sea", "boat", "sun", "sand", "house"} <= set(re.findall("[a-z]+", legend)) and "%" in legend
+    assert {"sky", "sea", "boat", "sun", "sand", "house"} <= set(
+        re.findall("[a-z]+", legend)
+    ) and "%" in legend
     before = picture_bytes(page, "#sfp-overlay")
     click_in(page, "#sfp-overlay", 0.75, 0.6)
     assert "boat" in wait_for_text(page, "#sfp-pixel", "At x")
-    page.click("#sfp-examples button[aria-label='Thumbnail 2 of 6']")  # another example is segmented at once
+    page.click(
+        "#sfp-examples button[aria-label='Thumbnail 2 of 6']"
+    )  # another example is segmented at once
     assert "mushroom" in wait_for_text(page, "#sfp-legend", "mushroom")
     assert picture_bytes(page, "#sfp-overlay") != before
     page.fill("#sfp-names textarea", "sun; fish, shark; mushroom")
@@ -298,11 +380,19 @@ def test_inspect_layers_and_patches(page):
     page.keyboard.press("ArrowRight")
     wait_for_text(page, "#sfp-caption", "Layer 10 of 12")
     at_10 = [picture_bytes(page, place) for place in places]
-    assert at_9[0] == at_10[0] and all(old != new for old, new in zip(at_9[1:], at_10[1:], strict=True))
+    assert at_9[0] == at_10[0] and all(
+        old != new for old, new in zip(at_9[1:], at_10[1:], strict=True)
+    )
     click_in(page, "#sfp-outliers", 0.1, 0.9)
     wait_for_text(page, "#sfp-caption", "row 12, column 1")
     other = [picture_bytes(page, place) for place in places]
-    assert [old != new for old, new in zip(at_10, other, strict=True)] == [True, False, False, True, True]
+    assert [old != new for old, new in zip(at_10, other, strict=True)] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("width", [1280], indirect=True)
@@ -312,7 +402,9 @@ def test_compare_two_methods(page):
     assert "SFP" in wait_for_text(page, "#sfp-shares", "agree on")
     page.wait_for_selector("#sfp-side-b img")
     assert picture_bytes(page, "#sfp-side-a") != picture_bytes(page, "#sfp-side-b")
-    page.click("#sfp-examples button[aria-label='Thumbnail 3 of 6']")  # of another picture nothing old is shown
+    page.click(
+        "#sfp-examples button[aria-label='Thumbnail 3 of 6']"
+    )  # of another picture nothing old is shown
     wait_for_text(page, "#sfp-compare-status", "Press Compare")
     assert page.locator("#sfp-side-a img").count() == 0 or not page.is_visible("#sfp-side-a img")
     page.get_by_role("tab", name="Segment").click()
@@ -324,7 +416,9 @@ def test_compare_two_methods(page):
 def test_mistakes_are_told_in_sentences(page, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     page.set_input_files("input[type=file]", tmp_path / "broken.jpg")
-    assert "broken.jpg can't be read as a picture; give a sound JPEG" in wait_for_text(page, "#sfp-picture-status", "broken.jpg")
+    assert "broken.jpg can't be read as a picture; give a sound JPEG" in wait_for_text(
+        page, "#sfp-picture-status", "broken.jpg"
+    )
     page.set_input_files("input[type=file]", ROOT / "docs/pictures/scene.jpg")
     wait_for_text(page, "#sfp-picture-status", "scene.jpg is ready")
     wait_for_text(page, "#sfp-segment-status", "Press Segment")

@@ -30,7 +30,9 @@ from PIL.PngImagePlugin import PngInfo
 from sfp.page.__main__ import _give_memory_back, listen
 from sfp.page.studio import BACKBONES, Studio
 
-pytest.importorskip("gradio", reason="the page needs Gradio: pip install -c constraints.txt -e '.[page]'")
+pytest.importorskip(
+    "gradio", reason="the page needs Gradio: pip install -c constraints.txt -e '.[page]'"
+)
 from sfp.page import gate
 
 TOYLAND = BACKBONES[0].title
@@ -47,22 +49,42 @@ class Visitor:
 
     def __init__(self, address: str):
         self.http = httpx.Client(base_url=address, timeout=60, verify=False)
-        self.numbers = {event["api_name"]: event["id"] for event in self.http.get("/config").json()["dependencies"]}
+        self.numbers = {
+            event["api_name"]: event["id"]
+            for event in self.http.get("/config").json()["dependencies"]
+        }
         self.session = secrets.token_hex(6)
 
-    def join(self, event: str, data: object, point: object = None, **more: object) -> httpx.Response:
-        body = {"fn_index": self.numbers[event], "data": data, "session_hash": self.session, "event_data": {"index": point}, **more}
+    def join(
+        self, event: str, data: object, point: object = None, **more: object
+    ) -> httpx.Response:
+        body = {
+            "fn_index": self.numbers[event],
+            "data": data,
+            "session_hash": self.session,
+            "event_data": {"index": point},
+            **more,
+        }
         return self.http.post("/gradio_api/queue/join", content=json.dumps(body), headers=JSON)
 
     def ask(self, event: str, data: list, point: object = None) -> list:
         """The answer to an event; what Gradio refuses as a list with its sentence."""
         joined = self.join(event, data, point)
         assert joined.status_code == 200, joined.text
-        with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as lines:
+        with self.http.stream(
+            "GET", "/gradio_api/queue/data", params={"session_hash": self.session}
+        ) as lines:
             for line in lines.iter_lines():
                 message = json.loads(line.removeprefix("data:")) if line else {}
-                if message.get("msg") == "process_completed" and message["event_id"] == joined.json()["event_id"]:
-                    return message["output"]["data"] if message["success"] else [message["output"]["error"]]
+                if (
+                    message.get("msg") == "process_completed"
+                    and message["event_id"] == joined.json()["event_id"]
+                ):
+                    return (
+                        message["output"]["data"]
+                        if message["success"]
+                        else [message["output"]["error"]]
+                    )
         raise AssertionError("the page did not answer")
 
     def upload(self, name: str, content: bytes) -> httpx.Response:
@@ -72,7 +94,9 @@ class Visitor:
         """What is said about an uploaded picture."""
         uploaded = self.upload(name, content)
         assert uploaded.status_code == 200, uploaded.text
-        return self.ask("take", [{"path": uploaded.json()[0], "meta": {"_type": "gradio.FileData"}}])[0]
+        return self.ask(
+            "take", [{"path": uploaded.json()[0], "meta": {"_type": "gradio.FileData"}}]
+        )[0]
 
 
 class OneAtATime(Studio):
@@ -129,12 +153,19 @@ def png(width: int, height: int, rows: int | None = None) -> bytes:
     """A grey PNG of zeros that says it has a size, and has some of its rows."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(bytes(width + 1)) for _ in range(height if rows is None else rows)) + packer.flush()
+    packed = (
+        b"".join(packer.compress(bytes(width + 1)) for _ in range(height if rows is None else rows))
+        + packer.flush()
+    )
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    )
 
 
 def saved(picture: Image.Image, kind: str, **options) -> bytes:
@@ -160,26 +191,48 @@ FRAMES = [Image.new("P", (32, 32), number % 7) for number in range(500)]
 UNREADABLE, READY = "can&#x27;t be read as a picture", "is ready"
 FILES = {
     "30000x30000.png": (lambda: png(30000, 30000, rows=300), UNREADABLE),
-    "9000x6000.png": (lambda: png(9000, 6000, rows=9), "9000x6000 pixels; the page takes 50 million"),
+    "9000x6000.png": (
+        lambda: png(9000, 6000, rows=9),
+        "9000x6000 pixels; the page takes 50 million",
+    ),
     "thin.png": (lambda: png(1, 20000), "too long and thin"),
     "point.png": (lambda: png(1, 1), READY),
-    "head.gif": (lambda: b"GIF89a\xff\xff\xff\xff\xf7\0\0" + bytes(768) + b",\0\0\0\0\xff\xff\xff\xff\0\x08\x01\0\0;", UNREADABLE),
-    "head.webp": (lambda: b"RIFF\xff\xff\xff\x7fWEBPVP8X\n\0\0\0\0\0\0\0" + b"\xff" * 6 + bytes(50), UNREADABLE),
+    "head.gif": (
+        lambda: (
+            b"GIF89a\xff\xff\xff\xff\xf7\0\0"
+            + bytes(768)
+            + b",\0\0\0\0\xff\xff\xff\xff\0\x08\x01\0\0;"
+        ),
+        UNREADABLE,
+    ),
+    "head.webp": (
+        lambda: b"RIFF\xff\xff\xff\x7fWEBPVP8X\n\0\0\0\0\0\0\0" + b"\xff" * 6 + bytes(50),
+        UNREADABLE,
+    ),
     "head.tif": (lambda: b"II*\0\x08\0\0\0\xff\xff" + b"\xff" * 60, UNREADABLE),
     "frames.gif": (lambda: saved(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), READY),
-    "nan.tif": (lambda: saved(Image.fromarray(np.full((40, 50), np.nan, np.float32)), "TIFF"), UNREADABLE),
+    "nan.tif": (
+        lambda: saved(Image.fromarray(np.full((40, 50), np.nan, np.float32)), "TIFF"),
+        UNREADABLE,
+    ),
     "text.png": (lambda: text_chunk(80_000_000), UNREADABLE),
     "exif.jpg": (lambda: exif(60000), READY),
     "profile.jpg": (lambda: saved(SMALL, "JPEG", icc_profile=bytes(200_000)), READY),
     "packed.png": (lambda: b"\x1f\x8b\x08" + zlib.compress(bytes(10_000_000)), UNREADABLE),
     "cut.png": (lambda: saved(SMALL, "PNG")[:80], UNREADABLE),
     "empty.png": (lambda: b"", UNREADABLE),
-    "drawing.svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", UNREADABLE),
+    "drawing.svg": (
+        lambda: b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>",
+        UNREADABLE,
+    ),
     "page.png": (lambda: b"<html><script>alert(1)</script>", UNREADABLE),
     "page.html": (lambda: b"<html><script>alert(1)</script>", "Invalid file type"),
     "paper.jpg": (lambda: b"%PDF-1.4\n1 0 obj<<>>endobj", UNREADABLE),
     "script.jpg": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", UNREADABLE),
-    "both.jpg": (lambda: saved(SMALL, "JPEG") + b"<script>alert(1)</script>%PDF-1.4 PK\x03\x04", READY),
+    "both.jpg": (
+        lambda: saved(SMALL, "JPEG") + b"<script>alert(1)</script>%PDF-1.4 PK\x03\x04",
+        READY,
+    ),
 }
 
 
@@ -204,15 +257,27 @@ def test_files_of_every_evil_kind(visitor):
 def test_file_names_are_names_only(name, shown, visitor, studio):
     said = visitor.take(name, saved(SMALL, "PNG"))
     assert shown in said and READY in said and "<img" not in said
-    assert not [path for path in studio.folder.parent.rglob("*passwd*") if studio.folder not in path.parents]
+    assert not [
+        path for path in studio.folder.parent.rglob("*passwd*") if studio.folder not in path.parents
+    ]
 
 
 def test_what_is_uploaded_is_never_run(visitor):
-    for name, content in (("a.html", b"<script>alert(1)</script>"), ("a.svg", FILES["drawing.svg"][0]()), ("a.js", b"alert(1)")):
+    for name, content in (
+        ("a.html", b"<script>alert(1)</script>"),
+        ("a.svg", FILES["drawing.svg"][0]()),
+        ("a.js", b"alert(1)"),
+    ):
         path = visitor.upload(name, content).json()[0]
         headers = visitor.http.get(f"/gradio_api/file={path}").headers
-        assert headers["content-disposition"].startswith("attachment") and headers["content-type"] == "application/octet-stream"
-        assert headers["content-security-policy"] == "default-src 'none'; sandbox" and headers["x-content-type-options"] == "nosniff"
+        assert (
+            headers["content-disposition"].startswith("attachment")
+            and headers["content-type"] == "application/octet-stream"
+        )
+        assert (
+            headers["content-security-policy"] == "default-src 'none'; sandbox"
+            and headers["x-content-type-options"] == "nosniff"
+        )
 
 
 def test_names_are_bounded_and_shown_as_text(visitor):
@@ -229,7 +294,11 @@ def test_names_are_bounded_and_shown_as_text(visitor):
     for evil in ("<script>alert(1)</script>", '" onmouseover="x', "\ud83d\ude42"):
         said, _, legend, *_ = visitor.ask("segment", [None, f"sea; {evil}", *CHOICES])
         pixel = visitor.ask("click", [None], [5, 5])[0]
-        assert "CLIP on Toyland" in said and "<script" not in legend + pixel and '" onmouse' not in legend + pixel
+        assert (
+            "CLIP on Toyland" in said
+            and "<script" not in legend + pixel
+            and '" onmouse' not in legend + pixel
+        )
     assert visitor.join("segment", [None, "a" * 100_000, *CHOICES]).status_code == 413
 
 
@@ -254,10 +323,16 @@ UNSOUND = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("event", "data"), UNSOUND, ids=[f"{event}-{number}" for number, (event, _) in enumerate(UNSOUND)])
+@pytest.mark.parametrize(
+    ("event", "data"),
+    UNSOUND,
+    ids=[f"{event}-{number}" for number, (event, _) in enumerate(UNSOUND)],
+)
 def test_what_no_widget_sends_is_refused(event, data, address):
     refused = Visitor(address).join(event, data)
-    assert refused.status_code == 400 and refused.json()["detail"].startswith("The page sends no such request")
+    assert refused.status_code == 400 and refused.json()["detail"].startswith(
+        "The page sends no such request"
+    )
 
 
 def test_wrong_choices_and_clicks_are_told(visitor):
@@ -270,7 +345,10 @@ def test_wrong_choices_and_clicks_are_told(visitor):
     assert "not in the list" in visitor.ask("segment", [None, "sea", "../../x", *CHOICES[1:]])[0]
     assert "no pixel x=-5" in visitor.ask("click", [None], [-5, 5])[0]
     assert "no pixel x=1e+300" in visitor.ask("click", [None], [1e300, 5])[0]
-    assert "no example 99" in visitor.ask("choose", [], 99)[0] and "no example -1" in visitor.ask("choose", [], -1)[0]
+    assert (
+        "no example 99" in visitor.ask("choose", [], 99)[0]
+        and "no example -1" in visitor.ask("choose", [], -1)[0]
+    )
     for point in (None, 5, [1], [1, 2, 3], ["a", "b"], [True, 1], [float("nan"), 1], {"a": 1}):
         assert visitor.join("click", [None], point).status_code == 400
     for point in (None, [5, 5], "0", 1.5, True):
@@ -278,7 +356,14 @@ def test_wrong_choices_and_clicks_are_told(visitor):
 
 
 def test_broken_bodies(visitor):
-    for more in ({"fn_index": -1}, {"fn_index": 99}, {"fn_index": "0"}, {"fn_index": None}, {"fn_index": True}, {"fn_index": 1e9}):
+    for more in (
+        {"fn_index": -1},
+        {"fn_index": 99},
+        {"fn_index": "0"},
+        {"fn_index": None},
+        {"fn_index": True},
+        {"fn_index": 1e9},
+    ):
         assert visitor.join("segment", SEGMENT, **more).status_code == 400
     for session in (None, 5, "", "../x", "a" * 100, "ü", ["a"]):
         assert visitor.join("segment", SEGMENT, session_hash=session).status_code == 400
@@ -287,9 +372,22 @@ def test_broken_bodies(visitor):
     assert visitor.http.post("/gradio_api/queue/join", content=bytes(100_000)).status_code == 413
     multipart = {"content-type": "multipart/form-data; boundary=a"}
     field = b'--a\r\nContent-Disposition: form-data; name="files"\r\n\r\nx\r\n--a--'
-    for body, headers in ((b"x", multipart), (field, multipart), (b"{}", {}), (b"x", {"content-type": "multipart/form-data"})):
-        assert visitor.http.post("/gradio_api/upload", content=body, headers=headers).status_code == 400
-    assert visitor.http.post("/gradio_api/upload", files=[("files", (f"{i}.png", b"x")) for i in range(1001)]).status_code == 400
+    for body, headers in (
+        (b"x", multipart),
+        (field, multipart),
+        (b"{}", {}),
+        (b"x", {"content-type": "multipart/form-data"}),
+    ):
+        assert (
+            visitor.http.post("/gradio_api/upload", content=body, headers=headers).status_code
+            == 400
+        )
+    assert (
+        visitor.http.post(
+            "/gradio_api/upload", files=[("files", (f"{i}.png", b"x")) for i in range(1001)]
+        ).status_code
+        == 400
+    )
     assert visitor.upload("large.png", bytes(21 << 20)).status_code == 413
 
     def unannounced():
@@ -297,8 +395,15 @@ def test_broken_bodies(visitor):
         for _ in range(50):
             yield bytes(500_000)
 
-    with contextlib.suppress(httpx.TransportError):  # the server hangs up on the rest, so that its answer can get lost
-        assert visitor.http.post("/gradio_api/upload", content=unannounced(), headers=multipart).status_code == 413
+    with contextlib.suppress(
+        httpx.TransportError
+    ):  # the server hangs up on the rest, so that its answer can get lost
+        assert (
+            visitor.http.post(
+                "/gradio_api/upload", content=unannounced(), headers=multipart
+            ).status_code
+            == 413
+        )
 
 
 @pytest.mark.parametrize(
@@ -317,7 +422,11 @@ def test_broken_bodies(visitor):
 def test_no_other_place_is_open(place, status, address):
     with httpx.Client(base_url=address) as client:
         answer = client.get(place)
-        assert answer.status_code == status and "detail" in answer.json() and "root:" not in answer.text
+        assert (
+            answer.status_code == status
+            and "detail" in answer.json()
+            and "root:" not in answer.text
+        )
         if status == 404:
             assert client.post(place, content=b"{}").status_code == 404
 
@@ -327,10 +436,16 @@ def test_no_other_place_is_open(place, status, address):
     [
         *[({"host": host}, 403) for host in ("evil.com", "127.0.0.1.evil.com", "", "[", "a b")],
         *[({"host": host}, 200) for host in ("localhost:80", "[::1]:80", "LOCALHOST")],
-        *[({"origin": origin}, 403) for origin in ("http://evil.com", "null", "http://127.0.0.1:1", "http://[")],
+        *[
+            ({"origin": origin}, 403)
+            for origin in ("http://evil.com", "null", "http://127.0.0.1:1", "http://[")
+        ],
         ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, 403),
         ({"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"}, 403),
-        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 200),  # a link that leads here
+        (
+            {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"},
+            200,
+        ),  # a link that leads here
         ({"sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"}, 200),
     ],
 )
@@ -338,12 +453,19 @@ def test_only_its_own_page_by_its_own_name(headers, status, address):
     answer = httpx.get(f"{address}/config", headers=headers)
     assert answer.status_code == status and "access-control-allow-origin" not in answer.headers
     if status == 403:
-        refused = httpx.post(f"{address}/gradio_api/upload", headers=headers, files={"files": ("a.png", b"x")})
+        refused = httpx.post(
+            f"{address}/gradio_api/upload", headers=headers, files={"files": ("a.png", b"x")}
+        )
         assert refused.status_code == 403 and refused.json()["detail"].endswith(".")
 
 
 def test_names_that_lead_here():
-    assert gate.own_names("127.0.0.1") == gate.own_names("localhost") == gate.own_names("::1") == {"localhost"}
+    assert (
+        gate.own_names("127.0.0.1")
+        == gate.own_names("localhost")
+        == gate.own_names("::1")
+        == {"localhost"}
+    )
     assert {"localhost", socket.gethostname().lower()} <= gate.own_names("0.0.0.0")
     assert "workstation.lab" in gate.own_names("Workstation.lab")
 
@@ -371,9 +493,16 @@ def test_many_at_once_are_served_one_after_the_other(visitor, address, studio):
 
 def test_a_full_queue_is_told(visitor):
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda number: visitor.join("segment", [None, f"sea; n{number}", *CHOICES]), range(60)))
+        answers = list(
+            pool.map(
+                lambda number: visitor.join("segment", [None, f"sea; n{number}", *CHOICES]),
+                range(60),
+            )
+        )
     codes = Counter(answer.status_code for answer in answers)
-    assert set(codes) == {200, 503} and all("Queue is full" in answer.text for answer in answers if answer.status_code == 503)
+    assert set(codes) == {200, 503} and all(
+        "Queue is full" in answer.text for answer in answers if answer.status_code == 503
+    )
     ends = time.monotonic() + 60
     while visitor.join("start", []).status_code == 503 and time.monotonic() < ends:
         time.sleep(0.2)
@@ -404,7 +533,12 @@ def test_files_are_bounded(visitor, studio):
     examples = [path for path in studio.folder.rglob("scene-*.png")]
     most = gate.MOST_KEPT_FILES
     with ThreadPoolExecutor(2) as pool:
-        codes = set(pool.map(lambda number: visitor.upload(f"{number}.png", b"%d" % number).status_code, range(most + 50)))
+        codes = set(
+            pool.map(
+                lambda number: visitor.upload(f"{number}.png", b"%d" % number).status_code,
+                range(most + 50),
+            )
+        )
     assert codes == {200}
     kept = [path for path in studio.folder.rglob("*") if path.is_file()]
     assert len(kept) <= most + len(examples) + 4 and set(examples) <= set(kept)
@@ -464,7 +598,9 @@ def test_memory_of_the_program_stays_level(tmp_path):
     """200 mixed requests, then pictures at the bound of 50 million pixels."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "sfp.page", "--port", "0"]
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    server = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         address = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())[0]
         figures = {"started": resident(server.pid)}
@@ -472,7 +608,10 @@ def test_memory_of_the_program_stays_level(tmp_path):
         figures["warm"] = resident(server.pid)
         mixed(address, 200)
         figures["after 200"] = resident(server.pid)
-        large = [saved(Image.new("RGBA", (7000, 7000)), "PNG"), saved(Image.new("F", (7000, 7000)), "TIFF", compression="tiff_deflate")]
+        large = [
+            saved(Image.new("RGBA", (7000, 7000)), "PNG"),
+            saved(Image.new("F", (7000, 7000)), "TIFF", compression="tiff_deflate"),
+        ]
         for _ in range(5):
             for content in large:
                 assert READY in Visitor(address).take("large.png", content)

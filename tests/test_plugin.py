@@ -12,11 +12,20 @@ from conftest import ROOT
 def run(code: str, tmp_path) -> subprocess.CompletedProcess:
     """Run code with a folder before all others on the path, in which a test put packages."""
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 ARGUMENTS = [str(ROOT / "tools/test.py"), str(ROOT / "configs/cfg_toyland.py")]
-TEST = f"import runpy, sys; sys.argv = {ARGUMENTS!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+TEST = (
+    f"import runpy, sys; sys.argv = {ARGUMENTS!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 
 
 def package(folder, name: str, text: str) -> None:
@@ -33,29 +42,46 @@ def test_without_mmsegmentation(tmp_path):
 
 
 def test_with_a_pair_that_does_not_fit(tmp_path):
-    package(tmp_path, "mmseg", "raise AssertionError('MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4.')")
+    package(
+        tmp_path,
+        "mmseg",
+        "raise AssertionError('MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4.')",
+    )
     done = run(TEST, tmp_path)
-    assert done.returncode == 2 and "MMCV==2.2.0 is used but incompatible" in done.stderr and "mmsegmentation==1.2.2" in done.stderr
+    assert (
+        done.returncode == 2
+        and "MMCV==2.2.0 is used but incompatible" in done.stderr
+        and "mmsegmentation==1.2.2" in done.stderr
+    )
 
 
 def test_the_library_works_without_mmsegmentation(tmp_path):
     package(tmp_path, "mmseg", "raise ModuleNotFoundError(\"No module named 'mmseg'\")")
-    done = run("import sfp; print(sfp.list_methods(), sfp.load_clip('Toyland', device='cpu'))", tmp_path)
+    done = run(
+        "import sfp; print(sfp.list_methods(), sfp.load_clip('Toyland', device='cpu'))", tmp_path
+    )
     assert done.returncode == 0 and "SFP-release" in done.stdout
 
 
 def test_a_torchvision_of_another_torch(tmp_path):
-    package(tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')")
+    package(
+        tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
     done = run("import sfp; sfp.load_clip('Toyland')", tmp_path)
     last = done.stderr.strip().splitlines()[-1]
     assert "SFPError: torch" in last and "are not a pair" in last and "torchvision==" in last
     arguments = [str(ROOT / "tools/segment.py"), "photo.jpg", "--names", "cat"]
     segment = f"import runpy, sys; sys.argv = {arguments!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
     done = run(segment, tmp_path)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and "are not a pair" in done.stderr
+    assert (
+        done.returncode == 2 and "Traceback" not in done.stderr and "are not a pair" in done.stderr
+    )
 
 
 def test_importing_sfp_is_light(tmp_path):
     """mmseg's models and datasets are imported when a config asks for them, not with ``import sfp``."""
-    done = run("import sys, sfp; print('mmseg.models' in sys.modules, 'mmseg.datasets' in sys.modules)", tmp_path)
+    done = run(
+        "import sys, sfp; print('mmseg.models' in sys.modules, 'mmseg.datasets' in sys.modules)",
+        tmp_path,
+    )
     assert done.stdout.split() == ["False", "False"] and done.stderr == ""

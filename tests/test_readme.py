@@ -19,7 +19,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-PAGES = {page.name: page.read_text() for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = {
+    page.name: page.read_text()
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
 
 # Printed commands that are not run here, and why. A command that is neither here nor in NEED_DATA is run.
 NOT_RUN = {
@@ -70,11 +73,16 @@ def steps(page: str) -> list[Step]:
         ValueError: a block of another language.
     """
     found: list[Step] = []
-    for file, language, text in re.findall(r"^(?:In `([^`\n]+)`:\n\n)?```(\w*)\n(.*?)^```$", PAGES[page], re.S | re.M):
+    for file, language, text in re.findall(
+        r"^(?:In `([^`\n]+)`:\n\n)?```(\w*)\n(.*?)^```$", PAGES[page], re.S | re.M
+    ):
         if file:
             found.append(Step(page, len(found), "file", text, file))
         elif language == "sh":
-            found += [Step(page, len(found) + i, "sh", line) for i, line in enumerate(re.sub(r"\\\n *", "", text).splitlines())]
+            found += [
+                Step(page, len(found) + i, "sh", line)
+                for i, line in enumerate(re.sub(r"\\\n *", "", text).splitlines())
+            ]
         elif language == "python":
             found.append(Step(page, len(found), "python", text))
         elif language != "text":
@@ -89,7 +97,9 @@ COMMANDS = {step.text for step in STEPS if step.kind == "sh"}
 def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(cwd), **environment}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +114,15 @@ def checkout(tmp_path_factory) -> Callable[[str], Path]:
                 shutil.copytree(ROOT / name, folder / name)
             with (folder / "configs/cfg_toyland.py").open("a") as config:
                 config.write('test_dataloader["dataset"]["scenes"] = 3\n')
-            for name in ("docs", "scripts", "tools", "setup.py", "pyproject.toml", "constraints.txt", "README.md"):
+            for name in (
+                "docs",
+                "scripts",
+                "tools",
+                "setup.py",
+                "pyproject.toml",
+                "constraints.txt",
+                "README.md",
+            ):
                 (folder / name).symlink_to(ROOT / name)
         return made[page]
 
@@ -119,7 +137,10 @@ def test_the_lists_are_of_printed_commands():
 def to_run() -> list:
     """The steps that are run, slow ones marked."""
     steps = [step for step in STEPS if step.text not in {*NOT_RUN, *NEED_DATA}]
-    return [pytest.param(step, id=str(step), marks=() if step.page in EACH_TIME else pytest.mark.slow) for step in steps]
+    return [
+        pytest.param(step, id=str(step), marks=() if step.page in EACH_TIME else pytest.mark.slow)
+        for step in steps
+    ]
 
 
 @pytest.mark.parametrize("step", to_run())
@@ -134,13 +155,23 @@ def test_step(step, checkout, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "command", [pytest.param(command, marks=() if command in PAGES["README.md"] else pytest.mark.slow) for command in sorted(NEED_DATA)]
+    "command",
+    [
+        pytest.param(command, marks=() if command in PAGES["README.md"] else pytest.mark.slow)
+        for command in sorted(NEED_DATA)
+    ],
 )
 def test_command_that_needs_data(command, checkout, tmp_path):
-    nowhere = ["--mirror", "http://127.0.0.1:9"] if "--download" in command else []  # where there is a network, nothing is fetched
+    nowhere = (
+        ["--mirror", "http://127.0.0.1:9"] if "--download" in command else []
+    )  # where there is a network, nothing is fetched
     done = run([*shlex.split(command), *nowhere], checkout("README.md"), SFP_DATA=str(tmp_path))
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr
-    assert re.search(r"^(error|failed): .*(data root|There is no|does not exist|http://127.0.0.1:9)", done.stderr, re.M), done.stderr
+    assert re.search(
+        r"^(error|failed): .*(data root|There is no|does not exist|http://127.0.0.1:9)",
+        done.stderr,
+        re.M,
+    ), done.stderr
 
 
 def anchors(text: str) -> set[str]:
@@ -155,7 +186,13 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
         if not target.startswith("http"):
             file, _, anchor = target.partition("#")
-            path = folder / file if file else ROOT / "docs" / page if page != "README.md" else ROOT / page
+            path = (
+                folder / file
+                if file
+                else ROOT / "docs" / page
+                if page != "README.md"
+                else ROOT / page
+            )
             assert path.exists(), target
             assert not anchor or anchor in anchors(path.read_text()), target
 

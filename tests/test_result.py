@@ -51,7 +51,9 @@ def test_overlay(result, tmp_path):
 def test_the_background_is_grey_and_leaves_the_other_colours(result):
     with_background = palette_for(["rest", *result.names], "rest")
     assert np.array_equal(with_background[1:], result.palette) and np.ptp(with_background[0]) < 10
-    assert np.array_equal(palette_for(["background", "cat", "dog"])[1:], palette_for(["cat", "dog"]))
+    assert np.array_equal(
+        palette_for(["background", "cat", "dog"])[1:], palette_for(["cat", "dog"])
+    )
     assert len(np.unique(palette_for([f"thing {i}" for i in range(150)]), axis=0)) == 150
 
 
@@ -65,7 +67,9 @@ def test_npz_round_trip(kept, result, tmp_path):
     result = result if kept else without_scores(result)
     loaded = sfp.Segmentation.load(result.save(tmp_path / "all.npz"))
     assert loaded == result and loaded.labels.dtype == np.int64
-    assert loaded != sfp.Segmentation(result.labels, result.names, result.scores, result.image, {"method": "another"})
+    assert loaded != sfp.Segmentation(
+        result.labels, result.names, result.scores, result.image, {"method": "another"}
+    )
     assert loaded != (without_scores(result) if kept else "something else")
 
 
@@ -80,7 +84,11 @@ def test_coco_masks(result, tmp_path):
         mask = decode_mask(annotation["segmentation"]["counts"], height, width)
         assert mask.sum() == annotation["area"]
         x, y, w, h = annotation["bbox"]
-        assert mask[y : y + h, x : x + w].sum() == annotation["area"] and mask[:, x].any() and mask[y + h - 1].any()
+        assert (
+            mask[y : y + h, x : x + w].sum() == annotation["area"]
+            and mask[:, x].any()
+            and mask[y + h - 1].any()
+        )
         labels[mask] = annotation["category_id"]
     assert np.array_equal(labels, result.labels)
 
@@ -91,7 +99,9 @@ def test_run_lengths_come_back():
         for share in (0.0, 0.02, 0.5, 1.0):
             mask = rng.random(shape) < share
             assert np.array_equal(decode_mask(encode_mask(mask), *shape), mask)
-    assert pack_counts([1 + 1 * 1024, -2, 2, 1]) == "QP1N23"  # by hand, as in tests/datasets/test_preparation.py
+    assert (
+        pack_counts([1 + 1 * 1024, -2, 2, 1]) == "QP1N23"
+    )  # by hand, as in tests/datasets/test_preparation.py
     counts = [0, 70000, 15, 16, 31, 32, 100000, 1]
     assert unpack_counts(pack_counts(counts)) == counts
 
@@ -99,7 +109,9 @@ def test_run_lengths_come_back():
 def test_the_pixel_under_a_click(result):
     pixel = result.at(40.7, 30.2)
     assert pixel.name == result.names[result.labels[30, 40]] == next(iter(pixel.scores))
-    assert pixel.scores == {name: float(result.scores[i, 30, 40]) for i, name in enumerate(result.names)}
+    assert pixel.scores == {
+        name: float(result.scores[i, 30, 40]) for i, name in enumerate(result.names)
+    }
     assert list(pixel.scores.values()) == sorted(pixel.scores.values(), reverse=True)
     assert without_scores(result).at(40, 30).scores == {}
     height, width = result.labels.shape

@@ -58,7 +58,12 @@ def folder(tmp_path_factory):
 def run(code: str, folder) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -78,7 +83,13 @@ def test_mmsegs_runner_and_metric(folder):
     assert "measured True" in out and "| mushroom |" in out
 
 
-@pytest.mark.parametrize("order", ["from mmseg.apis import MMSegInferencer", "import sfp\n        from mmseg.apis import MMSegInferencer"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "from mmseg.apis import MMSegInferencer",
+        "import sfp\n        from mmseg.apis import MMSegInferencer",
+    ],
+)
 def test_mmsegs_inferencer(order, folder):
     run(
         f"""
@@ -100,24 +111,39 @@ def segmentor():
     from mmseg.registry import MODELS
 
     init_default_scope("mmseg")
-    return MODELS.build(dict(type="SFPSegmentor", clip="Toyland", pretrained="toyland", names=list(toyland.CLASSES), device="cpu"))
+    return MODELS.build(
+        dict(
+            type="SFPSegmentor",
+            clip="Toyland",
+            pretrained="toyland",
+            names=list(toyland.CLASSES),
+            device="cpu",
+        )
+    )
 
 
 def test_it_is_found_in_mmsegs_registry_and_frozen(segmentor):
     assert type(segmentor).__name__ == "SFPSegmentor"
     assert not any(parameter.requires_grad for parameter in segmentor.parameters())
-    assert segmentor.dataset_meta["classes"] == toyland.CLASSES and len(segmentor.dataset_meta["palette"]) == 16
+    assert (
+        segmentor.dataset_meta["classes"] == toyland.CLASSES
+        and len(segmentor.dataset_meta["palette"]) == 16
+    )
     assert not segmentor.align_corners
 
 
 def test_predict_without_samples_and_with_padding(segmentor):
     from mmseg.structures import SegDataSample
 
-    image = segmentor.frozen.normalise(torch.from_numpy(toyland.make_scene("val", 1).image.copy()).permute(2, 0, 1))[:, :300, :340]
+    image = segmentor.frozen.normalise(
+        torch.from_numpy(toyland.make_scene("val", 1).image.copy()).permute(2, 0, 1)
+    )[:, :300, :340]
     (plain,) = segmentor.predict(image[None])
     assert plain.pred_sem_seg.data.shape == (1, 300, 340)
     padded = torch.nn.functional.pad(image, (0, 44, 0, 20))
-    (found,) = segmentor.predict(padded[None], [SegDataSample(metainfo=dict(ori_shape=(300, 340), img_shape=(300, 340)))])
+    (found,) = segmentor.predict(
+        padded[None], [SegDataSample(metainfo=dict(ori_shape=(300, 340), img_shape=(300, 340)))]
+    )
     assert torch.equal(found.pred_sem_seg.data, plain.pred_sem_seg.data)
 
 
@@ -133,7 +159,10 @@ def test_init_model_blanks_pretrained(segmentor):
     """mmseg's init_model sets model.pretrained to None; Toyland stays Toyland."""
     from sfp.segmentor import SFPSegmentor
 
-    assert SFPSegmentor("Toyland", None, names=["sky", "sea"]).frozen.fingerprint == segmentor.frozen.fingerprint
+    assert (
+        SFPSegmentor("Toyland", None, names=["sky", "sea"]).frozen.fingerprint
+        == segmentor.frozen.fingerprint
+    )
 
 
 def test_images_of_different_sizes_share_a_batch():
@@ -144,13 +173,28 @@ def test_images_of_different_sizes_share_a_batch():
     from sfp.segmentor import SFPSegmentor
 
     init_default_scope("mmseg")
-    preprocessor = dict(type="UnevenSegDataPreProcessor", mean=[122.771, 116.746, 104.094], std=[68.501, 66.632, 70.323], bgr_to_rgb=True)
-    segmentor = SFPSegmentor(clip="Toyland", pretrained="toyland", names=list(toyland.CLASSES), data_preprocessor=preprocessor)
+    preprocessor = dict(
+        type="UnevenSegDataPreProcessor",
+        mean=[122.771, 116.746, 104.094],
+        std=[68.501, 66.632, 70.323],
+        bgr_to_rgb=True,
+    )
+    segmentor = SFPSegmentor(
+        clip="Toyland",
+        pretrained="toyland",
+        names=list(toyland.CLASSES),
+        data_preprocessor=preprocessor,
+    )
     scene = torch.from_numpy(toyland.make_scene("val", 3).image[..., ::-1].copy()).permute(2, 0, 1)
     images = [scene, scene[:, :150, :230], scene[:, :, :240]]
-    samples = [SegDataSample(metainfo=dict(ori_shape=(h + 20, w), img_shape=(h, w))) for _, h, w in (image.shape for image in images)]
+    samples = [
+        SegDataSample(metainfo=dict(ori_shape=(h + 20, w), img_shape=(h, w)))
+        for _, h, w in (image.shape for image in images)
+    ]
     together = segmentor.test_step(dict(inputs=images, data_samples=samples))
     for image, sample, found in zip(images, samples, together, strict=True):
-        own = segmentor.test_step(dict(inputs=[image], data_samples=[SegDataSample(metainfo=sample.metainfo)]))
+        own = segmentor.test_step(
+            dict(inputs=[image], data_samples=[SegDataSample(metainfo=sample.metainfo)])
+        )
         assert found.pred_sem_seg.data.shape[1:] == sample.ori_shape
         assert torch.equal(found.pred_sem_seg.data, own[0].pred_sem_seg.data)

@@ -45,13 +45,17 @@ def test_each_requirement_is_bounded_pinned_and_told(requirement):
 
 def test_what_is_imported_is_declared():
     declared = {plain(requirement.name) for requirement in setup_requirements()}
-    beside = {file.stem for file in (ROOT / "tools").rglob("*.py")}  # programs that import each other
+    beside = {
+        file.stem for file in (ROOT / "tools").rglob("*.py")
+    }  # programs that import each other
     for file in [*(ROOT / "sfp").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
-            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"sfp"} - beside:
+            for top in (
+                {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"sfp"} - beside
+            ):
                 assert IMPORTED_AS.get(top, plain(top)) in declared, f"{file} imports {top}"
 
 
@@ -76,8 +80,18 @@ print(len([name for name in sys.modules if name.startswith("sfp")]))
 
 def test_no_module_asks_the_network(tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "GRADIO_ANALYTICS_ENABLED": "False"}
-    done = subprocess.run([sys.executable, "-c", WITHOUT_NETWORK], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(tmp_path),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NETWORK],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 60
 
@@ -100,7 +114,10 @@ def test_downloads_are_the_published_ones(tmp_path):
     with pytest.raises(SFPError, match="not the published"):
         require_published(hub_cache(tmp_path / "damaged", b"wreights", published))
     release = "https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights/vit_b_16-laion400m_e32-{}.pt"
-    for address, digits in (("https://openaipublic.azureedge.net/clip/models/{}/ViT-B-16.pt", published), (release, published[:8])):
+    for address, digits in (
+        ("https://openaipublic.azureedge.net/clip/models/{}/ViT-B-16.pt", published),
+        (release, published[:8]),
+    ):
         for url in (address.format(digits), address.format("0" * len(digits))):
             file = tmp_path / url.rsplit("/", 1)[1]
             file.write_bytes(content)
@@ -109,17 +126,37 @@ def test_downloads_are_the_published_ones(tmp_path):
             else:
                 with pytest.raises(SFPError, match="delete it"):
                     require_published(file, url)
-    assert published_sha256(tmp_path / "b16_400m.pt", "https://dl.fbaipublicfiles.com/MMPT/metaclip/b16_400m.pt") == ""
+    assert (
+        published_sha256(
+            tmp_path / "b16_400m.pt", "https://dl.fbaipublicfiles.com/MMPT/metaclip/b16_400m.pt"
+        )
+        == ""
+    )
 
 
 def test_every_openai_weight_has_a_published_sha256():
     import open_clip
 
-    urls = [open_clip.get_pretrained_cfg(name, "openai")["url"] for name in ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")]
-    assert all(re.fullmatch("[0-9a-f]{64}", published_sha256(Path(url.rsplit("/", 1)[1]), url)) for url in urls)
+    urls = [
+        open_clip.get_pretrained_cfg(name, "openai")["url"]
+        for name in ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
+    ]
+    assert all(
+        re.fullmatch("[0-9a-f]{64}", published_sha256(Path(url.rsplit("/", 1)[1]), url))
+        for url in urls
+    )
 
 
 def test_the_table_tells_which_archives_are_verified():
-    for archive in (download.VOC2012, download.ADE20K, download.COCO_VAL2017, download.COCO_STUFF_MAPS):
+    for archive in (
+        download.VOC2012,
+        download.ADE20K,
+        download.COCO_VAL2017,
+        download.COCO_STUFF_MAPS,
+    ):
         (row,) = re.findall(rf"^\| `{re.escape(archive.name)}` \|(.*)\|$", TABLE, re.M)
-        assert row.strip() == (f"`{archive.checksum}`" if archive.checksum else "its length only: no checksum is published")
+        assert row.strip() == (
+            f"`{archive.checksum}`"
+            if archive.checksum
+            else "its length only: no checksum is published"
+        )

@@ -21,17 +21,41 @@ from sfp.plugin import require_mmseg
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="TABLE", help="the tables, see --list")
     parser.add_argument("--list", action="store_true", help="list the tables and measure nothing")
-    parser.add_argument("--datasets", nargs="+", default=["toyland"], metavar="NAME", help="names of configs/cfg_<name>.py")
     parser.add_argument(
-        "--backbones", nargs="+", metavar="NAME[:TAG]", help="CLIP models; the table's own, on Toyland Toyland, if not given"
+        "--datasets",
+        nargs="+",
+        default=["toyland"],
+        metavar="NAME",
+        help="names of configs/cfg_<name>.py",
     )
-    parser.add_argument("--out", type=Path, default=Path("work_dirs/ablations"), help="folder for the results, which tables share")
+    parser.add_argument(
+        "--backbones",
+        nargs="+",
+        metavar="NAME[:TAG]",
+        help="CLIP models; the table's own, on Toyland Toyland, if not given",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/ablations"),
+        help="folder for the results, which tables share",
+    )
     parser.add_argument("--save", type=Path, help="write the tables to this file, too")
-    parser.add_argument("--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu; all GPUs if not given")
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys of every row")
+    parser.add_argument(
+        "--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu; all GPUs if not given"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="override config keys of every row",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     args.failed = False
@@ -44,7 +68,13 @@ def ablate(args: argparse.Namespace) -> None:
     Raises:
         SFPError: no such table, or a wrong argument of the grid.
     """
-    from sfp.experiments.ablations import ABLATIONS, ablation_table, equal_signs, find_ablation, missing_rows
+    from sfp.experiments.ablations import (
+        ABLATIONS,
+        ablation_table,
+        equal_signs,
+        find_ablation,
+        missing_rows,
+    )
 
     if args.list:
         for name, ablation in ABLATIONS.items():
@@ -59,26 +89,40 @@ def ablate(args: argparse.Namespace) -> None:
     for name, ablation in zip(args.names, tables, strict=True):
         where = f"{ablation.paper} {ablation.table}: " if ablation.table else ""
         parts = [f"## {name}\n", f"{where}{ablation.title}\n"]
-        toy, real = ([d for d in args.datasets if (d == "toyland") is kind] for kind in (True, False))
+        toy, real = (
+            [d for d in args.datasets if (d == "toyland") is kind] for kind in (True, False)
+        )
         for datasets, own in ((toy, ["Toyland"]), (real, list(ablation.backbones))):
             backbones = args.backbones or own
             measured = measure(args, name, ablation, backbones, datasets) if datasets else {}
-            parts += [f"{b}\n\n{ablation_table(ablation, b, datasets, measured)}" for b in backbones if datasets]
-            counted = [equal_signs(ablation, b, dataset, measured) for b in backbones for dataset in datasets]
+            parts += [
+                f"{b}\n\n{ablation_table(ablation, b, datasets, measured)}"
+                for b in backbones
+                if datasets
+            ]
+            counted = [
+                equal_signs(ablation, b, dataset, measured)
+                for b in backbones
+                for dataset in datasets
+            ]
             signs += [(name, *pair) for pair in counted if pair[1]]
         parts.append(missing_rows(ablation))
         texts.append("\n".join(part for part in parts if part))
         print(texts[-1])
     if signs:
         each = ", ".join(f"{name} {same} of {all_}" for name, same, all_ in signs)
-        texts.append(f"Changes with the paper's sign: {sum(s for _, s, _ in signs)} of {sum(a for *_, a in signs)} ({each}).\n")
+        texts.append(
+            f"Changes with the paper's sign: {sum(s for _, s, _ in signs)} of {sum(a for *_, a in signs)} ({each}).\n"
+        )
         print(texts[-1])
     if args.save:
         with whole_file(args.save) as partial:
             partial.write_text("\n".join(texts))
 
 
-def measure(args: argparse.Namespace, name: str, ablation, backbones: list[str], datasets: list[str]) -> dict:
+def measure(
+    args: argparse.Namespace, name: str, ablation, backbones: list[str], datasets: list[str]
+) -> dict:
     """mIoU by (method, backbone, dataset) of a table's rows, through the grid; None where an evaluation failed."""
     from sfp.evaluation.grid import Cell
     from sfp.experiments.ablations import read_miou
@@ -87,7 +131,16 @@ def measure(args: argparse.Namespace, name: str, ablation, backbones: list[str],
     if not methods:
         return {}
     command = [sys.executable, str(Path(__file__).with_name("benchmark.py")), "--methods", *methods]
-    command += ["--backbones", *backbones, "--datasets", *datasets, "--out", str(out), "--settings", ablation.settings]
+    command += [
+        "--backbones",
+        *backbones,
+        "--datasets",
+        *datasets,
+        "--out",
+        str(out),
+        "--settings",
+        ablation.settings,
+    ]
     command += ["--parent", str(os.getpid())]
     command += ["--devices", *args.devices] if args.devices else []
     command += ["--cfg-options", *args.cfg_options] if args.cfg_options else []
@@ -96,7 +149,12 @@ def measure(args: argparse.Namespace, name: str, ablation, backbones: list[str],
     if code == 130:
         raise KeyboardInterrupt
     args.failed |= code != 0
-    places = [(method, backbone, dataset) for method in methods for backbone in backbones for dataset in datasets]
+    places = [
+        (method, backbone, dataset)
+        for method in methods
+        for backbone in backbones
+        for dataset in datasets
+    ]
     return {place: read_miou(Cell(*place, (), str(out)).folder) for place in places}
 
 

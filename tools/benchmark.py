@@ -23,22 +23,62 @@ from sfp.plugin import require_mmseg
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=["SFP"], metavar="NAME[:KEY=VALUE,...]", help="methods, with options of their own")
-    parser.add_argument("--backbones", nargs="+", metavar="NAME[:TAG]", help="CLIP models; each dataset's own config's if not given")
-    parser.add_argument("--datasets", nargs="+", default=["toyland"], metavar="NAME", help="names of configs/cfg_<name>.py")
-    parser.add_argument("--out", type=Path, default=Path("work_dirs/benchmark"), help="folder for the results")
-    parser.add_argument(
-        "--settings", choices=["own", "common", "tcl"], default="own", help="each method's own settings, or one protocol for all"
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu; all GPUs if not given")
-    parser.add_argument("--no-sharing", action="store_true", help="a pass of the images for each dataset, also where several share them")
     parser.add_argument(
-        "--fresh", action="store_true", help="forget what interrupted cells have; finished ones stay until their folder is deleted"
+        "--methods",
+        nargs="+",
+        default=["SFP"],
+        metavar="NAME[:KEY=VALUE,...]",
+        help="methods, with options of their own",
     )
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys of every cell")
+    parser.add_argument(
+        "--backbones",
+        nargs="+",
+        metavar="NAME[:TAG]",
+        help="CLIP models; each dataset's own config's if not given",
+    )
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        default=["toyland"],
+        metavar="NAME",
+        help="names of configs/cfg_<name>.py",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("work_dirs/benchmark"), help="folder for the results"
+    )
+    parser.add_argument(
+        "--settings",
+        choices=["own", "common", "tcl"],
+        default="own",
+        help="each method's own settings, or one protocol for all",
+    )
+    parser.add_argument(
+        "--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu; all GPUs if not given"
+    )
+    parser.add_argument(
+        "--no-sharing",
+        action="store_true",
+        help="a pass of the images for each dataset, also where several share them",
+    )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="forget what interrupted cells have; finished ones stay until their folder is deleted",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="override config keys of every cell",
+    )
     parser.add_argument("--run-group", type=Path, help=argparse.SUPPRESS)  # a worker's cells
-    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # the process that started this one, and whose end is its own
+    parser.add_argument(
+        "--parent", type=int, help=argparse.SUPPRESS
+    )  # the process that started this one, and whose end is its own
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     if args.parent:
@@ -86,11 +126,23 @@ def benchmark(args: argparse.Namespace) -> None:
     from sfp.evaluation.tables import collect, markdown
 
     devices = free_devices(args.devices)
-    overrides = tuple([*args.cfg_options, *([] if args.settings == "own" else [f"settings={args.settings}"])])
-    backbones = {dataset: args.backbones or ["Toyland" if dataset == "toyland" else "ViT-B/16"] for dataset in args.datasets}
-    cells = [Cell(m, b, d, overrides, str(args.out)) for m in args.methods for d in args.datasets for b in backbones[d]]
+    overrides = tuple(
+        [*args.cfg_options, *([] if args.settings == "own" else [f"settings={args.settings}"])]
+    )
+    backbones = {
+        dataset: args.backbones or ["Toyland" if dataset == "toyland" else "ViT-B/16"]
+        for dataset in args.datasets
+    }
+    cells = [
+        Cell(m, b, d, overrides, str(args.out))
+        for m in args.methods
+        for d in args.datasets
+        for b in backbones[d]
+    ]
     if len({cell.folder for cell in cells}) < len(cells):
-        raise SFPError("Two cells of the grid have one name; give each method, backbone and dataset once.")
+        raise SFPError(
+            "Two cells of the grid have one name; give each method, backbone and dataset once."
+        )
     groups, finished, failed = plan(cells, share=not args.no_sharing)
     shared = sum(len(group) for group in groups) - len(groups)
     print(
@@ -122,15 +174,21 @@ def run_all(groups: list[list], devices: list[str], args: argparse.Namespace) ->
             time.sleep(0.2)
             for worker in [worker for worker in running if worker.process.poll() is not None]:
                 running.remove(worker)
-                if worker.process.returncode and len(worker.group) > 1:  # the others may be sound: each by itself, from where it stopped
+                if (
+                    worker.process.returncode and len(worker.group) > 1
+                ):  # the others may be sound: each by itself, from where it stopped
                     tqdm.write(f"apart after a failure: {', '.join(map(str, worker.group))}")
-                    waiting += [(f"{worker.log.stem}_{i}", [cell]) for i, cell in enumerate(worker.group)]
+                    waiting += [
+                        (f"{worker.log.stem}_{i}", [cell]) for i, cell in enumerate(worker.group)
+                    ]
                     continue
                 bar.update(len(worker.group))
                 if worker.process.returncode:
                     reason = last_line(worker.log)
                     failed.update({cell: f"{reason} (log: {worker.log})" for cell in worker.group})
-                tqdm.write(f"{'failed' if worker.process.returncode else 'done'}: {', '.join(map(str, worker.group))}")
+                tqdm.write(
+                    f"{'failed' if worker.process.returncode else 'done'}: {', '.join(map(str, worker.group))}"
+                )
     finally:
         bar.close()
         for worker in running:
@@ -157,7 +215,9 @@ def start(name: str, group: list, device: str, args: argparse.Namespace) -> Work
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
     log = folder / f"{name}.log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=environment
+        )
     return Worker(group, device, process, log)
 
 

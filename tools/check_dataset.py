@@ -17,11 +17,19 @@ from sfp.errors import SFPError, run_command
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("name", help=", ".join(LAYOUTS))
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("SFP_DATA", "data")), help="the data root")
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("SFP_DATA", "data")), help="the data root"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    parser.add_argument("--subset", action="store_true", help="the dataset is a part of the published split on purpose")
+    parser.add_argument(
+        "--subset",
+        action="store_true",
+        help="the dataset is a part of the published split on purpose",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     problems: list[str] = []
@@ -38,7 +46,9 @@ def check(args: argparse.Namespace) -> tuple[str, ...]:
         raise SFPError(f"--workers is {args.workers}; give at least 1.")
     findings = check_dataset(args.name, args.data, args.workers, args.subset)
     if findings.pixels:
-        print(f"labels of {findings.images} images, percent of all pixels:\n{findings.histogram(LAYOUTS[args.name])}")
+        print(
+            f"labels of {findings.images} images, percent of all pixels:\n{findings.histogram(LAYOUTS[args.name])}"
+        )
     for problem in findings.problems:
         print(f"problem: {problem}")
     count = len(findings.problems)

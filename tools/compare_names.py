@@ -27,14 +27,35 @@ from sfp.plugin import require_mmseg
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("config", help="a config file, such as configs/cfg_toyland.py; its own names are the row official")
-    parser.add_argument("--names", nargs="*", default=[], metavar="LABEL=FILE", help="further names files with one line for each class")
-    parser.add_argument("--distractors", type=Path, help="a names file whose words are added to the official names as distractors")
-    parser.add_argument("--methods", nargs="+", help="methods; the config's own if not given")
-    parser.add_argument("--images", type=int, help="how many images, spread over the dataset; all if not given")
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument(
-        "--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys, such as model.clip=ViT-L/14"
+        "config",
+        help="a config file, such as configs/cfg_toyland.py; its own names are the row official",
+    )
+    parser.add_argument(
+        "--names",
+        nargs="*",
+        default=[],
+        metavar="LABEL=FILE",
+        help="further names files with one line for each class",
+    )
+    parser.add_argument(
+        "--distractors",
+        type=Path,
+        help="a names file whose words are added to the official names as distractors",
+    )
+    parser.add_argument("--methods", nargs="+", help="methods; the config's own if not given")
+    parser.add_argument(
+        "--images", type=int, help="how many images, spread over the dataset; all if not given"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="override config keys, such as model.clip=ViT-L/14",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(compare, parser.parse_args())
@@ -57,15 +78,22 @@ def compare(args: argparse.Namespace) -> None:
     if args.images is not None and args.images < 1:
         raise SFPError(f"--images is {args.images}; give at least 1.")
     for method in args.methods or [None]:
-        cfg = read_config(args.config, [*([f"model.method={method}"] if method else []), *args.cfg_options])
+        cfg = read_config(
+            args.config, [*([f"model.method={method}"] if method else []), *args.cfg_options]
+        )
         vocabularies = read_vocabularies(cfg, args.names, args.distractors)
         dataset = build_dataset(cfg)
         for label, (vocabulary, added) in vocabularies.items():
             if not added:
-                check_task(vocabulary, read_protocol(cfg.model), dataset, f"The vocabulary {label!r}")
+                check_task(
+                    vocabulary, read_protocol(cfg.model), dataset, f"The vocabulary {label!r}"
+                )
         with building("The model"):
             model = MODELS.build(cfg.model)
-        tasks = [Task(v, model.pipeline.embed_text(v), model.pipeline.protocol) for v, _ in vocabularies.values()]
+        tasks = [
+            Task(v, model.pipeline.embed_text(v), model.pipeline.protocol)
+            for v, _ in vocabularies.values()
+        ]
         chosen = spread_over(dataset, args.images or len(dataset))
         counts: list[list[np.ndarray]] = [[] for _ in tasks]
         for index in tqdm(chosen, desc=model.pipeline.method.name, unit="image"):
@@ -75,8 +103,17 @@ def compare(args: argparse.Namespace) -> None:
             sizes = [[tuple(sample.ori_shape[:2])] for _ in tasks]
             found = model.pipeline.segment(list(batch["inputs"]), tasks, sizes)
             for own, task, ((labels, _),) in zip(counts, tasks, found, strict=True):
-                own.append(count_image(labels.cpu(), sample.gt_sem_seg.data[0], len(task.vocabulary.names), name=sample.seg_map_path))
-        print(f"{model.pipeline.method.name}, {model.frozen.name}, {len(chosen)} images of {type(dataset).__name__}\n")
+                own.append(
+                    count_image(
+                        labels.cpu(),
+                        sample.gt_sem_seg.data[0],
+                        len(task.vocabulary.names),
+                        name=sample.seg_map_path,
+                    )
+                )
+        print(
+            f"{model.pipeline.method.name}, {model.frozen.name}, {len(chosen)} images of {type(dataset).__name__}\n"
+        )
         print(table(vocabularies, counts, len(dataset.metainfo["classes"])))
 
 
@@ -98,19 +135,38 @@ def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> di
     for text in files:
         label, _, path = text.partition("=")
         if not path or not label or label in found:
-            raise SFPError(f"--names got {text!r}; give LABEL=FILE, with another label for each file than {', '.join(found)}.")
+            raise SFPError(
+                f"--names got {text!r}; give LABEL=FILE, with another label for each file than {', '.join(found)}."
+            )
         found[label] = Vocabulary.from_file(path, separator), 0
     if distractors:
-        words = [word for word in Vocabulary.from_file(distractors, separator).names if word not in official.queries]
+        words = [
+            word
+            for word in Vocabulary.from_file(distractors, separator).names
+            if word not in official.queries
+        ]
         if not words:
-            raise SFPError(f"All names of {distractors} are the dataset's own; give --distractors a file with other words.")
-        found[f"official + {len(words)} distractors"] = Vocabulary.from_names([*official.words, *words]), len(words)
+            raise SFPError(
+                f"All names of {distractors} are the dataset's own; give --distractors a file with other words."
+            )
+        found[f"official + {len(words)} distractors"] = (
+            Vocabulary.from_names([*official.words, *words]),
+            len(words),
+        )
     return found
 
 
 def table(vocabularies: dict, counts: Sequence[Sequence[np.ndarray]], classes: int) -> str:
     """Markdown: each vocabulary's mIoU over all classes and over those present, the change, and what goes to distractors."""
-    head = ["names", "#queries", "#mIoU, all classes", "#change", "#mIoU, classes present", "#change", "#pixels lost to distractors"]
+    head = [
+        "names",
+        "#queries",
+        "#mIoU, all classes",
+        "#change",
+        "#mIoU, classes present",
+        "#change",
+        "#pixels lost to distractors",
+    ]
     body = []
     first: tuple[float, float] | None = None
     for (label, (vocabulary, added)), own in zip(vocabularies.items(), counts, strict=True):
@@ -118,9 +174,16 @@ def table(vocabularies: dict, counts: Sequence[Sequence[np.ndarray]], classes: i
         figures = Figures.of(total[:, :classes])  # a distractor's own IoU, 0, is no class's
         pair = figures.mIoU, figures.mIoU_present
         first = first or pair
-        changes = ["" if pair is first else f"{value - start:+.1f}" for value, start in zip(pair, first, strict=True)]
+        changes = [
+            "" if pair is first else f"{value - start:+.1f}"
+            for value, start in zip(pair, first, strict=True)
+        ]
         lost = f"{100 * total[1, classes:].sum() / total[1].sum():.1f} %" if added else ""
-        figures_of = [text for value, change in zip(pair, changes, strict=True) for text in (f"{value:.1f}", change)]
+        figures_of = [
+            text
+            for value, change in zip(pair, changes, strict=True)
+            for text in (f"{value:.1f}", change)
+        ]
         body.append([label, str(len(vocabulary.queries)), *figures_of, lost])
     return markdown_table(head, body)
 

@@ -19,7 +19,9 @@ from sfp.files import whole_file
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--methods", nargs="+", help="all by default; ProxyCLIP looks at colours")
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp16"])
     parser.add_argument("--scenes", type=int, default=120)
@@ -42,11 +44,17 @@ def compare(args: argparse.Namespace) -> None:
 
     if args.scenes < 1:
         raise SFPError(f"--scenes is {args.scenes}; give at least 1.")
-    scenes = [toyland.make_scene("val", index) for index in tqdm(range(args.scenes), desc="drawing scenes", leave=False)]
+    scenes = [
+        toyland.make_scene("val", index)
+        for index in tqdm(range(args.scenes), desc="drawing scenes", leave=False)
+    ]
     truth = [torch.from_numpy(scene.labels).long() for scene in scenes]
     names = list(toyland.CLASSES)
     warnings.filterwarnings("ignore", message=".*far slower than fp32.*")
-    clips = {precision: load_clip("Toyland", device=args.device, precision=precision) for precision in ("fp32", *args.precisions)}
+    clips = {
+        precision: load_clip("Toyland", device=args.device, precision=precision)
+        for precision in ("fp32", *args.precisions)
+    }
     figures: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'method':<12} {'precision':<9} {'equal to fp32':>13} {'mIoU':>7}")
     for method in args.methods or list_methods():
@@ -55,16 +63,35 @@ def compare(args: argparse.Namespace) -> None:
             options["purify"] = False
         labels, figures[method] = {}, {}
         for precision, clip in clips.items():
-            found = Segmenter(method, clip, **options).many((scene.image for scene in scenes), names, keep_scores=False)
+            found = Segmenter(method, clip, **options).many(
+                (scene.image for scene in scenes), names, keep_scores=False
+            )
             labels[precision] = [torch.from_numpy(result.labels) for result in found]
-            counts = [count_image(own, true, len(names)) for own, true in zip(labels[precision], truth, strict=True)]
-            equal = [float((own == exact).float().mean()) for own, exact in zip(labels[precision], labels["fp32"], strict=True)]
-            row = {"equal": 100 * sum(equal) / len(equal), "mIoU": Figures.of(sum_counts(counts, len(names))).mIoU}
+            counts = [
+                count_image(own, true, len(names))
+                for own, true in zip(labels[precision], truth, strict=True)
+            ]
+            equal = [
+                float((own == exact).float().mean())
+                for own, exact in zip(labels[precision], labels["fp32"], strict=True)
+            ]
+            row = {
+                "equal": 100 * sum(equal) / len(equal),
+                "mIoU": Figures.of(sum_counts(counts, len(names))).mIoU,
+            }
             figures[method][precision] = row
-            print(f"{method:<12} {precision:<9} {row['equal']:>13.2f} {row['mIoU']:>7.2f}", flush=True)
+            print(
+                f"{method:<12} {precision:<9} {row['equal']:>13.2f} {row['mIoU']:>7.2f}", flush=True
+            )
     if args.out:
         with whole_file(args.out) as file:
-            file.write_text(json.dumps({"scenes": args.scenes, "purify": not args.no_purify, "figures": figures}, indent=1) + "\n")
+            file.write_text(
+                json.dumps(
+                    {"scenes": args.scenes, "purify": not args.no_purify, "figures": figures},
+                    indent=1,
+                )
+                + "\n"
+            )
 
 
 if __name__ == "__main__":

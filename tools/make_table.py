@@ -15,11 +15,20 @@ from sfp.files import whole_file
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders that hold results.json, at any depth")
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, help="folders that hold results.json, at any depth"
+    )
     parser.add_argument("--format", choices=["markdown", "csv", "latex"], default="markdown")
-    parser.add_argument("--paper", help="whose published numbers: SFP, SC-CLIP, CLIPSeg; each method's own paper if not given")
-    parser.add_argument("--out", type=Path, help="write the table to this file instead of printing it")
+    parser.add_argument(
+        "--paper",
+        help="whose published numbers: SFP, SC-CLIP, CLIPSeg; each method's own paper if not given",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="write the table to this file instead of printing it"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(make, parser.parse_args())
 
@@ -32,10 +41,16 @@ def make(args: argparse.Namespace) -> None:
     """
     from sfp.evaluation.tables import as_csv, collect, latex, markdown
 
-    found = [path.parent for folder in args.folders for path in sorted(folder.rglob("results.json"))]
+    found = [
+        path.parent for folder in args.folders for path in sorted(folder.rglob("results.json"))
+    ]
     if not found:
-        raise SFPError(f"There is no results.json in {', '.join(map(str, args.folders))}; give the --work-dir or --out of an evaluation.")
-    text = {"markdown": markdown, "csv": as_csv, "latex": latex}[args.format](collect(found, args.paper))
+        raise SFPError(
+            f"There is no results.json in {', '.join(map(str, args.folders))}; give the --work-dir or --out of an evaluation."
+        )
+    text = {"markdown": markdown, "csv": as_csv, "latex": latex}[args.format](
+        collect(found, args.paper)
+    )
     if args.out is None:
         print(text, end="")
         return
@@ -43,7 +58,9 @@ def make(args: argparse.Namespace) -> None:
         with whole_file(args.out) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise SFPError(f"{args.out} can't be written ({error}); choose another file with --out.") from error
+        raise SFPError(
+            f"{args.out} can't be written ({error}); choose another file with --out."
+        ) from error
 
 
 if __name__ == "__main__":

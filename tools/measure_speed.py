@@ -40,23 +40,57 @@ PLAIN = "open_clip"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument(
-        "--methods", nargs="+", default=["CLIP", "MaskCLIP", "ClearCLIP", "SC-CLIP", "SFP-release", "SFP"], metavar="NAME[:KEY=VALUE,...]"
+        "--methods",
+        nargs="+",
+        default=["CLIP", "MaskCLIP", "ClearCLIP", "SC-CLIP", "SFP-release", "SFP"],
+        metavar="NAME[:KEY=VALUE,...]",
     )
     parser.add_argument("--model", default="ViT-B/16", help="CLIP model")
-    parser.add_argument("--pretrained", help="open_clip tag or checkpoint; made-up weights if not given")
+    parser.add_argument(
+        "--pretrained", help="open_clip tag or checkpoint; made-up weights if not given"
+    )
     parser.add_argument("--precision", default="fp32", help="of ours: fp32, bf16 or fp16")
-    parser.add_argument("--plain-precision", help="of open_clip's forward, --precision if not given")
+    parser.add_argument(
+        "--plain-precision", help="of open_clip's forward, --precision if not given"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of the CPU")
-    parser.add_argument("--batch", type=int, nargs="+", default=[24], help="windows in a batch; several are compared")
-    parser.add_argument("--image", type=int, nargs=2, default=[375, 500], metavar=("H", "W"), help="size of the picture for the stages")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        nargs="+",
+        default=[24],
+        help="windows in a batch; several are compared",
+    )
+    parser.add_argument(
+        "--image",
+        type=int,
+        nargs=2,
+        default=[375, 500],
+        metavar=("H", "W"),
+        help="size of the picture for the stages",
+    )
     parser.add_argument("--short-side", type=int, default=336)
     parser.add_argument("--classes", type=int, default=21)
-    parser.add_argument("--texts", type=int, metavar="N", help="also encode the 80 prompts of N classes, beside open_clip at 77 tokens")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved; the first, uncounted one warms up")
-    parser.add_argument("--layout", choices=("ratios", "table9"), default="ratios", help="table9: as SC-CLIP's Table 9")
+    parser.add_argument(
+        "--texts",
+        type=int,
+        metavar="N",
+        help="also encode the 80 prompts of N classes, beside open_clip at 77 tokens",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="interleaved; the first, uncounted one warms up"
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("ratios", "table9"),
+        default="ratios",
+        help="table9: as SC-CLIP's Table 9",
+    )
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(measure, parser.parse_args())
@@ -69,7 +103,9 @@ def measure(args: argparse.Namespace) -> None:
     Raises:
         SFPError: unknown method, option, model or precision.
     """
-    counts = dict(rounds=args.rounds, batch=min(args.batch), image=min(args.image), classes=args.classes)
+    counts = dict(
+        rounds=args.rounds, batch=min(args.batch), image=min(args.image), classes=args.classes
+    )
     for name, count in {**counts, "threads": args.threads, "texts": args.texts}.items():
         if count is not None and count < 1:
             raise SFPError(f"--{name} is {count}; give at least 1.")
@@ -83,18 +119,33 @@ def measure(args: argparse.Namespace) -> None:
     segmenters = {}
     for text in args.methods:
         name, options = parse_spec(text)
-        segmenters[text] = Segmenter(name, clip, short_side=args.short_side, prompts="photo", text_cache=False, **options)
+        segmenters[text] = Segmenter(
+            name, clip, short_side=args.short_side, prompts="photo", text_cache=False, **options
+        )
     methods = {text: segmenter.pipeline.method for text, segmenter in segmenters.items()}
     side = clip.model.visual.image_size[0]
-    windows = torch.randn(max(args.batch), 3, side, side, generator=torch.Generator().manual_seed(0)).to(clip.device)
+    windows = torch.randn(
+        max(args.batch), 3, side, side, generator=torch.Generator().manual_seed(0)
+    ).to(clip.device)
     contenders: dict[str, Callable[[Tensor], Any]] = {PLAIN: plain.encode_image, **methods}
     inputs = {**dict.fromkeys(methods, windows), PLAIN: windows.to(plain.visual.conv1.weight.dtype)}
 
     forward = []
     for batch in args.batch:
-        seconds = in_rounds({name: partial(call, inputs[name][:batch]) for name, call in contenders.items()}, args.rounds, clip.device)
+        seconds = in_rounds(
+            {name: partial(call, inputs[name][:batch]) for name, call in contenders.items()},
+            args.rounds,
+            clip.device,
+        )
         for name, own in seconds.items():
-            forward.append({"method": name, "batch": batch, "windows_per_s": batch / statistics.median(own), **spread(own, seconds[PLAIN])})
+            forward.append(
+                {
+                    "method": name,
+                    "batch": batch,
+                    "windows_per_s": batch / statistics.median(own),
+                    **spread(own, seconds[PLAIN]),
+                }
+            )
     for row in forward:
         if row["batch"] == max(args.batch):
             call, own = contenders[row["method"]], inputs[row["method"]]
@@ -130,7 +181,9 @@ def load_both(args: argparse.Namespace):
         plain = load_clip(args.model, args.pretrained, device=args.device, precision="fp32").model
     else:
         if name + "-quickgelu" not in open_clip.list_models():
-            raise SFPError(f"Made-up weights need a model that open_clip has with QuickGELU, and {args.model} is none; give ViT-B/16, say.")
+            raise SFPError(
+                f"Made-up weights need a model that open_clip has with QuickGELU, and {args.model} is none; give ViT-B/16, say."
+            )
         torch.manual_seed(0)
         logging.disable(logging.WARNING)  # that the weights are made up
         plain = open_clip.create_model(name + "-quickgelu", load_weights=False).eval()
@@ -141,7 +194,9 @@ def load_both(args: argparse.Namespace):
     return plain.to(dtype), clip
 
 
-def in_rounds(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warm: bool = True) -> dict[str, list[float]]:
+def in_rounds(
+    calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warm: bool = True
+) -> dict[str, list[float]]:
     """Seconds of each call in each round; all calls of a round follow each other, so that a slow minute hits them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(0 if warm else 1, rounds + 1):
@@ -163,7 +218,12 @@ def wait(device: torch.device) -> None:
 def spread(seconds: list[float], plain: list[float]) -> dict[str, float]:
     """Median seconds, and the ratio to the plain forward round by round: median, least and largest."""
     ratios = [own / other for own, other in zip(seconds, plain, strict=True)]
-    return {"seconds": statistics.median(seconds), "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
+    return {
+        "seconds": statistics.median(seconds),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+    }
 
 
 def gflop(call: Callable[[], Any]) -> float:
@@ -173,9 +233,13 @@ def gflop(call: Callable[[], Any]) -> float:
         return 2 * int(np.prod(x)) * weight[0]
 
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole attention, which the counter doesn't know
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # one operator for a whole attention, which the counter doesn't know
     try:
-        with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: of_linear}) as counter:
+        with FlopCounterMode(
+            display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: of_linear}
+        ) as counter:
             call()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -201,11 +265,15 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
 
 
 def resident(key: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
+    )
     return int(line.split()[1]) / 1024
 
 
-def measure_images(args: argparse.Namespace, clip, plain, segmenters: dict, rates: tuple[float, float]) -> list[dict[str, Any]]:
+def measure_images(
+    args: argparse.Namespace, clip, plain, segmenters: dict, rates: tuple[float, float]
+) -> list[dict[str, Any]]:
     """Milliseconds of each stage for one JPEG, beside the plain forward of its windows as one batch.
 
     The whole is ``Segmenter`` on the file, its text known.
@@ -218,15 +286,21 @@ def measure_images(args: argparse.Namespace, clip, plain, segmenters: dict, rate
     from sfp.pipeline.windows import cut, window_grid
 
     names = [f"thing {i}" for i in range(args.classes)]
-    text = torch.nn.functional.normalize(torch.randn(args.classes, clip.embed_dim), dim=-1).to(clip.device)
-    noise = np.random.default_rng(0).integers(0, 256, (args.image[0] // 8, args.image[1] // 8, 3), np.uint8)
+    text = torch.nn.functional.normalize(torch.randn(args.classes, clip.embed_dim), dim=-1).to(
+        clip.device
+    )
+    noise = np.random.default_rng(0).integers(
+        0, 256, (args.image[0] // 8, args.image[1] // 8, 3), np.uint8
+    )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "picture.jpg")
         Image.fromarray(noise).resize(args.image[::-1]).save(path)
 
         def load() -> Tensor:
-            return clip.normalise(resize_short_side(read_image(path), args.short_side, clip.trunk.patch)).to(clip.device)
+            return clip.normalise(
+                resize_short_side(read_image(path), args.short_side, clip.trunk.patch)
+            ).to(clip.device)
 
         image = load()
         grid = window_grid(*image.shape[1:], 224, 112)
@@ -244,18 +318,37 @@ def measure_images(args: argparse.Namespace, clip, plain, segmenters: dict, rate
             calls = {
                 "plain": lambda: plain.encode_image(for_plain),
                 "decode": load,
-                "trunk": lambda: [clip.trunk.run(part, last=clip.trunk.layers - 1) for part in parts],
+                "trunk": lambda: [
+                    clip.trunk.run(part, last=clip.trunk.layers - 1) for part in parts
+                ],
                 "see": lambda method=method: [method.see(part) for part in parts],
-                "text similarity": lambda method=method, seen=seen: [method.compare(part, text) for part in seen],
-                "stitch": lambda maps=maps: ScoreMap.of_windows(maps, grid, image.shape[1:]).resized(tuple(args.image)),
-                "decode labels": lambda stitched=stitched: decode(stitched, torch.arange(args.classes)),
+                "text similarity": lambda method=method, seen=seen: [
+                    method.compare(part, text) for part in seen
+                ],
+                "stitch": lambda maps=maps: ScoreMap.of_windows(
+                    maps, grid, image.shape[1:]
+                ).resized(tuple(args.image)),
+                "decode labels": lambda stitched=stitched: decode(
+                    stitched, torch.arange(args.classes)
+                ),
                 "image": lambda segmenter=segmenter: segmenter(path, names),
             }
             seconds = in_rounds(calls, args.rounds, clip.device)
-            seconds["method"] = [see - trunk for see, trunk in zip(seconds["see"], seconds["trunk"], strict=True)]
-            row = {"method": name, "windows": len(grid), "images_per_s": 1 / statistics.median(seconds["image"])}
-            row |= {"stages_ms": {stage: 1e3 * statistics.median(seconds[stage]) for stage in STAGES}}
-            row |= {"plain_seconds": statistics.median(seconds["plain"]), **spread(seconds["image"], seconds["plain"])}
+            seconds["method"] = [
+                see - trunk for see, trunk in zip(seconds["see"], seconds["trunk"], strict=True)
+            ]
+            row = {
+                "method": name,
+                "windows": len(grid),
+                "images_per_s": 1 / statistics.median(seconds["image"]),
+            }
+            row |= {
+                "stages_ms": {stage: 1e3 * statistics.median(seconds[stage]) for stage in STAGES}
+            }
+            row |= {
+                "plain_seconds": statistics.median(seconds["plain"]),
+                **spread(seconds["image"], seconds["plain"]),
+            }
             row["gflop"] = gflop(calls["image"])
             row["floor_ms"] = floors(calls, least_bytes(clip, parts, text, stitched), rates)
             row["decode_peak_mib"] = peak_memory(calls["decode labels"], clip.device)
@@ -268,18 +361,34 @@ def peak_rates(clip) -> tuple[float, float]:
     from sfp.clip.kernels import linear
 
     weight = clip.trunk.blocks[0].fc.weight
-    x, large = torch.randn(1200, weight.shape[1]).to(weight), torch.empty(1 << 28, dtype=torch.uint8, device=clip.device)
+    x, large = (
+        torch.randn(1200, weight.shape[1]).to(weight),
+        torch.empty(1 << 28, dtype=torch.uint8, device=clip.device),
+    )
     other = torch.empty_like(large)
-    seconds = in_rounds({"linear": partial(linear, x, weight), "copy": partial(other.copy_, large)}, 20, clip.device)
-    return 2 * len(x) * weight.numel() / min(seconds["linear"]), 2 * large.numel() / min(seconds["copy"])
+    seconds = in_rounds(
+        {"linear": partial(linear, x, weight), "copy": partial(other.copy_, large)}, 20, clip.device
+    )
+    return 2 * len(x) * weight.numel() / min(seconds["linear"]), 2 * large.numel() / min(
+        seconds["copy"]
+    )
 
 
 def least_bytes(clip, parts: tuple[Tensor, ...], text: Tensor, stitched: Any) -> dict[str, float]:
     """Bytes that a stage must read and write at least: weights once for each group of windows, inputs and outputs once."""
-    blocks = [sum(p.numel() * p.element_size() for p in block.module.parameters()) for block in clip.trunk.blocks]
+    blocks = [
+        sum(p.numel() * p.element_size() for p in block.module.parameters())
+        for block in clip.trunk.blocks
+    ]
     pixels, height, width = sum(4 * part.numel() for part in parts), *stitched.size
-    tokens = sum(len(part) for part in parts) * (1 + int(np.prod(clip.trunk.grid_of(*parts[0].shape[-2:]))))
-    stream, features, cells = 4 * tokens * clip.trunk.width, 4 * tokens * clip.embed_dim, 4 * stitched.cells.numel()
+    tokens = sum(len(part) for part in parts) * (
+        1 + int(np.prod(clip.trunk.grid_of(*parts[0].shape[-2:])))
+    )
+    stream, features, cells = (
+        4 * tokens * clip.trunk.width,
+        4 * tokens * clip.embed_dim,
+        4 * stitched.cells.numel(),
+    )
     return {
         "decode": 3 * height * width + pixels / len(parts), "trunk": len(parts) * sum(blocks[:-1]) + pixels + stream,
         "method": len(parts) * blocks[-1] + stream + features, "text similarity": features + 4 * text.numel() + cells,
@@ -287,9 +396,14 @@ def least_bytes(clip, parts: tuple[Tensor, ...], text: Tensor, stitched: Any) ->
     }  # fmt: skip
 
 
-def floors(calls: dict[str, Callable[[], Any]], least: dict[str, float], rates: tuple[float, float]) -> dict[str, float]:
+def floors(
+    calls: dict[str, Callable[[], Any]], least: dict[str, float], rates: tuple[float, float]
+) -> dict[str, float]:
     """Milliseconds that each stage takes at least at these rates: by its operations or its bytes, whichever is more."""
-    done = {stage: gflop(calls[stage]) * 1e9 for stage in ("trunk", "see", "text similarity", "stitch", "decode labels")}
+    done = {
+        stage: gflop(calls[stage]) * 1e9
+        for stage in ("trunk", "see", "text similarity", "stitch", "decode labels")
+    }
     done |= {"decode": 0.0, "method": done["see"] - done["trunk"]}
     return {stage: 1e3 * max(done[stage] / rates[0], least[stage] / rates[1]) for stage in STAGES}
 
@@ -302,20 +416,37 @@ def measure_texts(classes: int, clip, plain) -> dict[str, float]:
     from sfp.clip.text_bank import TextBank
 
     words = [
-        f"{kind} {thing}" for kind in ("old", "wooden", "bright red", "large") for thing in ("cat", "sofa", "traffic light", "tree", "sea")
+        f"{kind} {thing}"
+        for kind in ("old", "wooden", "bright red", "large")
+        for thing in ("cat", "sofa", "traffic light", "tree", "sea")
     ]
     words = [f"{words[i % len(words)]} {i // len(words) or ''}".strip() for i in range(classes)]
     with tempfile.TemporaryDirectory() as folder:
         bank = TextBank(clip, cache_dir=folder)
-        first, second = (in_rounds({"": partial(bank.encode, words)}, 1, clip.device, warm=False)[""][0] for _ in range(2))
+        first, second = (
+            in_rounds({"": partial(bank.encode, words)}, 1, clip.device, warm=False)[""][0]
+            for _ in range(2)
+        )
     texts = [prompt.format(word) for word in words for prompt in bank.prompts]
     ids = clip.tokenizer(texts[::20]).to(clip.device)
     full = (
-        in_rounds({"": lambda: [plain.encode_text(part) for part in ids.split(64)]}, 1, clip.device, warm=False)[""][0]
+        in_rounds(
+            {"": lambda: [plain.encode_text(part) for part in ids.split(64)]},
+            1,
+            clip.device,
+            warm=False,
+        )[""][0]
         * len(texts)
         / len(ids)
     )
-    return {"classes": classes, "texts": len(texts), "first": first, "second": second, "open_clip": full, "ratio": full / first}
+    return {
+        "classes": classes,
+        "texts": len(texts),
+        "first": first,
+        "second": second,
+        "open_clip": full,
+        "ratio": full / first,
+    }
 
 
 def machine(device: torch.device) -> str:
@@ -324,7 +455,9 @@ def machine(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.machine()
 
@@ -335,7 +468,16 @@ def number(value: float | None, digits: int = 0) -> str:
 
 def tables(result: dict[str, Any]) -> str:
     """The forward pass of windows, and the stages of one picture."""
-    head = ["method", "#batch", "#windows/s", "#ratio", "#least", "#largest", "#GFLOP/window", "#peak MiB"]
+    head = [
+        "method",
+        "#batch",
+        "#windows/s",
+        "#ratio",
+        "#least",
+        "#largest",
+        "#GFLOP/window",
+        "#peak MiB",
+    ]
     body = [
         [row["method"], str(row["batch"]), number(row["windows_per_s"], 1),
          *(number(row[key], 3) for key in ("ratio", "ratio_min", "ratio_max")),
@@ -374,8 +516,18 @@ def tables(result: dict[str, Any]) -> str:
 def table9(forward: list[dict], images: list[dict], clip) -> str:
     """Columns of SC-CLIP's Table 9; its "FLOPs" are multiplications with addition of one window."""
     millions = sum(parameter.numel() for parameter in clip.model.parameters()) / 1e6
-    flops = {row["method"]: row["gflop_per_window"] / 2 for row in forward if "gflop_per_window" in row}
-    body = [[row["method"], number(flops[row["method"]], 1), number(millions, 1), number(row["images_per_s"], 2)] for row in images]
+    flops = {
+        row["method"]: row["gflop_per_window"] / 2 for row in forward if "gflop_per_window" in row
+    }
+    body = [
+        [
+            row["method"],
+            number(flops[row["method"]], 1),
+            number(millions, 1),
+            number(row["images_per_s"], 2),
+        ]
+        for row in images
+    ]
     return markdown_table(["method", "#FLOPs(G)", "#Params(M)", "#FPS"], body)
 
 

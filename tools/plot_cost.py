@@ -23,8 +23,12 @@ from sfp.files import save_figure, whole_file
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders that hold results.json, at any depth")
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, help="folders that hold results.json, at any depth"
+    )
     parser.add_argument("--out", type=Path, default=Path("cost.png"), help="the plot")
     parser.add_argument("--csv", type=Path, help="write the points as CSV, too")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -48,7 +52,12 @@ def plot(args: argparse.Namespace) -> None:
     Raises:
         SFPError: no results, broken ones, or a suffix that matplotlib doesn't write.
     """
-    points = [point for folder in args.folders for path in sorted(folder.rglob("results.json")) if (point := read_point(path))]
+    points = [
+        point
+        for folder in args.folders
+        for path in sorted(folder.rglob("results.json"))
+        if (point := read_point(path))
+    ]
     if not points:
         raise SFPError(
             f"There is no results.json of a whole pass of its own in {', '.join(map(str, args.folders))}; give an evaluation's folder."
@@ -62,7 +71,10 @@ def plot(args: argparse.Namespace) -> None:
         with whole_file(args.csv) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["method", "detector", "where", "mIoU", "milliseconds"])
-            writer.writerows([p.method, p.detector, p.place, f"{p.miou:.4f}", f"{p.milliseconds:.2f}"] for p in points)
+            writer.writerows(
+                [p.method, p.detector, p.place, f"{p.miou:.4f}", f"{p.milliseconds:.2f}"]
+                for p in points
+            )
     draw(points, args.out)
 
 
@@ -76,12 +88,24 @@ def read_point(path: Path) -> Point | None:
     def point(result: dict[str, Any]) -> Point | None:
         if result["shared_with"] or result["images_resumed"]:
             return None
-        changed = {key: value for key, value in result["changed_options"].items() if key not in ("purify", "pm")}
-        name = ", ".join([result["method"], *(f"{key}={value}" for key, value in sorted(changed.items()))])
+        changed = {
+            key: value
+            for key, value in result["changed_options"].items()
+            if key not in ("purify", "pm")
+        }
+        name = ", ".join(
+            [result["method"], *(f"{key}={value}" for key, value in sorted(changed.items()))]
+        )
         place = f"{result['backbone']}, {result['dataset']}, {result['precision']} on {result['device']}"
         if not result["seconds"] > 0 or not math.isfinite(float(result["mIoU"])):
             raise ValueError(f"{result['seconds']} seconds, mIoU {result['mIoU']}")
-        return Point(name, result["pm"] or "", place, float(result["mIoU"]), 1000 * result["seconds"] / result["images"])
+        return Point(
+            name,
+            result["pm"] or "",
+            place,
+            float(result["mIoU"]),
+            1000 * result["seconds"] / result["images"],
+        )
 
     return read_results(path, point)
 
@@ -97,23 +121,49 @@ def draw(points: list[Point], path: Path) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    places, methods = list(dict.fromkeys(p.place for p in points)), sorted({p.method for p in points})
+    places, methods = (
+        list(dict.fromkeys(p.place for p in points)),
+        sorted({p.method for p in points}),
+    )
     found = sorted({p.detector for p in points})
     colours = dict(zip(found, [colormaps["tab10"](i % 10) for i in range(len(found))], strict=True))
-    figure = Figure(figsize=(11, max(5.5 * len(places), 0.24 * (len(methods) + len(found)) + 1)), layout="constrained")
-    for axis, place in zip(figure.subplots(len(places), 1, squeeze=False).flatten(), places, strict=True):
+    figure = Figure(
+        figsize=(11, max(5.5 * len(places), 0.24 * (len(methods) + len(found)) + 1)),
+        layout="constrained",
+    )
+    for axis, place in zip(
+        figure.subplots(len(places), 1, squeeze=False).flatten(), places, strict=True
+    ):
         for p in (p for p in points if p.place == place):
-            axis.plot(p.milliseconds, p.miou, "o", markersize=13, color=colours[p.detector], alpha=0.55, markeredgewidth=0)
-            axis.annotate(str(1 + methods.index(p.method)), (p.milliseconds, p.miou), ha="center", va="center", fontsize=8)
+            axis.plot(
+                p.milliseconds,
+                p.miou,
+                "o",
+                markersize=13,
+                color=colours[p.detector],
+                alpha=0.55,
+                markeredgewidth=0,
+            )
+            axis.annotate(
+                str(1 + methods.index(p.method)),
+                (p.milliseconds, p.miou),
+                ha="center",
+                va="center",
+                fontsize=8,
+            )
         axis.set(title=place, xlabel="milliseconds per image", ylabel="mIoU", xscale="log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     numbers = [
-        Line2D([], [], linestyle="", marker=f"${i}$", color="black", markersize=4 + 3 * len(str(i))) for i in range(1, len(methods) + 1)
+        Line2D([], [], linestyle="", marker=f"${i}$", color="black", markersize=4 + 3 * len(str(i)))
+        for i in range(1, len(methods) + 1)
     ]
-    circles = [Line2D([], [], linestyle="", marker="o", markersize=11, color=colours[name], alpha=0.55) for name in found]
+    circles = [
+        Line2D([], [], linestyle="", marker="o", markersize=11, color=colours[name], alpha=0.55)
+        for name in found
+    ]
     labels = [*methods, *(name or "no purification" for name in found)]
     figure.legend([*numbers, *circles], labels, loc="outside right upper", fontsize=9)
     save_figure(figure, path, "--out")

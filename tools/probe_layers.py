@@ -29,17 +29,45 @@ READ = ("components", "alignment", "accuracy", "entropy", "cls entropy")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("config", help="a config file, such as configs/cfg_toyland.py")
-    parser.add_argument("--images", type=int, default=200, help="how many images, spread over the dataset")
-    parser.add_argument("--pairs", type=int, help="patch pairs of each window that the coherence is measured on; all if not given")
-    parser.add_argument("--epsilon", type=float, default=0.75, help="CLIPSeg's epsilon, for the number of components")
-    parser.add_argument("--detectors", nargs="*", default=["SOM", "L2", "LOF"], help="those whose outliers are counted and compared")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    parser.add_argument("--csv", type=Path, help="write the figures as CSV, one line for each layer and probe")
-    parser.add_argument("--plot", type=Path, help="draw the figures as PNG, or in another format that matplotlib writes")
     parser.add_argument(
-        "--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys, such as model.clip=ViT-L/14"
+        "--images", type=int, default=200, help="how many images, spread over the dataset"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        help="patch pairs of each window that the coherence is measured on; all if not given",
+    )
+    parser.add_argument(
+        "--epsilon",
+        type=float,
+        default=0.75,
+        help="CLIPSeg's epsilon, for the number of components",
+    )
+    parser.add_argument(
+        "--detectors",
+        nargs="*",
+        default=["SOM", "L2", "LOF"],
+        help="those whose outliers are counted and compared",
+    )
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument(
+        "--csv", type=Path, help="write the figures as CSV, one line for each layer and probe"
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        help="draw the figures as PNG, or in another format that matplotlib writes",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="override config keys, such as model.clip=ViT-L/14",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(probe, parser.parse_args())
@@ -63,16 +91,27 @@ def probe(args: argparse.Namespace) -> None:
     from sfp.segmentor import read_protocol, read_vocabulary
 
     if args.images < 1 or (args.pairs is not None and args.pairs < 2):
-        raise SFPError(f"--images is {args.images}, --pairs {args.pairs}; give at least 1 image and 2 pairs.")
+        raise SFPError(
+            f"--images is {args.images}, --pairs {args.pairs}; give at least 1 image and 2 pairs."
+        )
     if not math.isfinite(args.epsilon):
         raise SFPError(f"--epsilon is {args.epsilon}; give a finite number such as 0.75.")
     if len(set(args.detectors)) < len(args.detectors):
         raise SFPError(f"--detectors {' '.join(args.detectors)} names one twice; name each once.")
     detectors = [build_detector(name) for name in args.detectors]
     cfg = read_config(args.config, args.cfg_options)
-    vocabulary, protocol, dataset = read_vocabulary(cfg.model), read_protocol(cfg.model), build_dataset(cfg)
+    vocabulary, protocol, dataset = (
+        read_vocabulary(cfg.model),
+        read_protocol(cfg.model),
+        build_dataset(cfg),
+    )
     check_names(vocabulary, dataset)
-    clip = load_clip(cfg.model.clip, cfg.model.pretrained, device=cfg.model.get("device"), precision=cfg.model.get("precision"))
+    clip = load_clip(
+        cfg.model.clip,
+        cfg.model.pretrained,
+        device=cfg.model.get("device"),
+        precision=cfg.model.get("precision"),
+    )
     text = TextBank(clip).encode(vocabulary.queries)
     chosen = spread_over(dataset, args.images)
     found: dict[tuple[str, int], list[float]] = {}
@@ -82,9 +121,18 @@ def probe(args: argparse.Namespace) -> None:
         size = tuple(image.shape[1:])
         labels = nearest_labels(item["data_samples"].gt_sem_seg.data[0], size)
         grid = window_grid(*size, protocol.window, protocol.stride)
-        windows, truth = (torch.stack([cut(whole, window) for window in grid]) for whole in (image, labels[None]))
+        windows, truth = (
+            torch.stack([cut(whole, window) for window in grid]) for whole in (image, labels[None])
+        )
         figures = probe_layers(
-            clip, windows, truth[:, 0], text, vocabulary.class_of_query, detectors=detectors, pairs=args.pairs, epsilon=args.epsilon
+            clip,
+            windows,
+            truth[:, 0],
+            text,
+            vocabulary.class_of_query,
+            detectors=detectors,
+            pairs=args.pairs,
+            epsilon=args.epsilon,
         )
         for key, values in figures.items():
             found.setdefault(key, []).extend(values)
@@ -93,9 +141,13 @@ def probe(args: argparse.Namespace) -> None:
         raise SFPError("No window has patches of two classes; probe more images with --images.")
     layers = range(1, clip.trunk.layers + 1)
     pairs = [f"{one} & {other}" for one, other in combinations(args.detectors, 2)]
-    print(f"{clip.name}, {len(chosen)} images: mean AUROC of patch-pair similarity as a classifier of 'same class'")
+    print(
+        f"{clip.name}, {len(chosen)} images: mean AUROC of patch-pair similarity as a classifier of 'same class'"
+    )
     print_table(means, layers, FEATURES, "{:.4f}")
-    print("components of CLIPSeg's graph; alignment of attention-free values with the text; entropy of attention (1: uniform)")
+    print(
+        "components of CLIPSeg's graph; alignment of attention-free values with the text; entropy of attention (1: uniform)"
+    )
     print_table(means, layers, READ, "{:.3f}")
     if args.detectors:
         print("share of the patches that a detector flags, and overlap of two detectors")
@@ -106,8 +158,18 @@ def probe(args: argparse.Namespace) -> None:
     def of(names) -> dict[str, dict[str, float | None]]:
         return {name: {str(layer): means.get((name, layer)) for layer in layers} for name in names}
 
-    card = dict(model=clip.name, weights_sha256=clip.fingerprint, images=len(chosen), pairs=args.pairs, auroc=of(FEATURES))
-    card.update({name.replace(" ", "_"): values for name, values in of(READ).items()}, outliers=of(args.detectors), overlap=of(pairs))
+    card = dict(
+        model=clip.name,
+        weights_sha256=clip.fingerprint,
+        images=len(chosen),
+        pairs=args.pairs,
+        auroc=of(FEATURES),
+    )
+    card.update(
+        {name.replace(" ", "_"): values for name, values in of(READ).items()},
+        outliers=of(args.detectors),
+        overlap=of(pairs),
+    )
     if args.out:
         with whole_file(args.out) as partial:
             partial.write_text(json.dumps(card, indent=2) + "\n")
@@ -115,17 +177,24 @@ def probe(args: argparse.Namespace) -> None:
         with whole_file(args.csv) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["layer", "probe", "mean", "windows"])
-            writer.writerows([layer, name, f"{mean:.6f}", len(found[name, layer])] for (name, layer), mean in sorted(means.items()))
+            writer.writerows(
+                [layer, name, f"{mean:.6f}", len(found[name, layer])]
+                for (name, layer), mean in sorted(means.items())
+            )
     if args.plot:
         draw(args.plot, card, layers)
 
 
-def print_table(means: dict[tuple[str, int], float], layers: range, names: tuple[str, ...], form: str) -> None:
+def print_table(
+    means: dict[tuple[str, int], float], layers: range, names: tuple[str, ...], form: str
+) -> None:
     """Layers down, probes across; a dash where no window has a figure."""
     width = max(9, *(len(name) + 2 for name in names))
     print("layer " + "".join(f"{name:>{width}}" for name in names))
     for layer in layers:
-        cells = (form.format(means[name, layer]) if (name, layer) in means else "-" for name in names)
+        cells = (
+            form.format(means[name, layer]) if (name, layer) in means else "-" for name in names
+        )
         print(f"{layer:5d} " + "".join(f"{cell:>{width}}" for cell in cells))
 
 
@@ -144,13 +213,18 @@ def draw(path: Path, card: dict, layers: range) -> None:
             "own class the nearest": card["accuracy"],
         },
         "components of CLIPSeg's graph": {"components": card["components"]},
-        "entropy of attention (1: uniform)": {"patches": card["entropy"], "class token": card["cls_entropy"]},
+        "entropy of attention (1: uniform)": {
+            "patches": card["entropy"],
+            "class token": card["cls_entropy"],
+        },
         "share of the patches flagged": card["outliers"],
         "overlap of detectors": card["overlap"],
     }
     figure = Figure(figsize=(14, 7.2), layout="constrained")
     for axis, (title, lines) in zip(figure.subplots(2, 3).flatten(), panels.items(), strict=True):
-        for (name, values), style in zip(lines.items(), cycle(("-", "--", ":", "-."))):  # equal lines still show
+        for (name, values), style in zip(
+            lines.items(), cycle(("-", "--", ":", "-."))
+        ):  # equal lines still show
             points = [np.nan if value is None else value for value in values.values()]
             axis.plot(list(layers), points, marker=".", linestyle=style, linewidth=1.8, label=name)
         axis.set(title=title, xlabel="layer", xticks=list(layers)[:: max(1, len(layers) // 12)])

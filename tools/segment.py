@@ -37,25 +37,51 @@ _LABELS, _OVERLAY, _STRIP = "_labels.png", "_overlay.jpg", "_methods.png"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("images", nargs="+", type=Path, help="pictures, or folders of pictures")
-    parser.add_argument("--names", required=True, help='what to look for: "cat, sofa, window"; with ";" between names, "," parts synonyms')
+    parser.add_argument(
+        "--names",
+        required=True,
+        help='what to look for: "cat, sofa, window"; with ";" between names, "," parts synonyms',
+    )
     parser.add_argument(
         "--background",
         help="what fits none of the names: a label alone, for pixels below prob_thd, or words to ask for, with ',' between them",
     )
-    parser.add_argument("--out", type=Path, default=Path("segmented"), help="folder for the results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("segmented"), help="folder for the results"
+    )
     methods = parser.add_mutually_exclusive_group()
-    methods.add_argument("--method", default="SFP", help="SFP, SFP-release, CLIP ...; a wrong name lists them all")
-    methods.add_argument("--methods", metavar="A,B,C", help="several methods: a strip of their results side by side for each picture")
+    methods.add_argument(
+        "--method", default="SFP", help="SFP, SFP-release, CLIP ...; a wrong name lists them all"
+    )
+    methods.add_argument(
+        "--methods",
+        metavar="A,B,C",
+        help="several methods: a strip of their results side by side for each picture",
+    )
     parser.add_argument("--model", default="ViT-B/16", help="CLIP model; Toyland needs no download")
-    parser.add_argument("--pretrained", default="openai", help="open_clip tag, or the path of a checkpoint")
+    parser.add_argument(
+        "--pretrained", default="openai", help="open_clip tag, or the path of a checkpoint"
+    )
     parser.add_argument("--no-purify", action="store_true", help="switch purification off")
     parser.add_argument("--pm", help="detector: SOM, L2, LOF ...; the method's own by default")
-    parser.add_argument("--options", nargs="+", metavar="KEY=VALUE", default=[], help="further options, such as sigma=3 or prob_thd=0.2")
-    parser.add_argument("--window", type=int, default=224, help="side of the sliding window; 0 for the whole image")
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="further options, such as sigma=3 or prob_thd=0.2",
+    )
+    parser.add_argument(
+        "--window", type=int, default=224, help="side of the sliding window; 0 for the whole image"
+    )
     parser.add_argument("--stride", type=int, default=112)
-    parser.add_argument("--short-side", type=int, default=336, help="pictures are resized to it first")
+    parser.add_argument(
+        "--short-side", type=int, default=336, help="pictures are resized to it first"
+    )
     parser.add_argument("--device", help="cuda or cpu; CUDA where there is one by default")
     parser.add_argument("--fresh", action="store_true", help="also do again what is done")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -82,10 +108,16 @@ def find_images(paths: list[Path]) -> dict[Path, Path]:
     found: dict[Path, Path] = {}
     for path in paths:
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in _ENDINGS and not _hidden(p.relative_to(path))]
+            inside = [
+                p
+                for p in sorted(path.rglob("*"))
+                if p.suffix.lower() in _ENDINGS and not _hidden(p.relative_to(path))
+            ]
             inside = [p for p in inside if not _is_result(p)]
             if not inside:
-                raise SFPError(f"The folder {path} has no pictures ({', '.join(_ENDINGS)}); name one that has some.")
+                raise SFPError(
+                    f"The folder {path} has no pictures ({', '.join(_ENDINGS)}); name one that has some."
+                )
             found.update({p: p.relative_to(path).with_suffix("") for p in inside})
         else:
             found[path] = Path(path.stem)
@@ -98,7 +130,11 @@ def plan(images: dict[Path, Path], out: Path, ending: str) -> list[Job]:
     for image, stem in images.items():
         path = os.path.relpath(image.resolve(), out.resolve())
         details = image.stat() if image.is_file() else None
-        source = {"path": path, "bytes": details and details.st_size, "modified_ns": details and details.st_mtime_ns}
+        source = {
+            "path": path,
+            "bytes": details and details.st_size,
+            "modified_ns": details and details.st_mtime_ns,
+        }
         for candidate in _stems(stem, image.suffix):
             file = out / f"{candidate}{ending}"
             own = (read_card(file) or {}).get("source", {}).get("path") == path
@@ -118,16 +154,33 @@ def segment(args: argparse.Namespace) -> None:
 
     images = find_images(args.images)
     names, background = parse_names(args.names), parse_background(args.background)
-    options = dict(pm=args.pm, purify=False if args.no_purify else None, window=args.window, stride=args.stride, short_side=args.short_side)
+    options = dict(
+        pm=args.pm,
+        purify=False if args.no_purify else None,
+        window=args.window,
+        stride=args.stride,
+        short_side=args.short_side,
+    )
     further = parse_options(args.options, "--options")
-    if twice := [key for key in further if key in ("method", "model", "pretrained", "device") or options.get(key) != _DEFAULTS.get(key)]:
-        raise SFPError(f"--options names {twice[0]}, which has an option of its own; give --{twice[0].replace('_', '-')} alone.")
+    if twice := [
+        key
+        for key in further
+        if key in ("method", "model", "pretrained", "device")
+        or options.get(key) != _DEFAULTS.get(key)
+    ]:
+        raise SFPError(
+            f"--options names {twice[0]}, which has an option of its own; give --{twice[0].replace('_', '-')} alone."
+        )
     options.update(further)
     if background is None and (options.get("prob_thd") or options.get("area_thd")):
         raise SFPError(
             f"--options has a threshold, but what falls below it would become {names[0]!r}, the first name; add --background LABEL."
         )
-    titles = [title.strip() for title in args.methods.split(",")] if args.methods is not None else [args.method]
+    titles = (
+        [title.strip() for title in args.methods.split(",")]
+        if args.methods is not None
+        else [args.method]
+    )
     if len(set(titles)) < len(titles):
         raise SFPError(f"--methods {args.methods} names one twice; name each once.")
     segmenters: list[Segmenter] = []
@@ -159,15 +212,29 @@ def segment_all(
 
     def is_done(job: Job) -> bool:
         files = [args.out / f"{job.stem}{ending}" for ending in endings]
-        return all(file.is_file() for file in files) and read_card(files[0]) == {**card, "source": job.source}
+        return all(file.is_file() for file in files) and read_card(files[0]) == {
+            **card,
+            "source": job.source,
+        }
 
     left = [job for job in jobs if args.fresh or not is_done(job)]
     if len(left) < len(jobs):
-        print(f"{len(jobs) - len(left)} of {len(jobs)} are done with these settings; --fresh does them again")
+        print(
+            f"{len(jobs) - len(left)} of {len(jobs)} are done with these settings; --fresh does them again"
+        )
     pictures = [job.image for job in left]
-    streams = [segmenter.many(pictures, names, background=background, keep_scores=False, yield_errors=True) for segmenter in segmenters]
+    streams = [
+        segmenter.many(pictures, names, background=background, keep_scores=False, yield_errors=True)
+        for segmenter in segmenters
+    ]
     failed: list[SFPError] = []
-    answers = tqdm(zip(left, *streams, strict=True), "segmenting", len(left), unit="image", disable=len(jobs) == 1 or not left)
+    answers = tqdm(
+        zip(left, *streams, strict=True),
+        "segmenting",
+        len(left),
+        unit="image",
+        disable=len(jobs) == 1 or not left,
+    )
     for job, *results in answers:
         error = next((result for result in results if isinstance(result, SFPError)), None)
         if error is not None:
@@ -178,7 +245,10 @@ def segment_all(
         files = [args.out / f"{job.stem}{ending}" for ending in endings]
         make_folder(files[0].parent)
         if args.methods:
-            shown = {segmenter.pipeline.method.name: result for segmenter, result in zip(segmenters, results, strict=True)}
+            shown = {
+                segmenter.pipeline.method.name: result
+                for segmenter, result in zip(segmenters, results, strict=True)
+            }
             with whole_file(files[0]) as partial:
                 compare(shown).save(partial, pnginfo=png_card({**card, "source": job.source}))
             told = "compared"
@@ -191,7 +261,9 @@ def segment_all(
     if len(failed) == 1:
         raise failed[0]
     if failed:
-        raise SFPError(f"{len(failed)} of {len(jobs)} images could not be segmented and are named above, the first because: {failed[0]}")
+        raise SFPError(
+            f"{len(failed)} of {len(jobs)} images could not be segmented and are named above, the first because: {failed[0]}"
+        )
 
 
 def parse_background(text: str | None) -> str | list[str] | None:

@@ -26,13 +26,36 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("config", help="a config file, such as configs/cfg_toyland.py")
-    parser.add_argument("--work-dir", type=Path, help="where results.json and logs go (default: work_dirs/<config's name>)")
-    parser.add_argument("--show-dir", type=Path, help="draw each image's labels beside the truth into this folder")
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override config keys, such as model.pm=L2")
-    parser.add_argument("--fresh", action="store_true", help="forget an interrupted run in the work dir instead of continuing it")
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="how ranks were started")
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        help="where results.json and logs go (default: work_dirs/<config's name>)",
+    )
+    parser.add_argument(
+        "--show-dir", type=Path, help="draw each image's labels beside the truth into this folder"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="override config keys, such as model.pm=L2",
+    )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="forget an interrupted run in the work dir instead of continuing it",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="how ranks were started",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(evaluate, parser.parse_args())
 
@@ -51,7 +74,9 @@ def evaluate(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options)
     config_sha256 = config_hash(cfg)
     cfg.launcher = args.launcher
-    cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or Path("work_dirs") / Path(args.config).stem)
+    cfg.work_dir = str(
+        args.work_dir or cfg.get("work_dir") or Path("work_dirs") / Path(args.config).stem
+    )
     check_dataset(cfg)
     if args.show_dir:
         cfg.visualizer.save_dir = str(args.show_dir)
@@ -67,7 +92,9 @@ def evaluate(args: argparse.Namespace) -> None:
         run(cfg, args, config_sha256)
 
 
-def end_with_log(usual: Callable[[logging.Handler, logging.LogRecord], None]) -> Callable[[logging.Handler, logging.LogRecord], None]:
+def end_with_log(
+    usual: Callable[[logging.Handler, logging.LogRecord], None],
+) -> Callable[[logging.Handler, logging.LogRecord], None]:
     """``logging.Handler.handleError`` that raises what kept a log from being written; the usual one goes on without the log."""
 
     def raise_error(handler: logging.Handler, record: logging.LogRecord) -> None:
@@ -115,13 +142,23 @@ def run(cfg: Config, args: argparse.Namespace, config_sha256: str) -> None:
 
     with building(f"The evaluation of {args.config}"):
         runner = Runner.from_cfg(cfg)
-        dataset, model = runner.test_dataloader.dataset, getattr(runner.model, "module", runner.model)
+        dataset, model = (
+            runner.test_dataloader.dataset,
+            getattr(runner.model, "module", runner.model),
+        )
         runner.test_loop  # noqa: B018 - builds the evaluator, too
-    metric = next((metric for metric in runner.test_evaluator.metrics if isinstance(metric, ClassIoUMetric)), None)
+    metric = next(
+        (metric for metric in runner.test_evaluator.metrics if isinstance(metric, ClassIoUMetric)),
+        None,
+    )
     if metric is None:
-        raise SFPError(f"test_evaluator of {args.config} has no ClassIoUMetric; set it to dict(type='ClassIoUMetric').")
+        raise SFPError(
+            f"test_evaluator of {args.config} has no ClassIoUMetric; set it to dict(type='ClassIoUMetric')."
+        )
     if not isinstance(model, SFPSegmentor):
-        raise SFPError(f"The model of {args.config} is a {type(model).__name__}; set model.type to SFPSegmentor.")
+        raise SFPError(
+            f"The model of {args.config} is a {type(model).__name__}; set model.type to SFPSegmentor."
+        )
     check_task(model.vocabulary, model.pipeline.protocol, dataset)
     card = run_card(config_sha256, model, model.task, dataset)
     store = CountStore(Path(cfg.work_dir) / "counts", card, get_rank())
@@ -146,7 +183,9 @@ def run(cfg: Config, args: argparse.Namespace, config_sha256: str) -> None:
     barrier()
     if is_main_process():
         path = Path(cfg.work_dir) / "results.json"
-        result = write_results(path, model, model.task, dataset, metric, card, time.time() - started)
+        result = write_results(
+            path, model, model.task, dataset, metric, card, time.time() - started
+        )
         store.clear()  # a finished run is measured anew when it is asked for again
         print(
             f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  mAcc {result['mAcc']:.2f}  mIoU(present) {result['mIoU_present']:.2f}  "
@@ -168,11 +207,19 @@ def prepare_launcher(cfg: Config) -> None:
 
     if cfg.launcher == "none" or dist.is_initialized():
         return
-    started_by = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_LOCAL_RANK"}[cfg.launcher]
+    started_by = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_LOCAL_RANK"}[
+        cfg.launcher
+    ]
     if started_by not in os.environ:
-        how = {"pytorch": "torchrun --nproc_per_node N", "slurm": "srun -n N python", "mpi": "mpirun -n N python"}[cfg.launcher]
+        how = {
+            "pytorch": "torchrun --nproc_per_node N",
+            "slurm": "srun -n N python",
+            "mpi": "mpirun -n N python",
+        }[cfg.launcher]
         call = f"{how} tools/test.py CONFIG --launcher {cfg.launcher}"
-        raise SFPError(f"--launcher {cfg.launcher} needs {how.split()[0]}, which did not start this; run {call}.")
+        raise SFPError(
+            f"--launcher {cfg.launcher} needs {how.split()[0]}, which did not start this; run {call}."
+        )
     if cfg.launcher == "mpi" or torch.cuda.is_available():
         init_dist(cfg.launcher, **cfg.env_cfg.dist_cfg)
         return
@@ -182,7 +229,10 @@ def prepare_launcher(cfg: Config) -> None:
         os.environ.setdefault("MASTER_PORT", "29500")
         if "MASTER_ADDR" not in os.environ:
             nodes = subprocess.run(
-                ["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]], capture_output=True, text=True, check=True
+                ["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             os.environ["MASTER_ADDR"] = nodes.stdout.split()[0]
     dist.init_process_group("gloo")

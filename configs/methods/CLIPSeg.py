@@ -9,7 +9,9 @@ model = dict(method="CLIPSeg")
 tcl = dict(window=448, stride=224)
 datasets = dict(
     toyland=dict(model=dict(attention_layer=2)),
-    voc20=dict(short_side=448, model=dict(name_path="{{ fileDirname }}/../cls_voc20_plain.txt", **tcl)),
+    voc20=dict(
+        short_side=448, model=dict(name_path="{{ fileDirname }}/../cls_voc20_plain.txt", **tcl)
+    ),
     voc21=dict(short_side=448, model=tcl),
     context59=dict(short_side=448, model=tcl),
     context60=dict(short_side=448, model=tcl),

@@ -3,7 +3,14 @@
 model = dict(method="SCLIP", purify=None, pm=None)
 datasets = dict(
     voc20=dict(model=dict(name_path="{{ fileDirname }}/../cls_voc20_sclip.txt")),
-    voc21=dict(model=dict(name_path="{{ fileDirname }}/../cls_voc21_sclip.txt", logit_scale=65, prob_thd=0.1, area_thd=0.1)),
+    voc21=dict(
+        model=dict(
+            name_path="{{ fileDirname }}/../cls_voc21_sclip.txt",
+            logit_scale=65,
+            prob_thd=0.1,
+            area_thd=0.1,
+        )
+    ),
     context60=dict(model=dict(logit_scale=50, prob_thd=0.1)),
     coco_object=dict(model=dict(logit_scale=50, prob_thd=0.1)),
     coco_stuff164k=dict(short_side=448),

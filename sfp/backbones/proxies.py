@@ -17,7 +17,9 @@ from sfp.network import hub, require_published, why_unreached
 COLOUR_CELL = 8  # pixels
 
 
-def load_proxy(name: str, weights: str | None, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def load_proxy(
+    name: str, weights: str | None, device: torch.device, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
     """A frozen proxy: normalised windows (B, 3, H, W) to a map (B, C, h', w').
 
     Args:
@@ -35,9 +37,13 @@ def load_proxy(name: str, weights: str | None, device: torch.device, dtype: torc
 
     base = name.split(".")[0]
     if not timm.is_model(base):
-        close = difflib.get_close_matches(name, timm.list_models("vit_*", pretrained=True), n=1, cutoff=0.4)
+        close = difflib.get_close_matches(
+            name, timm.list_models("vit_*", pretrained=True), n=1, cutoff=0.4
+        )
         hint = f" such as {close[0]}" if close else " such as vit_base_patch8_224.dino"
-        raise SFPError(f"timm has no model {name!r}; give proxy a ViT's name{hint}, 'colour', or a callable.")
+        raise SFPError(
+            f"timm has no model {name!r}; give proxy a ViT's name{hint}, 'colour', or a callable."
+        )
     options = dict(num_classes=0, dynamic_img_size=True)
     try:
         with torch.device("meta"):  # its shape alone
@@ -47,11 +53,17 @@ def load_proxy(name: str, weights: str | None, device: torch.device, dtype: torc
             f"timm's {name} takes no windows of other sizes; give proxy a plain ViT such as vit_base_patch8_224.dino."
         ) from error
     repository = "" if weights else _require_download(name)
-    overlay = dict(pretrained_cfg_overlay=dict(file=str(Path(weights).expanduser()))) if weights else {}
+    overlay = (
+        dict(pretrained_cfg_overlay=dict(file=str(Path(weights).expanduser()))) if weights else {}
+    )
     if weights and not Path(weights).expanduser().is_file():
-        raise SFPError(f"There is no file {weights} (proxy_weights of ProxyCLIP); give the path of {name}'s weights.")
+        raise SFPError(
+            f"There is no file {weights} (proxy_weights of ProxyCLIP); give the path of {name}'s weights."
+        )
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **overlay)
+        model = timm.create_model(
+            name, pretrained=True, num_classes=0, dynamic_img_size=True, **overlay
+        )
     except TypeError as error:
         raise SFPError(
             f"timm's {name} takes no windows of other sizes; give proxy a plain ViT such as vit_base_patch8_224.dino."
@@ -79,7 +91,9 @@ def _require_download(name: str) -> str:
     except RuntimeError:
         entry = None
     if entry is None or not entry.hf_hub_id:
-        raise SFPError(f"timm has no weights {name!r}; give proxy a name with one of its tags, such as vit_base_patch8_224.dino.")
+        raise SFPError(
+            f"timm has no weights {name!r}; give proxy a name with one of its tags, such as vit_base_patch8_224.dino."
+        )
     repository = entry.hf_hub_id if "/" in (entry.hf_hub_id or "") else f"timm/{name}"
     if _require_published(repository):
         return repository
@@ -95,7 +109,14 @@ def _require_published(repository: str) -> bool:
     """Whether weights lie in the hub's cache; raises SFPError where they are not the published ones."""
     from huggingface_hub import try_to_load_from_cache
 
-    kept = [try_to_load_from_cache(repository, file) for file in ("model.safetensors", "pytorch_model.bin")] if repository else []
+    kept = (
+        [
+            try_to_load_from_cache(repository, file)
+            for file in ("model.safetensors", "pytorch_model.bin")
+        ]
+        if repository
+        else []
+    )
     files = [Path(file) for file in kept if isinstance(file, str)]
     for file in files:
         require_published(file)
@@ -104,7 +125,9 @@ def _require_published(repository: str) -> bool:
 
 def mean_colours(windows: Tensor) -> Tensor:
     """Mean normalised colour of each cell: (B, 3, H / 8, W / 8), a small constant added as fourth so that grey has a direction."""
-    cells = F.adaptive_avg_pool2d(windows.float(), tuple(max(1, side // COLOUR_CELL) for side in windows.shape[-2:]))
+    cells = F.adaptive_avg_pool2d(
+        windows.float(), tuple(max(1, side // COLOUR_CELL) for side in windows.shape[-2:])
+    )
     return torch.cat([cells, torch.full_like(cells[:, :1], 0.1)], 1)
 
 
@@ -118,12 +141,24 @@ class TimmProxy:
     def __init__(self, model: nn.Module):
         self.model = model.eval().requires_grad_(False)
         parameter = next(model.parameters())
-        own_mean, own_std = (torch.tensor(model.pretrained_cfg[key], device=parameter.device).view(3, 1, 1) for key in ("mean", "std"))
-        mean, std = (torch.tensor(value, device=parameter.device).view(3, 1, 1) for value in (PIXEL_MEAN, PIXEL_STD))
-        self.factor, self.offset, self.dtype = std / own_std, (mean - own_mean) / own_std, parameter.dtype
+        own_mean, own_std = (
+            torch.tensor(model.pretrained_cfg[key], device=parameter.device).view(3, 1, 1)
+            for key in ("mean", "std")
+        )
+        mean, std = (
+            torch.tensor(value, device=parameter.device).view(3, 1, 1)
+            for value in (PIXEL_MEAN, PIXEL_STD)
+        )
+        self.factor, self.offset, self.dtype = (
+            std / own_std,
+            (mean - own_mean) / own_std,
+            parameter.dtype,
+        )
 
     def __call__(self, windows: Tensor) -> Tensor:
         inputs = windows.float() * self.factor + self.offset
-        tokens = self.model.forward_features(inputs.to(self.dtype))[:, self.model.num_prefix_tokens :]
+        tokens = self.model.forward_features(inputs.to(self.dtype))[
+            :, self.model.num_prefix_tokens :
+        ]
         grid = self.model.patch_embed.dynamic_feat_size(windows.shape[-2:])
         return tokens.transpose(1, 2).unflatten(2, tuple(grid)).float()

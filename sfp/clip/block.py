@@ -15,7 +15,9 @@ class Block:
     def __init__(self, module: nn.Module):
         attention = module.attn
         if getattr(attention, "in_proj_weight", None) is None:
-            raise SFPError("This CLIP's attention has no joint in_proj_weight; only open_clip's plain CLIP ViTs are supported.")
+            raise SFPError(
+                "This CLIP's attention has no joint in_proj_weight; only open_clip's plain CLIP ViTs are supported."
+            )
         self.module, self.heads = module, attention.num_heads
         self.dtype = attention.in_proj_weight.dtype
         self.in_weight, self.in_bias = attention.in_proj_weight, attention.in_proj_bias
@@ -34,8 +36,14 @@ class Block:
             return tuple(self.qkv(normed, letter)[0] for letter in which)
         width, first = normed.shape[-1], "qkv".index(which)
         rows = slice(first * width, (first + len(which)) * width)
-        joint = linear(normed, self.in_weight[rows], None if self.in_bias is None else self.in_bias[rows])
-        return joint.unflatten(-1, (len(which), self.heads, width // self.heads)).permute(2, 0, 3, 1, 4).unbind(0)
+        joint = linear(
+            normed, self.in_weight[rows], None if self.in_bias is None else self.in_bias[rows]
+        )
+        return (
+            joint.unflatten(-1, (len(which), self.heads, width // self.heads))
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
 
     def values(self, normed: Tensor) -> Tensor:
         """V of LN1(X): (B, heads, T, head width)."""
@@ -43,11 +51,17 @@ class Block:
 
     def project(self, mixed: Tensor) -> Tensor:
         """W_o concat_heads(.) + b_o: (B, heads, T, head width) to (B, T, C)."""
-        return linear(mixed.transpose(1, 2).flatten(2).to(self.dtype), self.out.weight, self.out.bias)
+        return linear(
+            mixed.transpose(1, 2).flatten(2).to(self.dtype), self.out.weight, self.out.bias
+        )
 
     def mlp(self, tokens: Tensor, norm: bool = True) -> Tensor:
         """MLP(LN2(X)), or MLP(X), without the residual, (B, T, C)."""
-        inner = layer_norm(tokens, self.module.ln_2, self.dtype, self.factor) if norm else (tokens * self.factor).to(self.dtype)
+        inner = (
+            layer_norm(tokens, self.module.ln_2, self.dtype, self.factor)
+            if norm
+            else (tokens * self.factor).to(self.dtype)
+        )
         hidden = linear(inner, self.fc.weight, self.fc.bias * self.factor, self.activation)
         out = linear(hidden, self.proj.weight, self.proj.bias * self.factor)
         return out if self.factor == 1.0 else out.div_(self.factor)

@@ -21,7 +21,11 @@ from torch import Tensor
 from sfp.errors import SFPError
 
 _MOST_UNPACKED = 8  # weights are stored as they are; only the code beside them is packed
-_BOOKKEEPING = ("input_resolution", "context_length", "vocab_size")  # entries that OpenAI's archives carry
+_BOOKKEEPING = (
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)  # entries that OpenAI's archives carry
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise SFPError(f"There is no checkpoint file {path}; give the path of a .pt or .safetensors file.")
+        raise SFPError(
+            f"There is no checkpoint file {path}; give the path of a .pt or .safetensors file."
+        )
     if path.stat().st_size == 0:
         raise SFPError(f"The checkpoint {path} is empty, 0 bytes; download it again.")
     archive = False
@@ -79,7 +85,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
     checkpoint = from_state_dict(weights, str(path))
     if "quick_gelu" in metadata:
-        return Checkpoint(checkpoint.weights, metadata["quick_gelu"].lower() == "true", checkpoint.source)
+        return Checkpoint(
+            checkpoint.weights, metadata["quick_gelu"].lower() == "true", checkpoint.source
+        )
     return Checkpoint(checkpoint.weights, True, checkpoint.source) if archive else checkpoint
 
 
@@ -87,8 +95,16 @@ def _reason(error: Exception) -> str:
     """Why a file can't be read, without torch's advice to run what it brings along."""
     foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
-        return f"it names {foreign[1]}, which weights have no need of" if foreign else "it is no PyTorch file"
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0].split('. ')[0][:200]}" if str(error) else type(error).__name__
+        return (
+            f"it names {foreign[1]}, which weights have no need of"
+            if foreign
+            else "it is no PyTorch file"
+        )
+    return (
+        f"{type(error).__name__}: {str(error).strip().splitlines()[0].split('. ')[0][:200]}"
+        if str(error)
+        else type(error).__name__
+    )
 
 
 def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
@@ -101,27 +117,48 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
         if isinstance(weights, dict) and isinstance(weights.get(wrapper), dict):
             weights = weights[wrapper]
     if not isinstance(weights, dict) or not weights:
-        found = f"an empty {type(weights).__name__}" if isinstance(weights, dict) else f"a {type(weights).__name__}"
-        raise SFPError(f"{source} holds {found} instead of a state dict; give the weights of a CLIP ViT.")
+        found = (
+            f"an empty {type(weights).__name__}"
+            if isinstance(weights, dict)
+            else f"a {type(weights).__name__}"
+        )
+        raise SFPError(
+            f"{source} holds {found} instead of a state dict; give the weights of a CLIP ViT."
+        )
     plain = {}
     for key, value in weights.items():
         key = str(key).removeprefix("module.").removeprefix("_orig_mod.")
-        key = key.removeprefix("text.")  # open_clip's CustomTextCLIP keeps the text tower in its own room
+        key = key.removeprefix(
+            "text."
+        )  # open_clip's CustomTextCLIP keeps the text tower in its own room
         if isinstance(value, Tensor) and not key.endswith("attn_mask"):
-            if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise SFPError(f"{source} has {tuple(value.shape)} numbers in {key}, more than it holds; get a sound copy.")
+            if (
+                value.layout != torch.strided
+                or value.numel() * value.element_size() > value.untyped_storage().nbytes()
+            ):
+                raise SFPError(
+                    f"{source} has {tuple(value.shape)} numbers in {key}, more than it holds; get a sound copy."
+                )
             plain[key] = value
     openai = all(key in plain for key in _BOOKKEEPING)
     for key in _BOOKKEEPING:
         plain.pop(key, None)
     _require_clip_vit(plain, source)
-    whole = [key for key, value in plain.items() if not value.is_floating_point() or value.layout != torch.strided]
+    whole = [
+        key
+        for key, value in plain.items()
+        if not value.is_floating_point() or value.layout != torch.strided
+    ]
     if whole:
         kind = str(plain[whole[0]].dtype).removeprefix("torch.")
-        raise SFPError(f"{source} has {kind} numbers in {whole[0]}, not plain floating-point weights; give the model before quantisation.")
+        raise SFPError(
+            f"{source} has {kind} numbers in {whole[0]}, not plain floating-point weights; give the model before quantisation."
+        )
     broken = [key for key, value in plain.items() if not bool(torch.isfinite(value).all())]
     if broken:
-        raise SFPError(f"{source} has NaN or infinite numbers in {broken[0]} ({len(broken)} tensors in all); get a sound copy.")
+        raise SFPError(
+            f"{source} has NaN or infinite numbers in {broken[0]} ({len(broken)} tensors in all); get a sound copy."
+        )
     return Checkpoint(plain, True if openai else None, source)
 
 
@@ -131,7 +168,9 @@ def read_sizes(weights: dict[str, Tensor], source: str) -> Sizes:
     patches = weights["visual.positional_embedding"].shape[0] - 1
     grid = round(patches**0.5)
     if grid * grid != patches:
-        raise SFPError(f"{source} was trained on a grid of {patches} patches that is not square; give weights with a square one.")
+        raise SFPError(
+            f"{source} was trained on a grid of {patches} patches that is not square; give weights with a square one."
+        )
     return Sizes(
         embed_dim=weights["visual.proj"].shape[1],
         width=conv.shape[0],
@@ -159,7 +198,10 @@ def _require_clip_vit(weights: dict[str, Tensor], source: str) -> None:
         "visual_projection.": "a CLIP in Hugging Face's layout",
         "logit_bias": "a SigLIP",
     }
-    found = next((kind for prefix, kind in kinds.items() if any(key.startswith(prefix) for key in weights)), None)
+    found = next(
+        (kind for prefix, kind in kinds.items() if any(key.startswith(prefix) for key in weights)),
+        None,
+    )
     needed = {
         "visual.conv1.weight": 4, "visual.class_embedding": 1, "visual.positional_embedding": 2, "visual.ln_pre.weight": 1,
         "visual.ln_post.weight": 1, "visual.proj": 2, "visual.transformer.resblocks.0.attn.in_proj_weight": 2,
@@ -169,10 +211,14 @@ def _require_clip_vit(weights: dict[str, Tensor], source: str) -> None:
     missing = [key for key in needed if key not in weights]
     if found or missing:
         what = f"it is {found}" if found else f"it lacks {missing[0]}"
-        raise SFPError(f"{source} is not a CLIP ViT in OpenAI's or open_clip's layout: {what}; give the weights of such a model.")
+        raise SFPError(
+            f"{source} is not a CLIP ViT in OpenAI's or open_clip's layout: {what}; give the weights of such a model."
+        )
     for key, axes in needed.items():
         if weights[key].ndim != axes or not weights[key].numel():
-            raise SFPError(f"{source} has {key} of shape {tuple(weights[key].shape)} instead of {axes} axes; get a sound copy.")
+            raise SFPError(
+                f"{source} has {key} of shape {tuple(weights[key].shape)} instead of {axes} axes; get a sound copy."
+            )
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -180,7 +226,11 @@ def _looks_like_safetensors(path: Path) -> bool:
         return True
     with path.open("rb") as file:
         head = file.read(9)
-    return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+    return (
+        len(head) == 9
+        and head[8:9] == b"{"
+        and int.from_bytes(head[:8], "little") < path.stat().st_size
+    )
 
 
 # --------------------------------------------------------------------------------------------- TorchScript archives
@@ -191,7 +241,10 @@ def _archive_root(path: Path) -> str | None:
         BadZipFile: it would unpack to far more than it holds.
     """
     with zipfile.ZipFile(path) as archive:
-        if sum(member.file_size for member in archive.infolist()) > _MOST_UNPACKED * path.stat().st_size:
+        if (
+            sum(member.file_size for member in archive.infolist())
+            > _MOST_UNPACKED * path.stat().st_size
+        ):
             raise zipfile.BadZipFile(f"it unpacks to more than {_MOST_UNPACKED} times its size")
         for name in archive.namelist():
             root, _, rest = name.partition("/")
@@ -231,14 +284,20 @@ class _TensorsOnly(pickle.Unpickler):
                     "BoolStorage": torch.bool, "ByteStorage": torch.uint8}[name]  # fmt: skip
         if module == "torch.jit._pickle":
             return lambda value, *_: value  # typed lists and dicts
-        raise pickle.UnpicklingError(f"the archive names {module}.{name}, which weights have no need of")
+        raise pickle.UnpicklingError(
+            f"the archive names {module}.{name}, which weights have no need of"
+        )
 
     def persistent_load(self, saved: Any) -> Tensor:
         kind, dtype, key, _, count = saved
         if kind != "storage":
             raise pickle.UnpicklingError(f"unknown persistent object {kind!r}")
         data = bytearray(self._archive.read(f"{self._root}/data/{key}"))
-        return torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+        return (
+            torch.frombuffer(data, dtype=dtype, count=count)
+            if count
+            else torch.empty(0, dtype=dtype)
+        )
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,9 @@ from sfp.errors import SFPError, unknown_choice
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_PRECISION_NAMES = {str(dtype).removeprefix("torch."): short for short, dtype in PRECISIONS.items()}  # float32 and so on
+_PRECISION_NAMES = {
+    str(dtype).removeprefix("torch."): short for short, dtype in PRECISIONS.items()
+}  # float32 and so on
 
 
 class FrozenCLIP:
@@ -51,7 +53,10 @@ class FrozenCLIP:
             raise unknown_choice("precision", precision, PRECISIONS)
         self.name, self.pretrained, self.quick_gelu = name, pretrained, quick_gelu
         if precision == "fp16" and device.type == "cpu":
-            warnings.warn("precision='fp16' is far slower than fp32 on most CPUs (docs/speed.md); bf16 is the fast one.", stacklevel=3)
+            warnings.warn(
+                "precision='fp16' is far slower than fp32 on most CPUs (docs/speed.md); bf16 is the fast one.",
+                stacklevel=3,
+            )
         self.precision = precision
         self.model = model.float().eval().requires_grad_(False)
         self.fingerprint = _fingerprint(model)  # of the weights as loaded, before any rounding
@@ -80,13 +85,20 @@ class FrozenCLIP:
             SFPError: a text has more tokens than the context holds, or one that stands for a text's start or end.
         """
         context, tokenizer = self.model.context_length, self.tokenizer
-        ids = [torch.tensor([tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]) for text in texts]
+        ids = [
+            torch.tensor([tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id])
+            for text in texts
+        ]
         for text, own in zip(texts, ids, strict=True):
             if len(own) > context:
                 shown = f"{text[:80]} ..." if len(text) > 80 else text
-                raise SFPError(f"The text {shown!r} has {len(own) - 2} tokens, but CLIP reads {context - 2}; shorten the name in it.")
+                raise SFPError(
+                    f"The text {shown!r} has {len(own) - 2} tokens, but CLIP reads {context - 2}; shorten the name in it."
+                )
             if {tokenizer.sot_token_id, tokenizer.eot_token_id} & set(own[1:-1].tolist()):
-                raise SFPError(f"The text {text[:80]!r} has CLIP's own mark for a text's start or end; take it out.")
+                raise SFPError(
+                    f"The text {text[:80]!r} has CLIP's own mark for a text's start or end; take it out."
+                )
         return nn.utils.rnn.pad_sequence(ids, batch_first=True)
 
     @torch.inference_mode()
@@ -101,7 +113,10 @@ class FrozenCLIP:
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB (..., 3, H, W) uint8 or float in [0, 255] to CLIP's normalised float32."""
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) * 255 for v in (PIXEL_MEAN, PIXEL_STD))
+        mean, std = (
+            torch.tensor(v, device=images.device).view(3, 1, 1) * 255
+            for v in (PIXEL_MEAN, PIXEL_STD)
+        )
         return (images.float() - mean) / std
 
     def __repr__(self) -> str:

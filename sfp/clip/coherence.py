@@ -22,10 +22,20 @@ def patch_labels(labels: Tensor, grid: tuple[int, int], patch: int, ignore: int 
     Remainders smaller than a patch are dropped, as the trunk drops them. Among equals the least label wins.
     """
     h, w = grid
-    cells = labels.long()[:, : h * patch, : w * patch].unfold(1, patch, patch).unfold(2, patch, patch).flatten(3).flatten(1, 2)
+    cells = (
+        labels.long()[:, : h * patch, : w * patch]
+        .unfold(1, patch, patch)
+        .unfold(2, patch, patch)
+        .flatten(3)
+        .flatten(1, 2)
+    )
     kept = cells != ignore
     known = cells.masked_select(kept).unique()
-    counts = torch.stack([(cells == label).sum(-1) for label in known], -1) if len(known) else cells.new_zeros(*cells.shape[:2], 1)
+    counts = (
+        torch.stack([(cells == label).sum(-1) for label in known], -1)
+        if len(known)
+        else cells.new_zeros(*cells.shape[:2], 1)
+    )
     found = known[counts.argmax(-1)] if len(known) else torch.full(cells.shape[:2], ignore)
     return found.masked_fill(~kept.any(-1), ignore)
 
@@ -56,4 +66,6 @@ def joined_heads(u: Tensor) -> Tensor:
 
 def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels (H, W) at another size, nearest."""
-    return F.interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0, 0].to(labels.dtype)
+    return F.interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0, 0].to(
+        labels.dtype
+    )

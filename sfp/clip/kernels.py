@@ -11,12 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CACHE_BYTES, _GPU_BYTES = 4 << 20, 512 << 20  # of attention weights at a time: a CPU's cache, a share of a GPU's memory
+_CACHE_BYTES, _GPU_BYTES = (
+    4 << 20,
+    512 << 20,
+)  # of attention weights at a time: a CPU's cache, a share of a GPU's memory
 _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch 2.1 has none
 _ONEDNN = {None: ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none")}
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
     """``x W^T + b`` of (..., C), then "silu", "gelu" or nothing.
 
     On a CPU this is oneDNN's kernel, which torch by itself takes for bfloat16 only; in float32 it was 2.2 times as fast as
@@ -24,16 +29,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
     """
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _can_onednn():
         name, algorithm = _ONEDNN[activation]
-        if x.numel() == x.shape[-1]:  # a single row alone would be summed in another order than among others
+        if (
+            x.numel() == x.shape[-1]
+        ):  # a single row alone would be summed in another order than among others
             twice = x.reshape(1, -1).repeat(2, 1)
             return linear(twice, weight, bias, activation)[0].view(*x.shape[:-1], -1)
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
     y = F.linear(x, weight, bias)
-    return y if activation is None else F.silu(y, inplace=True) if activation == "silu" else F.gelu(y)
+    return (
+        y if activation is None else F.silu(y, inplace=True) if activation == "silu" else F.gelu(y)
+    )
 
 
 def _can_onednn() -> bool:
-    if torch.is_grad_enabled() or _is_compiling():  # the compiler takes it for constant weights alone
+    if (
+        torch.is_grad_enabled() or _is_compiling()
+    ):  # the compiler takes it for constant weights alone
         return False
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -47,10 +58,17 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type != "cpu":
         return a @ b
     others = [b] * len(a) if b.ndim == 2 else b
-    return torch.stack([linear(x, y.T.contiguous()) if y.ndim == 2 else x @ y for x, y in zip(a, others, strict=True)])
+    return torch.stack(
+        [
+            linear(x, y.T.contiguous()) if y.ndim == 2 else x @ y
+            for x, y in zip(a, others, strict=True)
+        ]
+    )
 
 
-def layer_norm(tokens: Tensor, norm: nn.LayerNorm, dtype: torch.dtype = torch.float32, factor: float = 1.0) -> Tensor:
+def layer_norm(
+    tokens: Tensor, norm: nn.LayerNorm, dtype: torch.dtype = torch.float32, factor: float = 1.0
+) -> Tensor:
     """Layer norm times a factor, computed in float32 (methods.md 0.5) and cast to ``dtype``."""
     weight, bias = norm.weight.float(), norm.bias.float()
     if factor != 1.0:
@@ -73,20 +91,36 @@ class AttentionRows:
     diagonal: Tensor
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None, causal: bool = False) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    causal: bool = False,
+) -> Tensor:
     """softmax(scale Q K^T + bias) V, of (B, heads, T, head width) each; scale is 1 / sqrt(head width) unless given.
 
     ``causal``: no token sees those after it.
     """
     # on a CPU torch's fused attention is slower in bfloat16 than explicit weights are, and makes all of them for other widths of V
-    if q.device.type == "cpu" and not causal and (q.dtype == torch.bfloat16 or q.shape[-1] != v.shape[-1]):
+    if (
+        q.device.type == "cpu"
+        and not causal
+        and (q.dtype == torch.bfloat16 or q.shape[-1] != v.shape[-1])
+    ):
         return attend_explicitly(q, k, v, bias=bias, scale=scale, mean=False)[0]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=causal)
 
 
 def attend_with_rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, AttentionRows]:
     """``attend``, and the weights' class row, class column and diagonal from each row's log-sum-exp, so that no map is made."""
-    if q.device.type == "cpu" and q.dtype == torch.float32 and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+    if (
+        q.device.type == "cpu"
+        and q.dtype == torch.float32
+        and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+    ):
         mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
     elif q.device.type == "cuda":
         mixed, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
@@ -103,7 +137,13 @@ def attend_with_rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Attention
 
 
 def attend_explicitly(
-    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None, mean: bool = True
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    mean: bool = True,
 ) -> tuple[Tensor, AttentionRows, Tensor | None]:
     """``attend`` by weights made for a few images, or some rows of one, at a time; also their rows, and their mean over heads.
 
@@ -115,9 +155,13 @@ def attend_explicitly(
     """
     (images, heads, tokens, _), scale = q.shape, q.shape[-1] ** -0.5 if scale is None else scale
     mixed = v.new_empty(images, tokens, heads, v.shape[-1]).transpose(1, 2)
-    cls_row, cls_column, diagonal = (torch.empty(images, heads, tokens, device=q.device) for _ in range(3))
+    cls_row, cls_column, diagonal = (
+        torch.empty(images, heads, tokens, device=q.device) for _ in range(3)
+    )
     mean_map = torch.empty(images, tokens, tokens, device=q.device) if mean else None
-    budget = (_CACHE_BYTES if q.device.type == "cpu" else _GPU_BYTES) // (4 * heads * tokens)  # rows of all heads
+    budget = (_CACHE_BYTES if q.device.type == "cpu" else _GPU_BYTES) // (
+        4 * heads * tokens
+    )  # rows of all heads
     images_at_once, rows_at_once = max(1, budget // tokens), min(max(1, budget), tokens)
     for first in range(0, images, images_at_once):
         some = slice(first, first + images_at_once)

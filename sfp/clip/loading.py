@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from sfp.clip.clip import FrozenCLIP
 
 # The built-in models; beside each file a .json has its SHA-256 and how it was made
-BUILT_IN = {name: Path(__file__).parent / f"{name.lower()}.safetensors" for name in ("Toyland", "Toyland-clean")}
+BUILT_IN = {
+    name: Path(__file__).parent / f"{name.lower()}.safetensors"
+    for name in ("Toyland", "Toyland-clean")
+}
 _QUICK = "-quickgelu"
 
 
@@ -74,14 +77,18 @@ def load_clip(
     elif built_in := _built_in(architecture, tag):
         checkpoint, architecture, tag = _read_built_in(built_in), built_in, built_in.lower()
         if quick_gelu is False:
-            raise SFPError(f"quick_gelu=False disagrees with {built_in}'s weights, trained with quick_gelu=True; leave it out.")
+            raise SFPError(
+                f"quick_gelu=False disagrees with {built_in}'s weights, trained with quick_gelu=True; leave it out."
+            )
     elif _is_file_name(tag):
         checkpoint = read_checkpoint(Path(tag).expanduser())
         quick_gelu = _activation_of_file(Path(tag), model, checkpoint, quick_gelu)
     else:
         checkpoint, told = _fetch(architecture, tag)
         if quick_gelu is not None and quick_gelu != told:
-            raise SFPError(f"quick_gelu={quick_gelu} disagrees with the weights {tag!r}, trained with quick_gelu={told}; leave it out.")
+            raise SFPError(
+                f"quick_gelu={quick_gelu} disagrees with the weights {tag!r}, trained with quick_gelu={told}; leave it out."
+            )
         quick_gelu = told
     if quick_gelu is None:
         quick_gelu = True if checkpoint.quick_gelu is None else checkpoint.quick_gelu
@@ -91,7 +98,9 @@ def load_clip(
     if isinstance(pretrained, Mapping) or architecture in BUILT_IN:
         config = config if _agrees(config, sizes) else {}
     elif config and not _agrees(config, sizes):
-        if architecture.removesuffix(_QUICK) != "ViT-B-16":  # the default name promises nothing about a file's sizes
+        if (
+            architecture.removesuffix(_QUICK) != "ViT-B-16"
+        ):  # the default name promises nothing about a file's sizes
             raise SFPError(
                 f"{checkpoint.source} holds a ViT with {sizes.layers} layers of {sizes.width}, patch {sizes.patch} and images of "
                 f"{sizes.grid * sizes.patch}, which is not {model}; name the model that the file was made for."
@@ -100,7 +109,9 @@ def load_clip(
     try:
         network = _build(sizes, config, quick_gelu, head_width)
     except (AssertionError, RuntimeError, ArithmeticError) as error:
-        raise SFPError(f"The weights of {checkpoint.source} have sizes that make no CLIP ViT ({sizes}); get a sound copy.") from error
+        raise SFPError(
+            f"The weights of {checkpoint.source} have sizes that make no CLIP ViT ({sizes}); get a sound copy."
+        ) from error
     try:
         network.load_state_dict(checkpoint.weights, strict=True)
     except RuntimeError as error:
@@ -110,7 +121,9 @@ def load_clip(
         ) from error
     frozen = FrozenCLIP(
         network,
-        name=architecture if config or architecture in BUILT_IN else f"ViT {sizes.layers}x{sizes.width}/{sizes.patch}",
+        name=architecture
+        if config or architecture in BUILT_IN
+        else f"ViT {sizes.layers}x{sizes.width}/{sizes.patch}",
         pretrained=tag,
         quick_gelu=quick_gelu,
         device=device,
@@ -139,7 +152,8 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
         reason = str(error).strip().splitlines()[0].split(". ")[0][:120]
         count = torch.cuda.device_count()
         raise SFPError(
-            f"device={str(device)!r} can't be used here ({reason}); use 'cpu'" + (f", or 'cuda:0' to {count - 1}." if count else ".")
+            f"device={str(device)!r} can't be used here ({reason}); use 'cpu'"
+            + (f", or 'cuda:0' to {count - 1}." if count else ".")
         ) from error
     return torch.device(device)
 
@@ -156,7 +170,11 @@ def _open_clip_name(model: str) -> str:
         if model.lower() == built_in.lower():
             return built_in
     name = model.replace("/", "-").replace("@", "-").removesuffix("px")
-    vits = [known for known in open_clip.list_models() if _is_plain_vit(open_clip.get_model_config(known))]
+    vits = [
+        known
+        for known in open_clip.list_models()
+        if _is_plain_vit(open_clip.get_model_config(known))
+    ]
     if name not in vits:
         raise unknown_choice("CLIP model", model, [*BUILT_IN, *vits])
     return name
@@ -166,20 +184,35 @@ def _is_plain_vit(config: Mapping[str, Any]) -> bool:
     """Whether a model is OpenAI's architecture: class token, learnt positions, its tokenizer. SigLIP and CLIPA are not."""
     vision, text = set(config["vision_cfg"]), set(config["text_cfg"])
     sizes = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
-    towers = vision <= sizes and text <= {"context_length", "vocab_size", "width", "heads", "layers"}
+    towers = vision <= sizes and text <= {
+        "context_length",
+        "vocab_size",
+        "width",
+        "heads",
+        "layers",
+    }
     return (
-        towers and isinstance(config["vision_cfg"]["layers"], int) and set(config) <= {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
+        towers
+        and isinstance(config["vision_cfg"]["layers"], int)
+        and set(config) <= {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
     )
 
 
 def _is_file_name(tag: str) -> bool:
-    return Path(tag).suffix in (".pt", ".pth", ".bin", ".safetensors") or os.sep in tag or Path(tag).is_file()
+    return (
+        Path(tag).suffix in (".pt", ".pth", ".bin", ".safetensors")
+        or os.sep in tag
+        or Path(tag).is_file()
+    )
 
 
 def _built_in(architecture: str, tag: str) -> str | None:
     """Which built-in weights are meant: those that the tag names, else the model's own; None if neither does."""
     tags = {name.lower(): name for name in BUILT_IN}
-    if architecture in BUILT_IN and tag.lower() in ("openai", "toyland"):  # the default, and the config's
+    if architecture in BUILT_IN and tag.lower() in (
+        "openai",
+        "toyland",
+    ):  # the default, and the config's
         return architecture
     return tags.get(tag.lower())
 
@@ -187,9 +220,16 @@ def _built_in(architecture: str, tag: str) -> str | None:
 def _read_built_in(name: str) -> Checkpoint:
     file = BUILT_IN[name]
     if not file.is_file():
-        raise SFPError(f"The built-in {name} weights are missing at {file}; install the package again, or run tools/dev/train_toyland.py.")
-    if hashlib.sha256(file.read_bytes()).hexdigest() != json.loads(file.with_suffix(".json").read_text())["sha256"]:
-        raise SFPError(f"The built-in {name} weights at {file} are damaged (SHA-256 differs); install the package again.")
+        raise SFPError(
+            f"The built-in {name} weights are missing at {file}; install the package again, or run tools/dev/train_toyland.py."
+        )
+    if (
+        hashlib.sha256(file.read_bytes()).hexdigest()
+        != json.loads(file.with_suffix(".json").read_text())["sha256"]
+    ):
+        raise SFPError(
+            f"The built-in {name} weights at {file} are damaged (SHA-256 differs); install the package again."
+        )
     return read_checkpoint(file)
 
 
@@ -201,9 +241,13 @@ def _activation_of_file(path: Path, model: str, checkpoint: Checkpoint, asked: b
     if told is None and ("/" in model or model.endswith(_QUICK)):
         told = True
     if asked is not None and told is not None and asked != told:
-        raise SFPError(f"quick_gelu={asked} disagrees with {path}, which was trained with quick_gelu={told}; leave it out.")
+        raise SFPError(
+            f"quick_gelu={asked} disagrees with {path}, which was trained with quick_gelu={told}; leave it out."
+        )
     if told is False and model.endswith(_QUICK):
-        raise SFPError(f"{model} means QuickGELU, but {path} was trained with plain GELU; name the model {model.removesuffix(_QUICK)}.")
+        raise SFPError(
+            f"{model} means QuickGELU, but {path} was trained with plain GELU; name the model {model.removesuffix(_QUICK)}."
+        )
     if asked is not None or told is not None:
         return bool(asked if asked is not None else told)
     warnings.warn(
@@ -234,23 +278,35 @@ def _fetch(architecture: str, tag: str) -> tuple[Checkpoint, bool]:
 
     plain = architecture.removesuffix(_QUICK)
     if architecture in BUILT_IN:
-        raise SFPError(f"The {architecture} model has no weights {tag!r}; leave pretrained out, or give the path of a checkpoint.")
-    tags = {t for name in (plain, plain + _QUICK) for t in open_clip.list_pretrained_tags_by_model(name)}
+        raise SFPError(
+            f"The {architecture} model has no weights {tag!r}; leave pretrained out, or give the path of a checkpoint."
+        )
+    tags = {
+        t for name in (plain, plain + _QUICK) for t in open_clip.list_pretrained_tags_by_model(name)
+    }
     if tag not in tags:
         raise unknown_choice(f"weights for {plain}", tag, sorted(tags))
-    entry = open_clip.get_pretrained_cfg(plain, tag) or open_clip.get_pretrained_cfg(plain + _QUICK, tag)
+    entry = open_clip.get_pretrained_cfg(plain, tag) or open_clip.get_pretrained_cfg(
+        plain + _QUICK, tag
+    )
     quick_gelu = bool(entry.get("quick_gelu", False))
     if architecture.endswith(_QUICK) and not quick_gelu:
-        raise SFPError(f"{architecture} means QuickGELU, but the weights {tag!r} were trained with plain GELU; name the model {plain}.")
+        raise SFPError(
+            f"{architecture} means QuickGELU, but the weights {tag!r} were trained with plain GELU; name the model {plain}."
+        )
     path = _cached_file(entry)
     if path is None:
         if why := why_unreached(hub() if entry.get("hf_hub") else entry.get("url", "")):
-            raise SFPError(f"The weights {tag!r} of {plain} are not on this machine and {why}. {_offline_hint(entry)}")
+            raise SFPError(
+                f"The weights {tag!r} of {plain} are not on this machine and {why}. {_offline_hint(entry)}"
+            )
         try:
             path = Path(open_clip.download_pretrained(entry))
         except Exception as error:  # the hub's and urllib's errors have no common base
             reason = str(error).strip().split("\n")[0][:160]
-            raise SFPError(f"The weights {tag!r} of {plain} could not be downloaded ({reason}). {_offline_hint(entry)}") from error
+            raise SFPError(
+                f"The weights {tag!r} of {plain} could not be downloaded ({reason}). {_offline_hint(entry)}"
+            ) from error
     require_published(path, entry.get("url", ""))
     return read_checkpoint(path), quick_gelu
 
@@ -260,7 +316,11 @@ def _cached_file(entry: Mapping[str, Any]) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, file = entry.get("hf_hub", "").rpartition("/")
-    for name in ([file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]) if repository else []:
+    for name in (
+        ([file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+        if repository
+        else []
+    ):
         found = try_to_load_from_cache(repository, name)
         if isinstance(found, str):
             return Path(found)
@@ -272,7 +332,9 @@ def _cached_file(entry: Mapping[str, Any]) -> Path | None:
 def _offline_hint(entry: Mapping[str, Any]) -> str:
     url = Path(urllib.parse.urlparse(entry.get("url", "")).path).name
     hub = entry.get("hf_hub", "").rstrip("/")
-    names = " or ".join(filter(None, (url, f"open_clip_model.safetensors of {hub} on Hugging Face" if hub else "")))
+    names = " or ".join(
+        filter(None, (url, f"open_clip_model.safetensors of {hub} on Hugging Face" if hub else ""))
+    )
     return (
         f"Bring the file {names} from elsewhere and pass its path as pretrained (config: model.pretrained), or use the built-in "
         "Toyland model, which needs no download (model='Toyland'; config: configs/cfg_toyland.py)."
@@ -281,7 +343,12 @@ def _offline_hint(entry: Mapping[str, Any]) -> str:
 
 def _agrees(config: Mapping[str, Any], sizes: Sizes) -> bool:
     vision = config.get("vision_cfg", {})
-    found = dict(layers=sizes.layers, width=sizes.width, patch_size=sizes.patch, image_size=sizes.grid * sizes.patch)
+    found = dict(
+        layers=sizes.layers,
+        width=sizes.width,
+        patch_size=sizes.patch,
+        image_size=sizes.grid * sizes.patch,
+    )
     return all(vision.get(key) == value for key, value in found.items())
 
 
@@ -292,12 +359,24 @@ def _build(sizes: Sizes, config: Mapping[str, Any], quick_gelu: bool, head_width
     if head_width is None:
         head_width = config.get("vision_cfg", {}).get("head_width", 64)
     if head_width < 1 or sizes.width % head_width:
-        raise SFPError(f"head_width={head_width} does not divide the image tower's width {sizes.width}; give one that does.")
+        raise SFPError(
+            f"head_width={head_width} does not divide the image tower's width {sizes.width}; give one that does."
+        )
 
-    vision = dict(image_size=sizes.grid * sizes.patch, layers=sizes.layers, width=sizes.width, patch_size=sizes.patch)
+    vision = dict(
+        image_size=sizes.grid * sizes.patch,
+        layers=sizes.layers,
+        width=sizes.width,
+        patch_size=sizes.patch,
+    )
     vision["head_width"] = head_width
     vision["mlp_ratio"] = sizes.mlp_width / sizes.width
-    text = dict(context_length=sizes.context, vocab_size=sizes.vocabulary, width=sizes.text_width, layers=sizes.text_layers)
+    text = dict(
+        context_length=sizes.context,
+        vocab_size=sizes.vocabulary,
+        width=sizes.text_width,
+        layers=sizes.text_layers,
+    )
     text["heads"] = config.get("text_cfg", {}).get("heads", max(1, sizes.text_width // 64))
     with torch.device("meta"):  # no time goes into weights that are about to be loaded
         network = open_clip.CLIP(sizes.embed_dim, vision, text, quick_gelu=quick_gelu)

@@ -11,7 +11,9 @@ from sfp.errors import unknown_choice
 RESIZES = ("scale", "size", "antialias", "bilinear")
 
 
-def resize_positions(positions: Tensor, native: tuple[int, int], grid: tuple[int, int], resize: str = "scale") -> Tensor:
+def resize_positions(
+    positions: Tensor, native: tuple[int, int], grid: tuple[int, int], resize: str = "scale"
+) -> Tensor:
     """Positional embedding (1 + N, C) float32 of a native grid, for another grid: (1 + h * w, C).
 
     The class position stays. ``scale`` is DINO's way, which SCLIP, NACLIP, ClearCLIP, ProxyCLIP, CLIPtrase, SC-CLIP
@@ -30,6 +32,8 @@ def resize_positions(positions: Tensor, native: tuple[int, int], grid: tuple[int
         patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
     else:
         mode = "bilinear" if resize == "bilinear" else "bicubic"
-        patches = F.interpolate(patches, size=grid, mode=mode, align_corners=False, antialias=resize == "antialias")
+        patches = F.interpolate(
+            patches, size=grid, mode=mode, align_corners=False, antialias=resize == "antialias"
+        )
     assert patches.shape[-2:] == grid
     return torch.cat([positions[:1].float(), patches.flatten(2)[0].T])

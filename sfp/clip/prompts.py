@@ -15,7 +15,11 @@ _ARTICLES = ("a", "the")
 def _imagenet_prompts() -> tuple[str, ...]:
     prompts = [f"a {picture} of {article} {{}}." for picture in _PICTURES for article in _ARTICLES]
     prompts += [f"a photo of {article} {look} {{}}." for look in _LOOKS for article in _ARTICLES]
-    prompts += [f"{kind} of {article} {{}}." for kind in ("graffiti", "art", "itap") for article in _ARTICLES]
+    prompts += [
+        f"{kind} of {article} {{}}."
+        for kind in ("graffiti", "art", "itap")
+        for article in _ARTICLES
+    ]
     prompts += [f"{article} {material} {{}}." for material in _MATERIALS for article in _ARTICLES]
     prompts += [f"{article} {{}} in a video game." for article in _ARTICLES]
     prompts += [f"a photo of {word} {{}}." for word in ("a", "the", "many", "one", "my")]
@@ -25,10 +29,12 @@ def _imagenet_prompts() -> tuple[str, ...]:
 
 IMAGENET_PROMPTS = _imagenet_prompts()
 IN_THE_SCENE_PROMPTS = tuple(
-    f"{start} {{}} in the scene." for start in ("there is a", "there is the", "this is a", "this is the", "this is one")
+    f"{start} {{}} in the scene."
+    for start in ("there is a", "there is the", "this is a", "this is the", "this is one")
 )
 PROMPT_SETS = {
     "imagenet80": IMAGENET_PROMPTS,
-    "imagenet85": IMAGENET_PROMPTS + IN_THE_SCENE_PROMPTS,  # CLIP-Surgery's and the original MaskCLIP's
+    "imagenet85": IMAGENET_PROMPTS
+    + IN_THE_SCENE_PROMPTS,  # CLIP-Surgery's and the original MaskCLIP's
     "photo": ("a photo of a {}.",),
 }

@@ -43,19 +43,30 @@ class TextBank:
         cache_dir: where vectors are kept; ``default_cache_dir()`` if None, nowhere if False.
     """
 
-    def __init__(self, clip: FrozenCLIP, prompts: str | Sequence[str] = "imagenet80", cache_dir: str | os.PathLike | bool | None = None):
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        prompts: str | Sequence[str] = "imagenet80",
+        cache_dir: str | os.PathLike | bool | None = None,
+    ):
         if isinstance(prompts, str):
             if prompts not in PROMPT_SETS:
                 raise unknown_choice("prompt set", prompts, PROMPT_SETS)
             prompts = PROMPT_SETS[prompts]
         check_type("prompts", prompts, Sequence[str])
         if not prompts:
-            raise SFPError(f"prompts is {prompts!r}; give at least one, such as 'a photo of a {{}}.', or one of {', '.join(PROMPT_SETS)}.")
+            raise SFPError(
+                f"prompts is {prompts!r}; give at least one, such as 'a photo of a {{}}.', or one of {', '.join(PROMPT_SETS)}."
+            )
         for prompt in prompts:
             if prompt.count("{}") != 1 or set(prompt.replace("{}", "", 1)) & set("{}"):
-                raise SFPError(f"The prompt {prompt!r} needs exactly one {{}} where the name goes, and no other braces; write it so.")
+                raise SFPError(
+                    f"The prompt {prompt!r} needs exactly one {{}} where the name goes, and no other braces; write it so."
+                )
         self.clip, self.prompts = clip, tuple(prompts)
-        self.cache_dir = None if cache_dir is False else Path(cache_dir) if cache_dir else default_cache_dir()
+        self.cache_dir = (
+            None if cache_dir is False else Path(cache_dir) if cache_dir else default_cache_dir()
+        )
 
     def encode(self, queries: Sequence[str]) -> Tensor:
         """Unit vectors (Q, D) float32: prompts encoded, normalised, averaged, normalised.
@@ -75,17 +86,27 @@ class TextBank:
             if file:
                 _keep(file, vectors)
         vectors = vectors.to(self.clip.device)
-        return vectors[torch.tensor([unique.index(query) for query in queries], device=vectors.device)]
+        return vectors[
+            torch.tensor([unique.index(query) for query in queries], device=vectors.device)
+        ]
 
     @torch.inference_mode()
     def _encode(self, queries: Sequence[str]) -> Tensor:
         texts = [prompt.format(query) for query in queries for prompt in self.prompts]
         unique = sorted(set(texts))
         ids = self.clip.tokenize(unique)
-        lengths, order = (ids.argmax(1) + 1).sort(descending=True)  # like lengths share a batch, cut to its longest
+        lengths, order = (ids.argmax(1) + 1).sort(
+            descending=True
+        )  # like lengths share a batch, cut to its longest
         tokens = _TOKENS if self.clip.device.type == "cpu" else 32 * _TOKENS
         rows = torch.empty(len(unique), self.clip.embed_dim, device=self.clip.device)
-        with tqdm(total=len(unique), desc="encoding names", unit="text", disable=len(unique) < 2000, leave=False) as bar:
+        with tqdm(
+            total=len(unique),
+            desc="encoding names",
+            unit="text",
+            disable=len(unique) < 2000,
+            leave=False,
+        ) as bar:
             first = 0
             while first < len(unique):
                 longest = int(lengths[first])
@@ -102,7 +123,14 @@ class TextBank:
             return None
         digest = hashlib.sha256()
         tokenizer = f"{type(self.clip.tokenizer).__name__}/{self.clip.tokenizer.vocab_size}/{self.clip.model.context_length}"
-        for part in (self.clip.fingerprint, str(self.clip.quick_gelu), tokenizer, *self.prompts, "", *queries):
+        for part in (
+            self.clip.fingerprint,
+            str(self.clip.quick_gelu),
+            tokenizer,
+            *self.prompts,
+            "",
+            *queries,
+        ):
             digest.update(part.encode() + b"\0")
         return self.cache_dir / "text" / f"{digest.hexdigest()}.safetensors"
 
@@ -117,7 +145,11 @@ class TextBank:
             vectors = tensors["vectors"]
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, struct.error):
             return None
-        sound = proof == _proof(vectors) and vectors.shape == (count, self.clip.embed_dim) and vectors.dtype == torch.float32
+        sound = (
+            proof == _proof(vectors)
+            and vectors.shape == (count, self.clip.embed_dim)
+            and vectors.dtype == torch.float32
+        )
         return vectors if sound else None
 
 
@@ -153,7 +185,9 @@ def cache_bound() -> int:
 
 def text_files(folder: Path) -> list[Path]:
     """The text cache's own files in a folder: named by 64 digits of a hash."""
-    return [path for path in folder.glob("*.safetensors") if re.fullmatch(r"[0-9a-f]{64}", path.stem)]
+    return [
+        path for path in folder.glob("*.safetensors") if re.fullmatch(r"[0-9a-f]{64}", path.stem)
+    ]
 
 
 def _bound(newest: Path, most: int) -> None:

@@ -117,7 +117,9 @@ class ImageTrunk:
         """
         grid = (height // self.patch, width // self.patch)
         if 0 in grid:
-            raise SFPError(f"A window of {height}x{width} pixels is smaller than one patch ({self.patch}); use larger windows or pictures.")
+            raise SFPError(
+                f"A window of {height}x{width} pixels is smaller than one patch ({self.patch}); use larger windows or pictures."
+            )
         return grid
 
     def windows_at_once(self, height: int, width: int) -> int:
@@ -130,10 +132,14 @@ class ImageTrunk:
         tokens, bytes_of = 1 + h * w, self.dtype.itemsize
         if self.visual.proj.device.type != "cuda":
             return max(1, _CACHE_BYTES // (tokens * 4 * self.width * bytes_of))
-        stream = tokens * self.width * (12 * bytes_of + 3 * 4)  # tokens, q, k, v, hidden layer; float32 copies of tokens
+        stream = (
+            tokens * self.width * (12 * bytes_of + 3 * 4)
+        )  # tokens, q, k, v, hidden layer; float32 copies of tokens
         maps = tokens * tokens * 4 * 6  # those that methods make of a whole batch
         device = self.visual.proj.device
-        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, not in use
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # torch's own, not in use
         return max(1, min(256, (torch.cuda.mem_get_info(device)[0] + idle) // 2 // (stream + maps)))
 
     def embed(self, windows: Tensor, resize: str = "scale") -> Tensor:
@@ -147,7 +153,9 @@ class ImageTrunk:
         visual = self.visual
         patches = visual.conv1(windows.to(self.dtype)).flatten(2).transpose(1, 2).float()
         cls = visual.class_embedding.expand(len(patches), 1, -1)
-        return layer_norm(torch.cat([cls, patches], 1) + self._positions_for(grid, resize), visual.ln_pre)
+        return layer_norm(
+            torch.cat([cls, patches], 1) + self._positions_for(grid, resize), visual.ln_pre
+        )
 
     def _positions_for(self, grid: tuple[int, int], resize: str) -> Tensor:
         native = self.visual.positional_embedding.detach()
@@ -159,7 +167,13 @@ class ImageTrunk:
             self._positions[grid, resize] = kept
         return kept
 
-    def run(self, windows: Tensor, hooks: Sequence[Hook] = (), last: int | None = None, resize: str = "scale") -> Tensor:
+    def run(
+        self,
+        windows: Tensor,
+        hooks: Sequence[Hook] = (),
+        last: int | None = None,
+        resize: str = "scale",
+    ) -> Tensor:
         """Blocks 1..last on windows (B, 3, H, W) float: X^last, (B, 1 + N, C). ``last`` is L if not given."""
         tokens = self.embed(windows, resize)
         grid = self.grid_of(*windows.shape[-2:])
@@ -173,7 +187,9 @@ class ImageTrunk:
         block = self.blocks[layer - 1]
         return LayerState(layer, grid, tokens, tokens, *block.qkv(block.normed(tokens)))
 
-    def step(self, layer: int, tokens: Tensor, grid: tuple[int, int], hooks: Sequence[Hook] = ()) -> Tensor:
+    def step(
+        self, layer: int, tokens: Tensor, grid: tuple[int, int], hooks: Sequence[Hook] = ()
+    ) -> Tensor:
         """One block with its hooks: X^{l-1} to X^l, (B, 1 + N, C)."""
         block, state = self.blocks[layer - 1], self.begin(layer, tokens, grid)
         mixed = _attend(state, max([Attention.NONE, *[hook.attention for hook in hooks]]))

@@ -27,8 +27,13 @@ class Canvas:
         self._paint.polygon(flat, fill=colour)
         self._mark.polygon(flat, fill=self.label)
 
-    def ellipse(self, centre: tuple[float, float], rx: float, ry: float, colour: tuple[int, int, int]) -> None:
-        box = [v * _SUPERSAMPLE for v in (centre[0] - rx, centre[1] - ry, centre[0] + rx, centre[1] + ry)]
+    def ellipse(
+        self, centre: tuple[float, float], rx: float, ry: float, colour: tuple[int, int, int]
+    ) -> None:
+        box = [
+            v * _SUPERSAMPLE
+            for v in (centre[0] - rx, centre[1] - ry, centre[0] + rx, centre[1] + ry)
+        ]
         self._paint.ellipse(box, fill=colour)
         self._mark.ellipse(box, fill=self.label)
 
@@ -40,11 +45,15 @@ class Canvas:
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """Picture (H, W, 3) and labels (H, W), both uint8."""
-        labels = np.asarray(self.label_map)[_SUPERSAMPLE // 2 :: _SUPERSAMPLE, _SUPERSAMPLE // 2 :: _SUPERSAMPLE]
+        labels = np.asarray(self.label_map)[
+            _SUPERSAMPLE // 2 :: _SUPERSAMPLE, _SUPERSAMPLE // 2 :: _SUPERSAMPLE
+        ]
         return np.asarray(self.picture.reduce(_SUPERSAMPLE)), np.ascontiguousarray(labels)
 
 
-def _colour(rng: np.random.Generator, choices: Iterable[tuple[int, int, int]], spread: int = 14) -> tuple[int, int, int]:
+def _colour(
+    rng: np.random.Generator, choices: Iterable[tuple[int, int, int]], spread: int = 14
+) -> tuple[int, int, int]:
     options = list(choices)
     base = np.array(options[rng.integers(len(options))]) + rng.integers(-spread, spread + 1, 3)
     return tuple(int(v) for v in np.clip(base, 0, 255))
@@ -77,7 +86,10 @@ def draw_sky(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> No
     for i in range(bands):
         t = i / (bands - 1)
         shade = tuple(int(a + (b - a) * t) for a, b in zip(top, bottom, strict=True))
-        canvas.polygon(np.array([[0, rows[i]], [width, rows[i]], [width, rows[i + 1]], [0, rows[i + 1]]]), shade)
+        canvas.polygon(
+            np.array([[0, rows[i]], [width, rows[i]], [width, rows[i + 1]], [0, rows[i + 1]]]),
+            shade,
+        )
     if sum(top) < 200:
         for x, y in _texture_points(rng, region, 26):
             canvas.ellipse((x, y), 0.8, 0.8, (240, 240, 255))
@@ -85,7 +97,9 @@ def draw_sky(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> No
     for _ in range(rng.integers(1, 6)):
         x, y, r = rng.uniform(0, width), rng.uniform(0, height * 0.5), rng.uniform(10, 24)
         for k in range(4):
-            canvas.ellipse((x + (k - 1.5) * r * 0.9, y + rng.uniform(-3, 3)), r, r * 0.55, _shade(bottom, 0.6))
+            canvas.ellipse(
+                (x + (k - 1.5) * r * 0.9, y + rng.uniform(-3, 3)), r, r * 0.55, _shade(bottom, 0.6)
+            )
 
 
 def _draw_grass(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
@@ -93,7 +107,9 @@ def _draw_grass(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) ->
     _fill(canvas, region, base)
     for x, y in _texture_points(rng, region, 8):
         length, lean = rng.uniform(5, 10), rng.uniform(-3, 3)
-        canvas.line(np.array([[x, y], [x + lean, y - length]]), 1.2, _shade(base, rng.uniform(-0.35, 0.3)))
+        canvas.line(
+            np.array([[x, y], [x + lean, y - length]]), 1.2, _shade(base, rng.uniform(-0.35, 0.3))
+        )
 
 
 def _draw_sea(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
@@ -109,7 +125,12 @@ def _draw_sand(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> 
     base = _colour(rng, [(228, 200, 130), (215, 180, 110), (238, 214, 160)])
     _fill(canvas, region, base)
     for x, y in _texture_points(rng, region, 8):
-        canvas.ellipse((x, y), rng.uniform(0.7, 1.6), rng.uniform(0.7, 1.4), _shade(base, rng.uniform(-0.4, 0.2)))
+        canvas.ellipse(
+            (x, y),
+            rng.uniform(0.7, 1.6),
+            rng.uniform(0.7, 1.4),
+            _shade(base, rng.uniform(-0.4, 0.2)),
+        )
 
 
 def _draw_road(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
@@ -132,7 +153,9 @@ def _draw_snow(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> 
 
 def _fill(canvas: Canvas, region: np.ndarray, colour: tuple[int, int, int]) -> None:
     """Paint a boolean region (H, W) whole."""
-    mask = Image.fromarray(region.astype(np.uint8) * 255).resize(canvas.picture.size, Image.Resampling.NEAREST)
+    mask = Image.fromarray(region.astype(np.uint8) * 255).resize(
+        canvas.picture.size, Image.Resampling.NEAREST
+    )
     canvas.picture.paste(colour, mask=mask)
     canvas.label_map.paste(canvas.label, mask=mask)
 
@@ -143,7 +166,9 @@ Frame = Callable[[list[tuple[float, float]]], np.ndarray]
 
 
 def _draw_house(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float) -> None:
-    wall = _colour(rng, [(240, 220, 180), (225, 160, 140), (200, 120, 90), (190, 205, 225), (235, 235, 215)])
+    wall = _colour(
+        rng, [(240, 220, 180), (225, 160, 140), (200, 120, 90), (190, 205, 225), (235, 235, 215)]
+    )
     roof = _colour(rng, [(170, 50, 40), (120, 70, 45), (70, 70, 110), (60, 100, 90)])
     canvas.polygon(at([(0.4, -0.95), (0.6, -0.95), (0.6, -0.2), (0.4, -0.2)]), _shade(roof, -0.3))
     canvas.polygon(at([(-0.8, -0.15), (0.8, -0.15), (0.8, 1), (-0.8, 1)]), wall)
@@ -157,7 +182,10 @@ def _draw_house(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float) -
         canvas.line(at([(-(y + 1) / 0.9, y), ((y + 1) / 0.9, y)]), 1, _shade(roof, -0.3))
     canvas.polygon(at([(-0.18, 0.4), (0.18, 0.4), (0.18, 1), (-0.18, 1)]), _shade(roof, -0.25))
     for x in (-0.52, 0.52):
-        canvas.polygon(at([(x - 0.18, 0.1), (x + 0.18, 0.1), (x + 0.18, 0.45), (x - 0.18, 0.45)]), (150, 205, 235))
+        canvas.polygon(
+            at([(x - 0.18, 0.1), (x + 0.18, 0.1), (x + 0.18, 0.45), (x - 0.18, 0.45)]),
+            (150, 205, 235),
+        )
         canvas.line(at([(x, 0.1), (x, 0.45)]), r * 0.04, (255, 255, 255))
         canvas.line(at([(x - 0.18, 0.27), (x + 0.18, 0.27)]), r * 0.04, (255, 255, 255))
 
@@ -169,25 +197,51 @@ def _draw_tree(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float) ->
     if rng.random() < 0.35:
         for k in range(3):
             y = -1 + 0.45 * k
-            canvas.polygon(at([(0, y), (0.45 + 0.15 * k, y + 0.7), (-0.45 - 0.15 * k, y + 0.7)]), _shade(leaf, -0.12 * k))
+            canvas.polygon(
+                at([(0, y), (0.45 + 0.15 * k, y + 0.7), (-0.45 - 0.15 * k, y + 0.7)]),
+                _shade(leaf, -0.12 * k),
+            )
         centres = [(0, -0.5), (0, 0), (-0.25, 0.2), (0.25, 0.2)]
         reach = 0.25
     else:
         centres = [(0, -0.5), (-0.45, -0.2), (0.45, -0.2), (0, 0.0), (-0.25, -0.6), (0.25, -0.6)]
         reach = 0.38
         for x, y in centres:
-            canvas.ellipse(tuple(at([(x, y)])[0]), r * 0.42, r * 0.42, _shade(leaf, rng.uniform(-0.12, 0.12)))
+            canvas.ellipse(
+                tuple(at([(x, y)])[0]), r * 0.42, r * 0.42, _shade(leaf, rng.uniform(-0.12, 0.12))
+            )
     for x, y in centres:
         for dx, dy in rng.uniform(-reach, reach, (9, 2)) * 0.7:
-            canvas.ellipse(tuple(at([(x + dx, y + dy)])[0]), r * 0.05, r * 0.05, _shade(leaf, rng.uniform(-0.3, 0.35)))
+            canvas.ellipse(
+                tuple(at([(x + dx, y + dy)])[0]),
+                r * 0.05,
+                r * 0.05,
+                _shade(leaf, rng.uniform(-0.3, 0.35)),
+            )
 
 
 def _draw_car(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float) -> None:
-    paint = _colour(rng, [(200, 40, 45), (40, 90, 190), (240, 190, 40), (50, 150, 90), (230, 120, 40), (235, 235, 235)])
-    canvas.polygon(at([(-0.55, -0.1), (-0.35, -0.6), (0.3, -0.6), (0.6, -0.1)]), _shade(paint, -0.15))
-    canvas.polygon(at([(-0.42, -0.1), (-0.28, -0.48), (-0.03, -0.48), (-0.03, -0.1)]), (185, 225, 240))
+    paint = _colour(
+        rng,
+        [
+            (200, 40, 45),
+            (40, 90, 190),
+            (240, 190, 40),
+            (50, 150, 90),
+            (230, 120, 40),
+            (235, 235, 235),
+        ],
+    )
+    canvas.polygon(
+        at([(-0.55, -0.1), (-0.35, -0.6), (0.3, -0.6), (0.6, -0.1)]), _shade(paint, -0.15)
+    )
+    canvas.polygon(
+        at([(-0.42, -0.1), (-0.28, -0.48), (-0.03, -0.48), (-0.03, -0.1)]), (185, 225, 240)
+    )
     canvas.polygon(at([(0.05, -0.1), (0.05, -0.48), (0.25, -0.48), (0.45, -0.1)]), (185, 225, 240))
-    canvas.polygon(at([(-1, -0.05), (-0.9, -0.14), (0.85, -0.14), (1, 0.05), (1, 0.4), (-1, 0.4)]), paint)
+    canvas.polygon(
+        at([(-1, -0.05), (-0.9, -0.14), (0.85, -0.14), (1, 0.05), (1, 0.4), (-1, 0.4)]), paint
+    )
     canvas.line(at([(-1, 0.15), (1, 0.15)]), r * 0.05, _shade(paint, -0.3))
     canvas.ellipse(tuple(at([(0.9, 0.08)])[0]), r * 0.09, r * 0.09, (255, 245, 170))
     for x in (-0.55, 0.55):
@@ -216,12 +270,16 @@ def _draw_sun(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float) -> 
         a = turn + 2 * math.pi * k / 12
         side = 0.16
         tip = [(math.cos(a), math.sin(a)), (0.6 * math.cos(a - side), 0.6 * math.sin(a - side))]
-        canvas.polygon(at([*tip, (0.6 * math.cos(a + side), 0.6 * math.sin(a + side))]), _shade(glow, -0.12))
+        canvas.polygon(
+            at([*tip, (0.6 * math.cos(a + side), 0.6 * math.sin(a + side))]), _shade(glow, -0.12)
+        )
     canvas.ellipse(tuple(at([(0, 0)])[0]), r * 0.62, r * 0.62, glow)
     canvas.ellipse(tuple(at([(0, 0)])[0]), r * 0.5, r * 0.5, _shade(glow, 0.25))
     for x in (-0.2, 0.2):
         canvas.ellipse(tuple(at([(x, -0.1)])[0]), r * 0.06, r * 0.09, (90, 60, 20))
-    canvas.line(at([(-0.24, 0.15), (-0.1, 0.25), (0.1, 0.25), (0.24, 0.15)]), r * 0.06, (90, 60, 20))
+    canvas.line(
+        at([(-0.24, 0.15), (-0.1, 0.25), (0.1, 0.25), (0.24, 0.15)]), r * 0.06, (90, 60, 20)
+    )
 
 
 def _draw_star(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float) -> None:
@@ -231,12 +289,16 @@ def _draw_star(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float) ->
         spikes = []
         for k in range(10):
             reach = scale * (1.0 if k % 2 == 0 else 0.45)
-            spikes.append((reach * math.cos(turn + math.pi * k / 5), reach * math.sin(turn + math.pi * k / 5)))
+            spikes.append(
+                (reach * math.cos(turn + math.pi * k / 5), reach * math.sin(turn + math.pi * k / 5))
+            )
         canvas.polygon(at(spikes), colour)
 
 
 def _draw_fish(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float) -> None:
-    skin = _colour(rng, [(245, 130, 50), (150, 80, 180), (40, 170, 160), (230, 80, 110), (240, 200, 60)])
+    skin = _colour(
+        rng, [(245, 130, 50), (150, 80, 180), (40, 170, 160), (230, 80, 110), (240, 200, 60)]
+    )
     canvas.polygon(at([(0.45, 0), (1, -0.5), (0.85, 0), (1, 0.5)]), _shade(skin, -0.25))
     canvas.polygon(at([(-0.25, -0.35), (0.15, -0.75), (0.35, -0.25)]), _shade(skin, -0.2))
     canvas.ellipse(tuple(at([(-0.15, 0)])[0]), r * 0.78, r * 0.48, skin)
@@ -244,29 +306,47 @@ def _draw_fish(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float) ->
         for j in range(-2, 3):
             x, y = -0.25 + 0.17 * i + (0.08 if j % 2 else 0), 0.15 * j
             if ((x + 0.15) / 0.7) ** 2 + (y / 0.4) ** 2 < 0.8:
-                canvas.line(at([(x, y - 0.07), (x + 0.08, y), (x, y + 0.07)]), r * 0.035, _shade(skin, -0.4))
+                canvas.line(
+                    at([(x, y - 0.07), (x + 0.08, y), (x, y + 0.07)]), r * 0.035, _shade(skin, -0.4)
+                )
     canvas.line(at([(-0.45, -0.3), (-0.38, 0), (-0.45, 0.3)]), r * 0.06, _shade(skin, 0.6))
     canvas.ellipse(tuple(at([(-0.65, -0.1)])[0]), r * 0.11, r * 0.11, (255, 255, 255))
     canvas.ellipse(tuple(at([(-0.67, -0.1)])[0]), r * 0.055, r * 0.055, (10, 10, 20))
 
 
 def _draw_flower(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float) -> None:
-    petal = _colour(rng, [(240, 110, 170), (180, 90, 210), (230, 50, 60), (250, 250, 250), (110, 120, 230)])
+    petal = _colour(
+        rng, [(240, 110, 170), (180, 90, 210), (230, 50, 60), (250, 250, 250), (110, 120, 230)]
+    )
     canvas.line(at([(0, -0.3), (0.05, 1)]), r * 0.12, (60, 130, 50))
     canvas.polygon(at([(0.03, 0.75), (0.5, 0.35), (0.35, 0.75)]), (75, 150, 60))
     canvas.polygon(at([(0.03, 0.9), (-0.45, 0.5), (-0.3, 0.9)]), (75, 150, 60))
     for k in range(7):
         a = 2 * math.pi * k / 7
-        canvas.ellipse(tuple(at([(0.38 * math.cos(a), -0.4 + 0.38 * math.sin(a))])[0]), r * 0.26, r * 0.26, _shade(petal, -0.12 * (k % 2)))
+        canvas.ellipse(
+            tuple(at([(0.38 * math.cos(a), -0.4 + 0.38 * math.sin(a))])[0]),
+            r * 0.26,
+            r * 0.26,
+            _shade(petal, -0.12 * (k % 2)),
+        )
     canvas.ellipse(tuple(at([(0, -0.4)])[0]), r * 0.22, r * 0.22, (250, 205, 50))
     for k in range(6):
         a = 2 * math.pi * k / 6
-        canvas.ellipse(tuple(at([(0.12 * math.cos(a), -0.4 + 0.12 * math.sin(a))])[0]), r * 0.04, r * 0.04, (190, 120, 30))
+        canvas.ellipse(
+            tuple(at([(0.12 * math.cos(a), -0.4 + 0.12 * math.sin(a))])[0]),
+            r * 0.04,
+            r * 0.04,
+            (190, 120, 30),
+        )
 
 
 def _draw_balloon(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float) -> None:
-    skin = _colour(rng, [(225, 35, 60), (20, 160, 220), (60, 190, 80), (250, 150, 30), (170, 60, 200)])
-    canvas.line(at([(0, 0.45), (0.08, 0.62), (-0.06, 0.8), (0.02, 1)]), max(1.2, r * 0.04), (90, 90, 90))
+    skin = _colour(
+        rng, [(225, 35, 60), (20, 160, 220), (60, 190, 80), (250, 150, 30), (170, 60, 200)]
+    )
+    canvas.line(
+        at([(0, 0.45), (0.08, 0.62), (-0.06, 0.8), (0.02, 1)]), max(1.2, r * 0.04), (90, 90, 90)
+    )
     canvas.ellipse(tuple(at([(0, -0.3)])[0]), r * 0.6, r * 0.7, skin)
     canvas.ellipse(tuple(at([(0, -0.3)])[0]), r * 0.36, r * 0.7, _shade(skin, 0.25))
     canvas.ellipse(tuple(at([(0, -0.3)])[0]), r * 0.14, r * 0.7, skin)
@@ -282,11 +362,23 @@ def _draw_mushroom(canvas: Canvas, rng: np.random.Generator, at: Frame, r: float
     dome = [(math.cos(a), 0.15 - 1.05 * math.sin(a)) for a in np.linspace(0, math.pi, 24)]
     canvas.polygon(at(dome), cap)
     canvas.line(at([(-0.95, 0.12), (0.95, 0.12)]), r * 0.1, _shade(cap, -0.35))
-    for x, y, s in ((-0.55, -0.2, 0.13), (0, -0.6, 0.16), (0.5, -0.25, 0.14), (0.05, -0.15, 0.11), (-0.3, -0.6, 0.08)):
+    for x, y, s in (
+        (-0.55, -0.2, 0.13),
+        (0, -0.6, 0.16),
+        (0.5, -0.25, 0.14),
+        (0.05, -0.15, 0.11),
+        (-0.3, -0.6, 0.08),
+    ):
         canvas.ellipse(tuple(at([(x, y)])[0]), r * s, r * s * 0.9, (250, 248, 240))
 
 
-GROUND_PAINTERS = {"grass": _draw_grass, "sea": _draw_sea, "sand": _draw_sand, "road": _draw_road, "snow": _draw_snow}
+GROUND_PAINTERS = {
+    "grass": _draw_grass,
+    "sea": _draw_sea,
+    "sand": _draw_sand,
+    "road": _draw_road,
+    "snow": _draw_snow,
+}
 THING_PAINTERS = {
     "house": _draw_house, "tree": _draw_tree, "car": _draw_car, "boat": _draw_boat, "sun": _draw_sun,
     "star": _draw_star, "fish": _draw_fish, "flower": _draw_flower, "balloon": _draw_balloon, "mushroom": _draw_mushroom,

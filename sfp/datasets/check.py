@@ -29,7 +29,10 @@ class Findings:
     def histogram(self, layout: Layout) -> str:
         """Percent of the pixels for each label that occurs, six on a line."""
         total = sum(self.pixels.values())
-        cells = [f"{'ignore' if label == layout.ignore else label:>6} {100 * n / total:6.2f}%" for label, n in sorted(self.pixels.items())]
+        cells = [
+            f"{'ignore' if label == layout.ignore else label:>6} {100 * n / total:6.2f}%"
+            for label, n in sorted(self.pixels.items())
+        ]
         return "\n".join("  ".join(cells[i : i + 6]) for i in range(0, len(cells), 6))
 
 
@@ -45,10 +48,14 @@ def check_dataset(name: str, data: Path, workers: int = 1, subset: bool = False)
     layout = find_layout(name)
     root = data / layout.root
     if not root.is_dir():
-        raise SFPError(f"There is no {root}; prepare {name} with tools/prepare_dataset.py, or give --data the folder that has it.")
+        raise SFPError(
+            f"There is no {root}; prepare {name} with tools/prepare_dataset.py, or give --data the folder that has it."
+        )
     problems = []
     if unfinished_marker(layout, root).exists():
-        problems.append(f"The preparation of {root} was interrupted; run tools/prepare_dataset.py {name} again.")
+        problems.append(
+            f"The preparation of {root} was interrupted; run tools/prepare_dataset.py {name} again."
+        )
     names = _names(layout, root, problems)
     if names is None:
         return Findings(tuple(problems), 0, {})
@@ -57,9 +64,15 @@ def check_dataset(name: str, data: Path, workers: int = 1, subset: bool = False)
             f"There are {len(names)} images, but the published split has {layout.published}; complete it, or say --subset if it is a part."
         )
     problems += _unpaired(layout, root, names)
-    pairs = [name for name in names if layout.image(name, root).is_file() and layout.label(name, root).is_file()]
+    pairs = [
+        name
+        for name in names
+        if layout.image(name, root).is_file() and layout.label(name, root).is_file()
+    ]
     pixels: Counter[int] = Counter()
-    for found, counts in in_parallel(functools.partial(check_pair, layout, root), pairs, workers, f"checking {name}"):
+    for found, counts in in_parallel(
+        functools.partial(check_pair, layout, root), pairs, workers, f"checking {name}"
+    ):
         problems += found
         pixels.update(counts)
     whole = not subset and len(names) == len(pairs) and layout.published in (None, len(names))
@@ -71,26 +84,39 @@ def _names(layout: Layout, root: Path, problems: list[str]) -> list[str] | None:
     """The names of the split's images, each once; None where there are none, with the reason added to ``problems``."""
     folder = root / layout.images
     if layout.split is None:
-        names = sorted(str(p.relative_to(folder)).removesuffix(layout.image_suffix) for p in _files(folder, layout.image_suffix))
+        names = sorted(
+            str(p.relative_to(folder)).removesuffix(layout.image_suffix)
+            for p in _files(folder, layout.image_suffix)
+        )
         if not names:
-            problems.append(f"There is no image *{layout.image_suffix} in {folder}; prepare {layout.name} again.")
+            problems.append(
+                f"There is no image *{layout.image_suffix} in {folder}; prepare {layout.name} again."
+            )
         return names or None
     path = root / layout.split
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"The split list {path} can't be read ({error}); prepare {layout.name} again.")
+        problems.append(
+            f"The split list {path} can't be read ({error}); prepare {layout.name} again."
+        )
         return None
     if not any(lines):
-        problems.append(f"The split list {path} is empty; delete it and prepare {layout.name} again.")
+        problems.append(
+            f"The split list {path} is empty; delete it and prepare {layout.name} again."
+        )
         return None
     for number, line in enumerate(lines, 1):
         if not line:
             problems.append(f"Line {number} of the split list {path} is empty; delete it.")
     for line, times in Counter(filter(None, lines)).items():
         if times > 1:
-            numbers = ", ".join(str(number) for number, other in enumerate(lines, 1) if other == line)
-            problems.append(f"The split list {path} has {line!r} {times} times (lines {numbers}); leave one.")
+            numbers = ", ".join(
+                str(number) for number, other in enumerate(lines, 1) if other == line
+            )
+            problems.append(
+                f"The split list {path} has {line!r} {times} times (lines {numbers}); leave one."
+            )
     return list(dict.fromkeys(filter(None, lines)))
 
 
@@ -134,7 +160,9 @@ def check_pair(layout: Layout, root: Path, name: str) -> tuple[list[str], dict[i
             f"The label {label} has {labels.width} x {labels.height} pixels, its image {picture.width} x {picture.height}; {redo}"
         )
     if labels.format not in ("PNG", "TIFF"):
-        problems.append(f"The label {label} is a {labels.format} inside, which changes labels; {redo}")
+        problems.append(
+            f"The label {label} is a {labels.format} inside, which changes labels; {redo}"
+        )
     if labels.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA"):
         problems.append(
             f"The label {label} has colours ({labels.mode}) instead of labels, which must be indices, with or without palette; {redo}"
@@ -143,7 +171,9 @@ def check_pair(layout: Layout, root: Path, name: str) -> tuple[list[str], dict[i
     bits = {"1": 1, "L": 8, "P": 8, "I;16": 16, "I;16B": 16}.get(labels.mode)
     if bits != layout.bits:
         found = f"{bits} bits a pixel" if bits else f"pixels of mode {labels.mode}"
-        problems.append(f"The label {label} has {found}, but {layout.name} needs {layout.bits}; {redo}")
+        problems.append(
+            f"The label {label} has {found}, but {layout.name} needs {layout.bits}; {redo}"
+        )
         if bits is None:
             return problems, {}
     bins = np.bincount(np.asarray(labels).ravel())
@@ -151,7 +181,9 @@ def check_pair(layout: Layout, root: Path, name: str) -> tuple[list[str], dict[i
     strange = [value for value in counts if value > layout.top and value != layout.ignore]
     if strange:
         named = _several(f"{value} ({100 * counts[value] / bins.sum():.2f}%)" for value in strange)
-        problems.append(f"The label {label} has the value{'s' * (len(strange) > 1)} {named}, outside {_allowed(layout)}; {redo}")
+        problems.append(
+            f"The label {label} has the value{'s' * (len(strange) > 1)} {named}, outside {_allowed(layout)}; {redo}"
+        )
     return problems, counts
 
 
@@ -193,7 +225,9 @@ def _wrong_labels(layout: Layout, pixels: Counter[int], whole: bool) -> Iterator
         yield f"The labels seem to be the owners' {layout.owners}, not converted ({_several(outside)} occur); {again}"
     elif ignored > 0.5:
         yield f"{100 * ignored:.0f}% of all pixels are to be ignored ({layout.ignore}), as if all labels were shifted down by one; {again}"
-    elif whole and layout.bits == 8:  # the two large vocabularies have classes that their validation images lack
+    elif (
+        whole and layout.bits == 8
+    ):  # the two large vocabularies have classes that their validation images lack
         absent = [label for label in (0, layout.top) if label not in pixels]
         if absent:
             yield f"The label {' and '.join(map(str, absent))} never occurs, as if labels were shifted or left out; {again}"

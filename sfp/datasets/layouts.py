@@ -7,8 +7,40 @@ from pathlib import Path
 
 from sfp.errors import unknown_choice
 
-CITYSCAPES_TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # the labelId of each trainId
-COCO_UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)  # thing ids, from 0, that no COCO image has
+CITYSCAPES_TRAIN_IDS = (
+    7,
+    8,
+    11,
+    12,
+    13,
+    17,
+    19,
+    20,
+    21,
+    22,
+    23,
+    24,
+    25,
+    26,
+    27,
+    28,
+    31,
+    32,
+    33,
+)  # the labelId of each trainId
+COCO_UNUSED = (
+    11,
+    25,
+    28,
+    29,
+    44,
+    65,
+    67,
+    68,
+    70,
+    82,
+    90,
+)  # thing ids, from 0, that no COCO image has
 COCO_IDS = tuple(i for i in range(182) if i not in COCO_UNUSED)
 COCO_THINGS = tuple(i for i in COCO_IDS if i < 91)
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalContextDataset, PascalContextDataset59
+from mmseg.datasets import (
+    BaseSegDataset,
+    COCOStuffDataset,
+    PascalContextDataset,
+    PascalContextDataset59,
+)
 from mmseg.registry import DATASETS
 
 from sfp.datasets import toyland
@@ -30,8 +35,19 @@ class PascalVOC20Dataset(BaseSegDataset):
         ],
     )  # fmt: skip
 
-    def __init__(self, img_suffix: str = ".jpg", seg_map_suffix: str = ".png", reduce_zero_label: bool = True, **kwargs: Any):
-        super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label, **kwargs)
+    def __init__(
+        self,
+        img_suffix: str = ".jpg",
+        seg_map_suffix: str = ".png",
+        reduce_zero_label: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            img_suffix=img_suffix,
+            seg_map_suffix=seg_map_suffix,
+            reduce_zero_label=reduce_zero_label,
+            **kwargs,
+        )
 
 
 @DATASETS.register_module()
@@ -53,7 +69,9 @@ class COCOObjectDataset(BaseSegDataset):
         palette=[[0, 0, 0], *COCOStuffDataset.METAINFO["palette"][:80]],
     )
 
-    def __init__(self, img_suffix: str = ".jpg", seg_map_suffix: str = "_instanceTrainIds.png", **kwargs: Any):
+    def __init__(
+        self, img_suffix: str = ".jpg", seg_map_suffix: str = "_instanceTrainIds.png", **kwargs: Any
+    ):
         super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
 
 
@@ -84,7 +102,11 @@ class _NamedByFile(BaseSegDataset):
                 "set test_dataloader.dataset.name_path to a file with one line per class, in their order."
             )
         super().__init__(
-            metainfo=dict(classes=names), img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, ignore_index=ignore_index, **kwargs
+            metainfo=dict(classes=names),
+            img_suffix=img_suffix,
+            seg_map_suffix=seg_map_suffix,
+            ignore_index=ignore_index,
+            **kwargs,
         )
 
 
@@ -117,12 +139,18 @@ class ToylandDataset(BaseSegDataset):
 
     METAINFO = dict(classes=toyland.CLASSES, palette=[list(colour) for colour in toyland.PALETTE])
 
-    def __init__(self, data_root: str, split: str = "val", scenes: int = toyland.VAL_SCENES, **kwargs: Any):
+    def __init__(
+        self, data_root: str, split: str = "val", scenes: int = toyland.VAL_SCENES, **kwargs: Any
+    ):
         check_type("scenes of ToylandDataset", scenes, int, toyland.VAL_SCENES)
         if scenes < 1 or split not in toyland.SPLITS:
             splits = ", ".join(toyland.SPLITS)
-            raise SFPError(f"ToylandDataset has scenes={scenes}, split={split!r}; give at least 1 scene and one of the splits {splits}.")
-        self.names = toyland.write_scenes(data_root, split, scenes)  # no list: runs with other numbers of scenes share the folder
+            raise SFPError(
+                f"ToylandDataset has scenes={scenes}, split={split!r}; give at least 1 scene and one of the splits {splits}."
+            )
+        self.names = toyland.write_scenes(
+            data_root, split, scenes
+        )  # no list: runs with other numbers of scenes share the folder
         super().__init__(
             data_root=data_root,
             data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
@@ -135,4 +163,12 @@ class ToylandDataset(BaseSegDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         images, labels = (self.data_prefix[key] for key in ("img_path", "seg_map_path"))
         shared = dict(label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
-        return [dict(img_path=f"{images}/{name}.jpg", seg_map_path=f"{labels}/{name}.png", seg_fields=[], **shared) for name in self.names]
+        return [
+            dict(
+                img_path=f"{images}/{name}.jpg",
+                seg_map_path=f"{labels}/{name}.png",
+                seg_fields=[],
+                **shared,
+            )
+            for name in self.names
+        ]

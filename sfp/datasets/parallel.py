@@ -13,7 +13,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], workers: int, description: str) -> Iterator[Result]:
+def in_parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, description: str
+) -> Iterator[Result]:
     """``function(item)`` for each item, in order; with one worker or few items in this process.
 
     The first exception ends it; what had not been started is left undone.

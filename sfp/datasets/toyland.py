@@ -95,34 +95,58 @@ def _draw_land(canvas: Canvas, rng: np.random.Generator, height: int, width: int
     return layout
 
 
-def _draw_things(canvas: Canvas, rng: np.random.Generator, layout: np.ndarray) -> tuple[tuple[int, tuple[int, int, int, int]], ...]:
+def _draw_things(
+    canvas: Canvas, rng: np.random.Generator, layout: np.ndarray
+) -> tuple[tuple[int, tuple[int, int, int, int]], ...]:
     height, width = layout.shape
     placed: list[tuple[str, float, float, float]] = []
     for name in rng.permutation(THINGS)[: rng.integers(3, 7)]:
         r = min(height, width) * rng.uniform(0.12, 0.3)
-        homes = [CLASSES.index(h) for h in _AT_HOME[name] if (layout == CLASSES.index(h)).sum() > r * r]
+        homes = [
+            CLASSES.index(h) for h in _AT_HOME[name] if (layout == CLASSES.index(h)).sum() > r * r
+        ]
         for _ in range(12):
             x, y = rng.uniform(r * 0.8, width - r * 0.8), rng.uniform(r * 0.9, height - r * 0.9)
-            foot = layout[min(height - 1, int(y + 0.7 * r)) if name not in ("sun", "star", "balloon") else int(y), int(x)]
+            foot = layout[
+                min(height - 1, int(y + 0.7 * r))
+                if name not in ("sun", "star", "balloon")
+                else int(y),
+                int(x),
+            ]
             stray = not homes or rng.random() < 0.5
             clear = all(math.hypot(x - x2, y - y2) > 0.85 * (r + r2) for _, x2, y2, r2 in placed)
             if clear and (stray or foot in homes):
                 placed.append((str(name), x, y, r))
                 break
-    placed.sort(key=lambda thing: thing[2] + thing[3])  # what stands lower is nearer, so it is painted later
+    placed.sort(
+        key=lambda thing: thing[2] + thing[3]
+    )  # what stands lower is nearer, so it is painted later
     things = []
     for name, x, y, r in placed:
         mirror = -1.0 if rng.random() < 0.5 else 1.0
         tilt = rng.uniform(-0.12, 0.12)
         cos, sin = math.cos(tilt), math.sin(tilt)
 
-        def at(points: list[tuple[float, float]], x=x, y=y, r=r, mirror=mirror, cos=cos, sin=sin) -> np.ndarray:
+        def at(
+            points: list[tuple[float, float]], x=x, y=y, r=r, mirror=mirror, cos=cos, sin=sin
+        ) -> np.ndarray:
             local = np.asarray(points, float) * (mirror, 1.0)
-            return np.stack([x + r * (cos * local[:, 0] - sin * local[:, 1]), y + r * (sin * local[:, 0] + cos * local[:, 1])], 1)
+            return np.stack(
+                [
+                    x + r * (cos * local[:, 0] - sin * local[:, 1]),
+                    y + r * (sin * local[:, 0] + cos * local[:, 1]),
+                ],
+                1,
+            )
 
         canvas.label = CLASSES.index(name)
         THING_PAINTERS[name](canvas, rng, at, r)
-        box = (max(0, int(x - r)), max(0, int(y - r)), min(width, int(x + r) + 1), min(height, int(y + r) + 1))
+        box = (
+            max(0, int(x - r)),
+            max(0, int(y - r)),
+            min(width, int(x + r) + 1),
+            min(height, int(y + r) + 1),
+        )
         things.append((canvas.label, box))
     return tuple(things)
 
@@ -161,7 +185,10 @@ def write_scenes(root: str | os.PathLike, split: str = "val", count: int = VAL_S
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(PALETTE)] = PALETTE
     for index, name in enumerate(names):
-        image_file, label_file = root / f"JPEGImages/{name}.jpg", root / f"SegmentationClass/{name}.png"
+        image_file, label_file = (
+            root / f"JPEGImages/{name}.jpg",
+            root / f"SegmentationClass/{name}.png",
+        )
         if image_file.exists() and label_file.exists():
             continue
         scene = make_scene(split, index)

@@ -62,7 +62,9 @@ def patch_std(images: Tensor) -> Tensor:
         ValueError: another shape.
     """
     if images.shape[1:] != (3, GRID * PATCH, GRID * PATCH):
-        raise ValueError(f"Toyland's outliers are known for windows (B, 3, 224, 224), not {tuple(images.shape)}.")
+        raise ValueError(
+            f"Toyland's outliers are known for windows (B, 3, 224, 224), not {tuple(images.shape)}."
+        )
     weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
     grey = (images.float() * weights).sum(1)
     patches = grey.unflatten(2, (GRID, PATCH)).unflatten(1, (GRID, PATCH)).transpose(2, 3)

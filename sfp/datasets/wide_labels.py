@@ -38,10 +38,14 @@ class LoadWideLabels(BaseTransform):
                 "a class number per pixel."
             )
         if results.get("label_map") is not None:
-            raise SFPError(f"LoadWideLabels can't map the labels of {path} to other classes; leave the dataset's metainfo.classes out.")
+            raise SFPError(
+                f"LoadWideLabels can't map the labels of {path} to other classes; leave the dataset's metainfo.classes out."
+            )
         labels = labels.astype(np.int32)
         if results.get("reduce_zero_label"):
-            labels = np.where((labels == 0) | (labels == self.ignore_index), self.ignore_index, labels - 1)
+            labels = np.where(
+                (labels == 0) | (labels == self.ignore_index), self.ignore_index, labels - 1
+            )
         results["gt_seg_map"] = labels
         results["seg_fields"].append("gt_seg_map")
         return results

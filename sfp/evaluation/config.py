@@ -54,13 +54,19 @@ def read_config(file: str | Path, options: list[str]) -> Config:
     try:
         cfg.merge_from_dict(overrides)
     except (TypeError, KeyError, IndexError) as error:  # a key below one that holds no keys
-        raise SFPError(f"--cfg-options {' '.join(options)} doesn't fit {path} ({error}); name keys that it has.") from error
+        raise SFPError(
+            f"--cfg-options {' '.join(options)} doesn't fit {path} ({error}); name keys that it has."
+        ) from error
     for key in ("model", "test_dataloader", "test_evaluator"):
         if not isinstance(cfg.get(key), dict):
-            raise SFPError(f"The config {path} has no {key}=dict(...); name one that evaluates a dataset, such as configs/cfg_toyland.py.")
+            raise SFPError(
+                f"The config {path} has no {key}=dict(...); name one that evaluates a dataset, such as configs/cfg_toyland.py."
+            )
     dataset = cfg.test_dataloader.get("dataset")
     if not isinstance(dataset, dict) or "type" not in dataset:
-        raise SFPError(f"The config {path} has no test_dataloader.dataset.type; name one of a dataset, such as configs/cfg_toyland.py.")
+        raise SFPError(
+            f"The config {path} has no test_dataloader.dataset.type; name one of a dataset, such as configs/cfg_toyland.py."
+        )
     _set_short_side(cfg)
     return cfg
 
@@ -73,7 +79,9 @@ def _from_file(path: Path) -> Config:
         object.__setattr__(cfg, "_format_python_code", False)
         return cfg
     except Exception as error:  # a config is a program: anything can go wrong in it
-        raise SFPError(f"The config {path} can't be read ({type(error).__name__}: {error}); put it right, or name another.") from error
+        raise SFPError(
+            f"The config {path} can't be read ({type(error).__name__}: {error}); put it right, or name another."
+        ) from error
     finally:
         logging.disable(logging.NOTSET)
 
@@ -86,7 +94,9 @@ def _parse(options: list[str]) -> dict:
         if not equals or not all(part.strip() for part in key.split(".")):
             raise SFPError(f"--cfg-options got {option!r}; write KEY=VALUE, such as model.pm=L2.")
         if key in keys:
-            raise SFPError(f"--cfg-options names {key} twice, the second time as {option!r}; keep one.")
+            raise SFPError(
+                f"--cfg-options names {key} twice, the second time as {option!r}; keep one."
+            )
         keys.add(key)
     if not options:
         return {}
@@ -100,13 +110,18 @@ def _parse(options: list[str]) -> dict:
 
 def _check_keys(cfg: Config, overrides: dict) -> None:
     """Raises SFPError for an override that would change nothing."""
-    known = {*cfg, *inspect.signature(Runner.__init__).parameters, "settings", "short_side"} - {"self", "cfg"}
+    known = {*cfg, *inspect.signature(Runner.__init__).parameters, "settings", "short_side"} - {
+        "self",
+        "cfg",
+    }
     for key in overrides:
         top = key.split(".")[0]
         if top not in known:
             raise unknown_choice("config key", key, sorted(known))
         if top in _READ_ALREADY:
-            raise SFPError(f"--cfg-options sets {key}, which the config has used already; set {_READ_ALREADY[top]} instead.")
+            raise SFPError(
+                f"--cfg-options sets {key}, which the config has used already; set {_READ_ALREADY[top]} instead."
+            )
 
 
 # what configs are made of: by the time of an override it has gone into other keys
@@ -143,9 +158,15 @@ def _set_short_side(cfg: Config) -> None:
         return
     if not isinstance(short_side, int) or short_side < 1:
         raise SFPError(f"short_side={short_side!r} is no number of pixels; give one such as 336.")
-    resizes = [step for step in cfg.test_dataloader.dataset.get("pipeline", []) if step.get("type") == "Resize"]
+    resizes = [
+        step
+        for step in cfg.test_dataloader.dataset.get("pipeline", [])
+        if step.get("type") == "Resize"
+    ]
     if not resizes:
-        raise SFPError(f"short_side={short_side} is given, but the pipeline of {cfg.filename} has no Resize; leave it out.")
+        raise SFPError(
+            f"short_side={short_side} is given, but the pipeline of {cfg.filename} has no Resize; leave it out."
+        )
     for step in resizes:
         step.scale = (2048, short_side)
 
@@ -168,10 +189,16 @@ def building(what: str) -> Iterator[None]:
             f"{what} can't read or write {where} ({reason}); check the path, its permissions and the room on its disk."
         ) from error
     except Exception as error:  # a class of mmengine's, mmseg's or the user's
-        if "need at least one array to concatenate" in str(error):  # mmengine's words for a dataset of length 0
-            raise SFPError(f"{what} has no images; check test_dataloader.dataset: its folders, list and suffixes.") from error
+        if "need at least one array to concatenate" in str(
+            error
+        ):  # mmengine's words for a dataset of length 0
+            raise SFPError(
+                f"{what} has no images; check test_dataloader.dataset: its folders, list and suffixes."
+            ) from error
         reason = (str(error).strip().splitlines() or [""])[-1].split(". ")[0]
-        raise SFPError(f"{what} can't be built ({type(error).__name__}: {reason}); check its keys.") from error
+        raise SFPError(
+            f"{what} can't be built ({type(error).__name__}: {reason}); check its keys."
+        ) from error
 
 
 def check_dataset(cfg: Config) -> None:
@@ -180,14 +207,20 @@ def check_dataset(cfg: Config) -> None:
     if dataset.type == "ToylandDataset":
         return
     root = Path(dataset.get("data_root") or ".")
-    hint = "set test_dataloader.dataset.data_root, or SFP_DATA to the folder that holds all datasets"
+    hint = (
+        "set test_dataloader.dataset.data_root, or SFP_DATA to the folder that holds all datasets"
+    )
     if not root.is_dir():
         raise SFPError(f"The data root {root} of {dataset.type} does not exist; {hint}.")
     for key, folder in dataset.get("data_prefix", {}).items():
         if folder and not (root / folder).is_dir():
-            raise SFPError(f"The folder {root / folder} (data_prefix.{key} of {dataset.type}) does not exist; {hint}.")
+            raise SFPError(
+                f"The folder {root / folder} (data_prefix.{key} of {dataset.type}) does not exist; {hint}."
+            )
     if next(root.glob(".unfinished_*"), None):
-        raise SFPError(f"The preparation of {root} was interrupted; run tools/prepare_dataset.py again.")
+        raise SFPError(
+            f"The preparation of {root} was interrupted; run tools/prepare_dataset.py again."
+        )
     if dataset.get("ann_file"):
         _check_list(root / dataset.ann_file, f"ann_file of {dataset.type}", hint)
 
@@ -199,12 +232,16 @@ def _check_list(path: Path, key: str, hint: str) -> None:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise SFPError(f"The list {path} ({key}) can't be read ({error}); put a sound copy in its place.") from error
+        raise SFPError(
+            f"The list {path} ({key}) can't be read ({error}); put a sound copy in its place."
+        ) from error
     if not any(lines):
         raise SFPError(f"The list {path} ({key}) is empty; put a sound copy in its place.")
     for number, line in enumerate(lines, 1):
         if not line or "\0" in line:
-            raise SFPError(f"Line {number} of the list {path} ({key}) is no name of an image; put a sound copy in its place.")
+            raise SFPError(
+                f"Line {number} of the list {path} ({key}) is no name of an image; put a sound copy in its place."
+            )
     name, times = Counter(lines).most_common(1)[0]
     if times > 1:
         raise SFPError(f"The list {path} ({key}) has {name!r} {times} times; leave one.")

@@ -19,7 +19,9 @@ from sfp.files import make_folder, unwritable, whole_file
 _MEND = "mend that and give the same command again, which goes on from there"
 
 
-def count_image(prediction: Tensor, labels: Tensor, classes: int, ignore: int = 255, name: str = "an image") -> np.ndarray:
+def count_image(
+    prediction: Tensor, labels: Tensor, classes: int, ignore: int = 255, name: str = "an image"
+) -> np.ndarray:
     """Pixels of each class in one image that are right, predicted, labelled: (3, K) int64. Ignored labels count nowhere.
 
     Args:
@@ -34,7 +36,9 @@ def count_image(prediction: Tensor, labels: Tensor, classes: int, ignore: int = 
     """
     if prediction.shape != labels.shape:
         sizes = f"{tuple(labels.shape)}, but its prediction {tuple(prediction.shape)}"
-        raise SFPError(f"The label map {name} is {sizes}; check that image and label have one size.")
+        raise SFPError(
+            f"The label map {name} is {sizes}; check that image and label have one size."
+        )
     labels, prediction = labels.long(), prediction.to(labels.device).long()
     kept = labels != ignore
     labels, prediction = labels[kept], prediction[kept]
@@ -77,7 +81,14 @@ class Figures:
         def mean(values: np.ndarray) -> float:
             return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
-        return cls(iou, acc, mean(iou), mean(acc), float(overall), mean(np.where(labelled > 0, iou, np.nan)))
+        return cls(
+            iou,
+            acc,
+            mean(iou),
+            mean(acc),
+            float(overall),
+            mean(np.where(labelled > 0, iou, np.nan)),
+        )
 
 
 class CountStore:
@@ -111,9 +122,15 @@ class CountStore:
                     f"The interrupted run in {self.folder.parent} had another {' and '.join(changed)}; "
                     "start it afresh with --fresh, or choose another --work-dir."
                 )
-            lines = [line for file in sorted(self.folder.glob("rank*.jsonl")) for line in file.read_bytes().split(b"\n")]
+            lines = [
+                line
+                for file in sorted(self.folder.glob("rank*.jsonl"))
+                for line in file.read_bytes().split(b"\n")
+            ]
         except OSError as error:
-            raise SFPError(f"The interrupted run in {self.folder.parent} can't be read ({error}); choose another --work-dir.") from error
+            raise SFPError(
+                f"The interrupted run in {self.folder.parent} can't be read ({error}); choose another --work-dir."
+            ) from error
         found: dict[str, np.ndarray] = {}
         for line in lines:
             proof, _, content = line.partition(b" ")

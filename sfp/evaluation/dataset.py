@@ -34,7 +34,9 @@ def build_dataset(cfg: Config) -> BaseSegDataset:
     return dataset
 
 
-def check_names(vocabulary: Vocabulary, dataset: BaseSegDataset, source: str = "The names file") -> None:
+def check_names(
+    vocabulary: Vocabulary, dataset: BaseSegDataset, source: str = "The names file"
+) -> None:
     """Raises SFPError where the names and the dataset have different numbers of classes."""
     classes = dataset.metainfo["classes"]
     if len(vocabulary.names) != len(classes):
@@ -44,14 +46,23 @@ def check_names(vocabulary: Vocabulary, dataset: BaseSegDataset, source: str = "
         )
 
 
-def check_task(vocabulary: Vocabulary, protocol: Protocol, dataset: BaseSegDataset, source: str = "The names file") -> None:
+def check_task(
+    vocabulary: Vocabulary,
+    protocol: Protocol,
+    dataset: BaseSegDataset,
+    source: str = "The names file",
+) -> None:
     """Raises SFPError where names, thresholds and a dataset don't fit each other.
 
     What a threshold takes from a class falls to class 0, which must be a background.
     """
     check_names(vocabulary, dataset, source)
     first = dataset.metainfo["classes"][0]
-    given = [f"{key}={value}" for key, value in (("prob_thd", protocol.prob_thd), ("area_thd", protocol.area_thd)) if value]
+    given = [
+        f"{key}={value}"
+        for key, value in (("prob_thd", protocol.prob_thd), ("area_thd", protocol.area_thd))
+        if value
+    ]
     if given and first.lower() != "background":
         raise SFPError(
             f"model.{' and model.'.join(given)} would give pixels to the class 0 of {type(dataset).__name__}, {first!r}, which is no "
@@ -71,13 +82,18 @@ def image_names(dataset: BaseSegDataset) -> list[str]:
 
 def spread_over(dataset: Sized, images: int) -> list[int]:
     """Indices of at most so many images, evenly over a dataset from its first to its last."""
-    return np.unique(np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)).tolist()
+    return np.unique(
+        np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
+    ).tolist()
 
 
 def short_side_of(dataset: BaseSegDataset) -> int | None:
     """To what a dataset's pipeline resizes the short side of its images."""
     transforms = getattr(dataset.pipeline, "pipeline", dataset.pipeline).transforms
-    return next((min(step.scale) for step in transforms if type(step).__name__ == "Resize" and step.scale), None)
+    return next(
+        (min(step.scale) for step in transforms if type(step).__name__ == "Resize" and step.scale),
+        None,
+    )
 
 
 class NamedFailures:
@@ -100,18 +116,25 @@ class NamedFailures:
                     with Image.open(path) as image:
                         image.load()
                 except Exception as reason:
-                    raise SFPError(f"{path} can't be read as an image ({reason}); put a sound copy in its place.") from error
+                    raise SFPError(
+                        f"{path} can't be read as an image ({reason}); put a sound copy in its place."
+                    ) from error
             if isinstance(error, SFPError):
                 raise
             self._check_label(data)
             reason = f"{type(error).__name__}: {error}"
-            raise SFPError(f"{data.get('img_path')} can't be prepared ({reason}); check it and its label.") from error
+            raise SFPError(
+                f"{data.get('img_path')} can't be prepared ({reason}); check it and its label."
+            ) from error
         self._check_label(data)
         return prepared
 
     def _check_label(self, data: dict) -> None:
         """Raises SFPError for a label map that mmcv would fold into eight bits, or that was never exact."""
-        if not any(type(step).__name__ == "LoadAnnotations" for step in getattr(self.pipeline, "transforms", ())):
+        if not any(
+            type(step).__name__ == "LoadAnnotations"
+            for step in getattr(self.pipeline, "transforms", ())
+        ):
             return
         with Image.open(data["seg_map_path"]) as label:
             if label.mode not in ("L", "P", "1") or label.format == "JPEG":
@@ -134,5 +157,7 @@ def named_deaths() -> Iterator[None]:
                 f"A process that reads images died ({reason}); {again}, and if memory ran out, set test_dataloader.num_workers=0."
             ) from error
         if "gloo" in str(error) or "NCCL" in str(error):
-            raise SFPError(f"Another rank has ended ({reason}); see what it said, {again}.") from error
+            raise SFPError(
+                f"Another rank has ended ({reason}); see what it said, {again}."
+            ) from error
         raise

@@ -21,7 +21,14 @@ from sfp.evaluation.config import CONFIGS, building, read_config
 from sfp.evaluation.counts import CountStore
 from sfp.evaluation.dataset import build_dataset, check_task, image_names, named_deaths
 from sfp.evaluation.metric import ClassIoUMetric
-from sfp.evaluation.provenance import code_fingerprint, config_hash, dataset_fingerprint, names_hash, run_card, write_results
+from sfp.evaluation.provenance import (
+    code_fingerprint,
+    config_hash,
+    dataset_fingerprint,
+    names_hash,
+    run_card,
+    write_results,
+)
 from sfp.evaluation.tables import read_results
 from sfp.files import make_folder, only_one, sweep, whole_file
 from sfp.methods import METHODS, check_method
@@ -51,7 +58,13 @@ class Cell:
     @property
     def folder(self) -> Path:
         """Where its ``results.json`` goes."""
-        return Path(self.out, *(re.sub(r"[^\w.=,@-]+", "-", part) for part in (self.method, self.backbone, self.dataset)))
+        return Path(
+            self.out,
+            *(
+                re.sub(r"[^\w.=,@-]+", "-", part)
+                for part in (self.method, self.backbone, self.dataset)
+            ),
+        )
 
     def __str__(self) -> str:
         return f"{self.method} / {self.backbone} / {self.dataset}"
@@ -63,7 +76,9 @@ class Cell:
             SFPError: no such dataset, or a wrong option.
         """
         if not self.backbone.partition(":")[0]:
-            raise SFPError(f"The backbone is {self.backbone!r}; give NAME or NAME:TAG, such as ViT-B/16.")
+            raise SFPError(
+                f"The backbone is {self.backbone!r}; give NAME or NAME:TAG, such as ViT-B/16."
+            )
         name, options = split_spec(self.method)
         METHODS.get(name)
         clip, _, pretrained = self.backbone.partition(":")
@@ -85,12 +100,18 @@ class Cell:
         except SFPError:  # cut or damaged: measured again and written over
             return False
         code = code_fingerprint(METHODS.get(cfg.model.method))
-        now = dict(config_sha256=config_hash(cfg), dataset_fingerprint=dataset_fingerprint(dataset), code_sha256=code)
+        now = dict(
+            config_sha256=config_hash(cfg),
+            dataset_fingerprint=dataset_fingerprint(dataset),
+            code_sha256=code,
+        )
         now["names_sha256"] = names_hash(read_vocabulary(cfg.model))
         return all(result.get(key) == value for key, value in now.items())
 
 
-def plan(cells: Sequence[Cell], share: bool = True) -> tuple[list[list[Cell]], list[Cell], dict[Cell, str]]:
+def plan(
+    cells: Sequence[Cell], share: bool = True
+) -> tuple[list[list[Cell]], list[Cell], dict[Cell, str]]:
     """Groups of cells that one pass of the images serves, cells that are finished, and cells that can't start with the reason."""
     groups: dict[object, list[Cell]] = {}
     finished, failed = [], {}
@@ -103,8 +124,13 @@ def plan(cells: Sequence[Cell], share: bool = True) -> tuple[list[list[Cell]], l
                 finished.append(cell)
                 continue
             vision = {key: value for key, value in cfg.model.items() if key not in _OF_THE_TEXT}
-            resize = [step for step in cfg.test_dataloader.dataset.pipeline if step.type == "Resize"]
-            key = (json.dumps([vision, resize], sort_keys=True, default=str), dataset_fingerprint(dataset, ["img_path"]))
+            resize = [
+                step for step in cfg.test_dataloader.dataset.pipeline if step.type == "Resize"
+            ]
+            key = (
+                json.dumps([vision, resize], sort_keys=True, default=str),
+                dataset_fingerprint(dataset, ["img_path"]),
+            )
             groups.setdefault(key if share else cell, []).append(cell)
         except SFPError as error:
             failed[cell] = str(error)
@@ -127,7 +153,9 @@ class _Joined(Dataset):
 
     def __init__(self, datasets: Sequence, wanted: Sequence[set[str]]):
         self.datasets, self.wanted = datasets, wanted
-        self.places = [{name: i for i, name in enumerate(image_names(dataset))} for dataset in datasets]
+        self.places = [
+            {name: i for i, name in enumerate(image_names(dataset))} for dataset in datasets
+        ]
         self.names = [name for name in self.places[0] if any(name in left for left in wanted)]
 
     def __len__(self) -> int:
@@ -159,20 +187,39 @@ def _run_group(cells: Sequence[Cell], fresh: bool, workers: int) -> None:
     datasets = [build_dataset(cfg) for cfg in configs]
     with building("The model"):
         model = MODELS.build(configs[0].model)  # after the data, whose faults are found in no time
-    parts = [_part(cell, cfg, dataset, model, fresh) for cell, cfg, dataset in zip(cells, configs, datasets, strict=True)]
+    parts = [
+        _part(cell, cfg, dataset, model, fresh)
+        for cell, cfg, dataset in zip(cells, configs, datasets, strict=True)
+    ]
     started = time.time()
     joined = _Joined([part.dataset for part in parts], [part.left for part in parts])
     try:
-        for items in tqdm(DataLoader(joined, batch_size=1, num_workers=workers, collate_fn=_only), unit="image", mininterval=1.0):
-            asked = [(part, item) for part, item in zip(parts, items, strict=True) if item is not None]
+        for items in tqdm(
+            DataLoader(joined, batch_size=1, num_workers=workers, collate_fn=_only),
+            unit="image",
+            mininterval=1.0,
+        ):
+            asked = [
+                (part, item) for part, item in zip(parts, items, strict=True) if item is not None
+            ]
             first = asked[0][1]
-            batch = model.data_preprocessor(dict(inputs=[first["inputs"]], data_samples=[first["data_samples"]]))
+            batch = model.data_preprocessor(
+                dict(inputs=[first["inputs"]], data_samples=[first["data_samples"]])
+            )
             sizes = [[tuple(item["data_samples"].ori_shape[:2])] for _, item in asked]
-            found = model.pipeline.segment(list(batch["inputs"]), [part.task for part, _ in asked], sizes)
+            found = model.pipeline.segment(
+                list(batch["inputs"]), [part.task for part, _ in asked], sizes
+            )
             for (part, item), ((labels, _),) in zip(asked, found, strict=True):
                 sample = item["data_samples"]
-                truth = dict(gt_sem_seg=dict(data=sample.gt_sem_seg.data), pred_sem_seg=dict(data=labels[None]))
-                part.metric.process(None, [dict(img_path=sample.img_path, seg_map_path=sample.seg_map_path, **truth)])
+                truth = dict(
+                    gt_sem_seg=dict(data=sample.gt_sem_seg.data),
+                    pred_sem_seg=dict(data=labels[None]),
+                )
+                part.metric.process(
+                    None,
+                    [dict(img_path=sample.img_path, seg_map_path=sample.seg_map_path, **truth)],
+                )
     finally:
         for part in parts:
             part.store.close()
@@ -180,7 +227,16 @@ def _run_group(cells: Sequence[Cell], fresh: bool, workers: int) -> None:
     for part in parts:
         part.metric.evaluate(len(part.dataset))
         others = [cell.dataset for cell in cells if cell is not part.cell]
-        write_results(part.cell.folder / "results.json", model, part.task, part.dataset, part.metric, part.card, seconds, others)
+        write_results(
+            part.cell.folder / "results.json",
+            model,
+            part.task,
+            part.dataset,
+            part.metric,
+            part.card,
+            seconds,
+            others,
+        )
         part.store.clear()
 
 
@@ -201,7 +257,9 @@ def _part(cell: Cell, cfg, dataset: BaseSegDataset, model, fresh: bool) -> _Part
     """Make ready what a cell needs, and read what an interrupted pass left of it."""
     task = _task(model, cfg)
     check_task(task.vocabulary, task.protocol, dataset)
-    metric = ClassIoUMetric(**{key: value for key, value in cfg.test_evaluator.items() if key != "type"})
+    metric = ClassIoUMetric(
+        **{key: value for key, value in cfg.test_evaluator.items() if key != "type"}
+    )
     metric.dataset_meta = dataset.metainfo
     card = run_card(config_hash(cfg), model, task, dataset)
     store = CountStore(cell.folder / "counts", card)
@@ -230,9 +288,14 @@ def save_group(cells: Sequence[Cell], path: Path) -> None:
 
 def load_group(path: Path) -> list[Cell]:
     try:
-        return [Cell(**{**fields, "overrides": tuple(fields["overrides"])}) for fields in json.loads(path.read_text())]
+        return [
+            Cell(**{**fields, "overrides": tuple(fields["overrides"])})
+            for fields in json.loads(path.read_text())
+        ]
     except (ValueError, TypeError, KeyError) as error:
-        raise SFPError(f"{path} holds no cells of a grid ({error}); start tools/benchmark.py again.") from error
+        raise SFPError(
+            f"{path} holds no cells of a grid ({error}); start tools/benchmark.py again."
+        ) from error
 
 
 def free_devices(asked: Sequence[str] | None) -> list[str]:
@@ -244,5 +307,7 @@ def free_devices(asked: Sequence[str] | None) -> list[str]:
     count = torch.cuda.device_count()
     for device in asked or ():
         if device != "cpu" and (not device.isdecimal() or int(device) >= count):
-            raise SFPError(f"--devices names {device!r}, but there are {count} GPUs; give their numbers, or cpu.")
+            raise SFPError(
+                f"--devices names {device!r}, but there are {count} GPUs; give their numbers, or cpu."
+            )
     return list(asked or map(str, range(count)) or ()) or ["cpu"]

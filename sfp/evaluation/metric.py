@@ -42,7 +42,9 @@ class ClassIoUMetric(BaseMetric):
 
     default_prefix = None
 
-    def __init__(self, ignore_index: int = 255, iou_metrics: Sequence[str] = ("mIoU",), **kwargs: Any):
+    def __init__(
+        self, ignore_index: int = 255, iou_metrics: Sequence[str] = ("mIoU",), **kwargs: Any
+    ):
         super().__init__(**kwargs)
         if list(iou_metrics) != ["mIoU"]:
             raise SFPError(
@@ -60,7 +62,9 @@ class ClassIoUMetric(BaseMetric):
         """Keep counts in a store from now on; returns the names of images that it has, on any rank."""
         self.store = store
         self.counts = store.read(classes)
-        self.counts = {name: counts for part in all_gather_object(self.counts) for name, counts in part.items()}
+        self.counts = {
+            name: counts for part in all_gather_object(self.counts) for name, counts in part.items()
+        }
         self.resumed = len(self.counts)
         return set(self.counts)
 
@@ -68,8 +72,12 @@ class ClassIoUMetric(BaseMetric):
         classes = len(self.dataset_meta["classes"])
         for sample in data_samples:
             name = short_name(sample["img_path"])
-            prediction, labels = (sample[key]["data"].squeeze(0) for key in ("pred_sem_seg", "gt_sem_seg"))
-            self.counts[name] = count_image(prediction, labels, classes, self.ignore_index, sample["seg_map_path"])
+            prediction, labels = (
+                sample[key]["data"].squeeze(0) for key in ("pred_sem_seg", "gt_sem_seg")
+            )
+            self.counts[name] = count_image(
+                prediction, labels, classes, self.ignore_index, sample["seg_map_path"]
+            )
             if self.store is not None:
                 self.store.add(name, self.counts[name])
 
@@ -79,14 +87,20 @@ class ClassIoUMetric(BaseMetric):
         Raises:
             SFPError: they are not as many as the dataset has.
         """
-        everything = {name: counts for part in all_gather_object(self.counts) for name, counts in part.items()}
+        everything = {
+            name: counts for part in all_gather_object(self.counts) for name, counts in part.items()
+        }
         if len(everything) != size:
-            raise SFPError(f"{len(everything)} images were counted, but the dataset has {size}; two of its images may have one name.")
+            raise SFPError(
+                f"{len(everything)} images were counted, but the dataset has {size}; two of its images may have one name."
+            )
         names = self.dataset_meta["classes"]
         self.figures = Figures.of(sum_counts(everything.values(), len(names)))
         self.images = size
         self.counts = {}
-        metrics = {key: getattr(self.figures, key) for key in ("mIoU", "aAcc", "mAcc", "mIoU_present")}
+        metrics = {
+            key: getattr(self.figures, key) for key in ("mIoU", "aAcc", "mAcc", "mIoU_present")
+        }
         if is_main_process():
             table = PrettyTable(["Class", "IoU", "Acc"])
             for name, iou, acc in zip(names, self.figures.iou, self.figures.acc, strict=True):
@@ -110,7 +124,9 @@ class DisjointSampler(Sampler):
 
     def __init__(self, dataset: Sized, shuffle: bool = False, seed: int | None = None):
         if shuffle:
-            raise SFPError("DisjointSampler is for testing and does not shuffle; set test_dataloader.sampler.shuffle to False.")
+            raise SFPError(
+                "DisjointSampler is for testing and does not shuffle; set test_dataloader.sampler.shuffle to False."
+            )
         self.dataset = dataset
         self.left: list[int] = list(range(len(dataset)))
 
@@ -131,9 +147,22 @@ class ProgressBarHook(Hook):
 
     def before_test_epoch(self, runner: Runner) -> None:
         total = len(runner.test_dataloader.sampler)
-        self.bar = tqdm(total=total, desc="evaluating", unit="image", mininterval=1.0, disable=not is_main_process(), file=sys.stderr)
+        self.bar = tqdm(
+            total=total,
+            desc="evaluating",
+            unit="image",
+            mininterval=1.0,
+            disable=not is_main_process(),
+            file=sys.stderr,
+        )
 
-    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence | None = None) -> None:
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence | None = None,
+    ) -> None:
         self.bar.update(len(outputs))
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:

@@ -26,10 +26,22 @@ from sfp.methods import METHODS, Method, list_methods
 from sfp.pipeline import Task, Vocabulary
 from sfp.segmentor import SFPSegmentor
 
-_PACKAGES = ("torch", "torchvision", "open_clip_torch", "mmengine", "mmcv-lite", "mmcv", "onedl-mmsegmentation", "mmsegmentation", "numpy")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "mmengine",
+    "mmcv-lite",
+    "mmcv",
+    "onedl-mmsegmentation",
+    "mmsegmentation",
+    "numpy",
+)
 
 
-def run_card(config_sha256: str, model: SFPSegmentor, task: Task, dataset: BaseSegDataset) -> dict[str, str]:
+def run_card(
+    config_sha256: str, model: SFPSegmentor, task: Task, dataset: BaseSegDataset
+) -> dict[str, str]:
     """What the counts of a run depend on, by name: config, names, weights, dataset, code, and the kind of device."""
     return {
         "config": config_sha256,
@@ -87,7 +99,11 @@ def write_results(
         "prompts_sha256": hashlib.sha256(json.dumps(list(bank.prompts)).encode()).hexdigest(),
         "dataset_fingerprint": card["dataset"],
         "code_sha256": card["code"],
-        "versions": {"python": platform.python_version(), **{p: v for p in _PACKAGES if (v := _version(p))}, "sfp": _version("sfp")},
+        "versions": {
+            "python": platform.python_version(),
+            **{p: v for p in _PACKAGES if (v := _version(p))},
+            "sfp": _version("sfp"),
+        },
         "config_sha256": card["config"],
     }
     with whole_file(path) as partial:
@@ -95,7 +111,9 @@ def write_results(
     return result
 
 
-def dataset_fingerprint(dataset: BaseSegDataset, files: Sequence[str] = ("img_path", "seg_map_path")) -> str:
+def dataset_fingerprint(
+    dataset: BaseSegDataset, files: Sequence[str] = ("img_path", "seg_map_path")
+) -> str:
     """SHA-256 over an mmseg dataset: the short names of all images and labels (or one of them) in their order, the images'
     sizes in bytes, and the labels' contents.
 
@@ -122,7 +140,9 @@ def dataset_fingerprint(dataset: BaseSegDataset, files: Sequence[str] = ("img_pa
                     known = hashlib.sha256(path.read_bytes()).hexdigest()
                 digest.update(f"{short_name(path)} {known}\n".encode())
             except OSError as error:
-                raise SFPError(f"{path} of {type(dataset).__name__} is missing; run tools/check_dataset.py on the data.") from error
+                raise SFPError(
+                    f"{path} of {type(dataset).__name__} is missing; run tools/check_dataset.py on the data."
+                ) from error
     return digest.hexdigest()
 
 
@@ -134,10 +154,18 @@ def code_fingerprint(method: type) -> str:
     package = Path(__file__).parent.parent
     own = {Path(inspect.getsourcefile(cls)) for cls in method.__mro__ if issubclass(cls, Method)}
     others = {Path(inspect.getsourcefile(METHODS.get(name))) for name in list_methods()} - own
-    rooms = (file for room in ("clip", "outliers", "methods", "pipeline") for file in (package / room).rglob("*.py"))
+    rooms = (
+        file
+        for room in ("clip", "outliers", "methods", "pipeline")
+        for file in (package / room).rglob("*.py")
+    )
     digest = hashlib.sha256()
-    for file in sorted({*rooms, *own, package / "evaluation/counts.py", package / "segmentor.py"} - others):
-        digest.update(file.name.encode() + b"\0" + _code_alone(file.read_text(encoding="utf-8")).encode())
+    for file in sorted(
+        {*rooms, *own, package / "evaluation/counts.py", package / "segmentor.py"} - others
+    ):
+        digest.update(
+            file.name.encode() + b"\0" + _code_alone(file.read_text(encoding="utf-8")).encode()
+        )
     return digest.hexdigest()
 
 
@@ -145,7 +173,12 @@ def _code_alone(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             del body[0]
     return ast.dump(tree)
 
@@ -157,7 +190,9 @@ def names_hash(vocabulary: Vocabulary) -> str:
 
 def config_hash(cfg: Config) -> str:
     """SHA-256 of a config as read and overridden, wherever its folder lies."""
-    text = json.dumps(cfg.to_dict(), sort_keys=True, default=str).replace(os.path.dirname(os.path.abspath(cfg.filename)), ".")
+    text = json.dumps(cfg.to_dict(), sort_keys=True, default=str).replace(
+        os.path.dirname(os.path.abspath(cfg.filename)), "."
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -33,9 +33,30 @@ COLUMNS = {
 }
 # where a paper's main numbers stand, and how it says that they were measured (methods.md 1.10, 1.11, 3.4, 4)
 PAPERS = {
-    "SFP": (("Tab1", "Tab4"), dict(window=224, stride=112, short_side={"cityscapes": 560, None: 336}, pamr_iterations=0, prompts=80)),
-    "SC-CLIP": (("Tab1", "Tab9"), dict(window=224, stride=112, short_side={"cityscapes": 560, None: 336}, pamr_iterations=0, prompts=80)),
-    "CLIPSeg": (("Tab2",), dict(window=448, stride=224, short_side={None: 448}, pamr_iterations=0, prompts=80)),
+    "SFP": (
+        ("Tab1", "Tab4"),
+        dict(
+            window=224,
+            stride=112,
+            short_side={"cityscapes": 560, None: 336},
+            pamr_iterations=0,
+            prompts=80,
+        ),
+    ),
+    "SC-CLIP": (
+        ("Tab1", "Tab9"),
+        dict(
+            window=224,
+            stride=112,
+            short_side={"cityscapes": 560, None: 336},
+            pamr_iterations=0,
+            prompts=80,
+        ),
+    ),
+    "CLIPSeg": (
+        ("Tab2",),
+        dict(window=448, stride=224, short_side={None: 448}, pamr_iterations=0, prompts=80),
+    ),
 }
 _BACKBONES = {
     "ViT-B-16": ("ViT-B/16", "ViT-B (CLIP-B, OpenAI)"),
@@ -68,7 +89,11 @@ class Entry:
 
     @property
     def difference(self) -> float | None:
-        return None if self.measured is None or self.published is None else self.measured - self.published
+        return (
+            None
+            if self.measured is None or self.published is None
+            else self.measured - self.published
+        )
 
 
 @functools.cache
@@ -78,14 +103,25 @@ def published_rows() -> tuple[dict[str, str], ...]:
         return tuple(csv.DictReader(file))
 
 
-def find_published(method: str, backbone: str, dataset: str, paper: str | None = None) -> tuple[float, str] | None:
+def find_published(
+    method: str, backbone: str, dataset: str, paper: str | None = None
+) -> tuple[float, str] | None:
     """mIoU that a paper prints and where; the method's own paper first, then SFP's, SC-CLIP's, CLIPSeg's tables."""
     order = [paper] if paper else sorted(PAPERS, key=lambda name: name != method)
     wanted = "SFP" if method == "SFP-release" else method
     for name in order:
         for row in published_rows():
-            fits = row["method"].removesuffix(" (Ours)") == wanted and row["dataset"] == dataset and row["metric"] == "mIoU"
-            if fits and row["paper"] == name and row["table"] in PAPERS[name][0] and row["backbone"] in _BACKBONES.get(backbone, ()):
+            fits = (
+                row["method"].removesuffix(" (Ours)") == wanted
+                and row["dataset"] == dataset
+                and row["metric"] == "mIoU"
+            )
+            if (
+                fits
+                and row["paper"] == name
+                and row["table"] in PAPERS[name][0]
+                and row["backbone"] in _BACKBONES.get(backbone, ())
+            ):
                 return float(row["value"]), f"{name} {row['table']}"
     return None
 
@@ -97,7 +133,9 @@ def collect(folders: Iterable[Path], paper: str | None = None) -> list[Entry]:
         SFPError: a broken ``results.json``, or an unknown paper.
     """
     if paper is not None and paper not in PAPERS:
-        raise SFPError(f"There is no paper {paper!r} among the published numbers; choose one of: {', '.join(PAPERS)}.")
+        raise SFPError(
+            f"There is no paper {paper!r} among the published numbers; choose one of: {', '.join(PAPERS)}."
+        )
     entries = []
     for folder in folders:
         path = Path(folder) / "results.json"
@@ -116,18 +154,33 @@ def read_results(path: Path, read: Callable[[dict[str, Any]], Value]) -> Value:
     try:
         return read(json.loads(path.read_bytes()))
     except OSError as error:
-        raise SFPError(f"{path} can't be read ({error.strerror}); mend that, or delete it and measure it again.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
+        raise SFPError(
+            f"{path} can't be read ({error.strerror}); mend that, or delete it and measure it again."
+        ) from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ZeroDivisionError,
+        RecursionError,
+    ) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise SFPError(f"{path} is no results.json of this version ({reason}); delete it and measure it again.") from error
+        raise SFPError(
+            f"{path} is no results.json of this version ({reason}); delete it and measure it again."
+        ) from error
 
 
 def _entry(result: dict[str, Any], paper: str | None) -> Entry:
     key = COLUMNS.get(result["dataset"], (result["dataset"],))[0]
     changed = result["changed_options"]
-    name = result["method"] + "".join(f", {option}={value}" for option, value in sorted(changed.items()))
+    name = result["method"] + "".join(
+        f", {option}={value}" for option, value in sorted(changed.items())
+    )
     tag = "" if result["pretrained"] in ("openai", "toyland") else f" {result['pretrained']}"
-    found = None if changed or tag else find_published(result["method"], result["backbone"], key, paper)
+    found = (
+        None if changed or tag else find_published(result["method"], result["backbone"], key, paper)
+    )
     differs = _differences(result, key, found[1].split()[0]) if found else ()
     measured = result["mIoU"]
     values = dict(measured=measured, images=result["images"], result=result)
@@ -141,10 +194,16 @@ def _differences(result: dict[str, Any], key: str, paper: str) -> tuple[str, ...
     sides = said.pop("short_side")
     said["short_side"] = sides.get(key, sides[None])
     here = {**result["protocol"], "prompts": result["prompts"]}
-    return tuple(f"{name} {here[name]} instead of {value}" for name, value in said.items() if here[name] != value)
+    return tuple(
+        f"{name} {here[name]} instead of {value}"
+        for name, value in said.items()
+        if here[name] != value
+    )
 
 
-def rows_and_columns(entries: Sequence[Entry]) -> tuple[list[tuple[str, str]], list[str], dict[tuple[str, str, str], Entry]]:
+def rows_and_columns(
+    entries: Sequence[Entry],
+) -> tuple[list[tuple[str, str]], list[str], dict[tuple[str, str, str], Entry]]:
     """Rows (method, backbone) in the order of the entries, dataset columns in the papers' order, and the cells.
 
     Raises:
@@ -154,10 +213,15 @@ def rows_and_columns(entries: Sequence[Entry]) -> tuple[list[tuple[str, str]], l
     for entry in entries:
         place = (entry.method, entry.backbone, entry.dataset)
         if place in cells:
-            raise SFPError(f"There are two results for {' / '.join(place)}; name the folder of one of them.")
+            raise SFPError(
+                f"There are two results for {' / '.join(place)}; name the folder of one of them."
+            )
         cells[place] = entry
     known = [key for key, _ in COLUMNS.values()]
-    columns = sorted({entry.dataset for entry in entries}, key=lambda key: (known.index(key) if key in known else len(known), key))
+    columns = sorted(
+        {entry.dataset for entry in entries},
+        key=lambda key: (known.index(key) if key in known else len(known), key),
+    )
     return list(dict.fromkeys((entry.method, entry.backbone) for entry in entries)), columns, cells
 
 
@@ -178,7 +242,9 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         if entry.paper:
             differs = f"; {', '.join(entry.differs)}" if entry.differs else ""
-            lines.append(f"{entry.method}, {entry.backbone}, {entry.dataset}: published in {entry.paper}, {entry.images} images{differs}")
+            lines.append(
+                f"{entry.method}, {entry.backbone}, {entry.dataset}: published in {entry.paper}, {entry.images} images{differs}"
+            )
     return lines
 
 
@@ -188,9 +254,26 @@ def markdown(entries: Sequence[Entry]) -> str:
     if not rows:
         return "no results yet\n"
     short = {key: head for key, head in COLUMNS.values()}
-    beside = {column: any(e.published is not None for e in entries if e.dataset == column) for column in columns}
-    heads = [text for column in columns for text in (short.get(column, column), *(("paper", "diff") if beside[column] else ()))]
-    body = [[*row, *(text for column in columns for text in _cells(cells.get((*row, column)), beside[column]))] for row in rows]
+    beside = {
+        column: any(e.published is not None for e in entries if e.dataset == column)
+        for column in columns
+    }
+    heads = [
+        text
+        for column in columns
+        for text in (short.get(column, column), *(("paper", "diff") if beside[column] else ()))
+    ]
+    body = [
+        [
+            *row,
+            *(
+                text
+                for column in columns
+                for text in _cells(cells.get((*row, column)), beside[column])
+            ),
+        ]
+        for row in rows
+    ]
     table = markdown_table(["method", "backbone", *(f"#{head}" for head in heads)], body)
     notes = "".join(f"- {note}\n" for note in _notes(entries))
     return f"{table}\n{notes}" if notes else table
@@ -200,10 +283,32 @@ def as_csv(entries: Sequence[Entry]) -> str:
     """One line for each evaluation."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "backbone", "dataset", "measured", "published", "difference", "paper", "differs", "images"])
+    writer.writerow(
+        [
+            "method",
+            "backbone",
+            "dataset",
+            "measured",
+            "published",
+            "difference",
+            "paper",
+            "differs",
+            "images",
+        ]
+    )
     for e in entries:
         numbers = ["" if v is None else f"{v:.4f}" for v in (e.measured, e.published, e.difference)]
-        writer.writerow([e.method, e.backbone, e.dataset, *numbers, e.paper or "", "; ".join(e.differs), e.images])
+        writer.writerow(
+            [
+                e.method,
+                e.backbone,
+                e.dataset,
+                *numbers,
+                e.paper or "",
+                "; ".join(e.differs),
+                e.images,
+            ]
+        )
     return out.getvalue()
 
 
@@ -213,14 +318,31 @@ def latex(entries: Sequence[Entry]) -> str:
     heads = {key: head for key, head in COLUMNS.values()}
 
     def plain(text: str) -> str:
-        return text.replace("\\", r"\textbackslash{}").replace("_", r"\_").replace("&", r"\&").replace("%", r"\%").replace("#", r"\#")
+        return (
+            text.replace("\\", r"\textbackslash{}")
+            .replace("_", r"\_")
+            .replace("&", r"\&")
+            .replace("%", r"\%")
+            .replace("#", r"\#")
+        )
 
     def cell(entry: Entry | None) -> str:
         if entry is None:
             return "--"
-        return _number(entry.measured) + (rf" {{\scriptsize({_number(entry.published)})}}" if entry.published is not None else "")
+        return _number(entry.measured) + (
+            rf" {{\scriptsize({_number(entry.published)})}}" if entry.published is not None else ""
+        )
 
-    body = [" & ".join([plain(m), plain(b), *(cell(cells.get((m, b, column))) for column in columns)]) + r" \\" for m, b in rows]
-    head = " & ".join(["Method", "Backbone", *(plain(heads.get(column, column)) for column in columns)]) + r" \\"
+    body = [
+        " & ".join([plain(m), plain(b), *(cell(cells.get((m, b, column))) for column in columns)])
+        + r" \\"
+        for m, b in rows
+    ]
+    head = (
+        " & ".join(
+            ["Method", "Backbone", *(plain(heads.get(column, column)) for column in columns)]
+        )
+        + r" \\"
+    )
     start, end = rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}", r"\end{tabular}"
     return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end]) + "\n"

@@ -55,7 +55,9 @@ class Ablation:
 
     def methods(self, dataset: str) -> list[str]:
         """The method strings to measure on a dataset, each once."""
-        return list(dict.fromkeys(method for row in self.rows if (method := row.method_on(dataset))))
+        return list(
+            dict.fromkeys(method for row in self.rows if (method := row.method_on(dataset)))
+        )
 
     def published(self, row: Row, backbone: str, dataset: str) -> float | None:
         """What the paper prints, mIoU in percent; on Toyland its average over the table's datasets, of the first backbone."""
@@ -63,7 +65,14 @@ class Ablation:
         key = "avg" if toy else _CITY.get(dataset, dataset)
         name = next(iter(self.backbones.values())) if toy else self.backbones.get(backbone)
         for line in published_rows():
-            place = line["paper"], line["table"], line["method"], line["backbone"], line["dataset"], line["metric"]
+            place = (
+                line["paper"],
+                line["table"],
+                line["method"],
+                line["backbone"],
+                line["dataset"],
+                line["metric"],
+            )
             if place == (self.paper, self.table, row.name, name, key, "mIoU"):
                 return float(line["value"])
         return None
@@ -75,12 +84,20 @@ _B16 = {"ViT-B/16": "ViT-B/16"}
 _SC_PLAIN = "correlation=qk,enhance=False,fuse_layers=[]"
 _SC_REPAIRED = f"SC-CLIP:{_SC_PLAIN},aggregation=none"
 _SC_BASELINE = f"{_SC_REPAIRED},purify=False"
-_SHARES = {1: 0.005, 3: 0.015, 5: 0.025, 10: 0.05, 15: 0.0765}  # LOF's contamination that flags so many of 196 tokens
+_SHARES = {
+    1: 0.005,
+    3: 0.015,
+    5: 0.025,
+    10: 0.05,
+    15: 0.0765,
+}  # LOF's contamination that flags so many of 196 tokens
 
 
 def _aggregated(name: str, where: str, pre: int | None = None, post: int | None = None) -> Row:
     """The baseline with aggregation by layers of CLIP."""
-    layers = [f"{option}={layer}" for option, layer in (("pre_layer", pre), ("post_layer", post)) if layer]
+    layers = [
+        f"{option}={layer}" for option, layer in (("pre_layer", pre), ("post_layer", post)) if layer
+    ]
     return Row(name, ",".join([f"SC-CLIP:{_SC_PLAIN},purify=False,aggregation={where}", *layers]))
 
 
@@ -110,7 +127,10 @@ ABLATIONS: dict[str, Ablation] = {
         "first layer of HAI",
         "SFP",
         "Tab3",
-        tuple(Row(f"SFP HAI start layer l0={layer}", f"SFP:hai_first_layer={layer}") for layer in (1, 5, 8, 10, 11)),
+        tuple(
+            Row(f"SFP HAI start layer l0={layer}", f"SFP:hai_first_layer={layer}")
+            for layer in (1, 5, 8, 10, 11)
+        ),
         _B16,
     ),
     "sfp-table4": Ablation(
@@ -181,7 +201,10 @@ ABLATIONS: dict[str, Ablation] = {
         (
             Row("baseline", _SC_BASELINE),
             *(
-                Row(f"resolve {n} anomaly token{'s' if n > 1 else ''}", _SC_REPAIRED + (f",contamination={share}" if n != 10 else ""))
+                Row(
+                    f"resolve {n} anomaly token{'s' if n > 1 else ''}",
+                    _SC_REPAIRED + (f",contamination={share}" if n != 10 else ""),
+                )
                 for n, share in _SHARES.items()
             ),
         ),
@@ -194,11 +217,20 @@ ABLATIONS: dict[str, Ablation] = {
         (
             Row("without self-adjusting", _SC_BASELINE),
             _seen_by("adjust X_penul, source DINO", "before"),
-            *(_aggregated(f"adjust X_penul, source layer {layer}", "before", pre=layer) for layer in (4, 8, 9)),
+            *(
+                _aggregated(f"adjust X_penul, source layer {layer}", "before", pre=layer)
+                for layer in (4, 8, 9)
+            ),
             _seen_by("adjust X_last, source DINO", "after"),
-            *(_aggregated(f"adjust X_last, source layer {layer}", "after", post=layer) for layer in (4, 5, 9)),
+            *(
+                _aggregated(f"adjust X_last, source layer {layer}", "after", post=layer)
+                for layer in (4, 5, 9)
+            ),
             _seen_by("adjust both, source DINO", "both"),
-            *(_aggregated(f"adjust both, layers ({a},{b})", "both", a, b) for a, b in ((8, 5), (4, 9), (9, 4))),
+            *(
+                _aggregated(f"adjust both, layers ({a},{b})", "both", a, b)
+                for a, b in ((8, 5), (4, 9), (9, 4))
+            ),
         ),
         _B16,
     ),
@@ -216,7 +248,10 @@ ABLATIONS: dict[str, Ablation] = {
             Row("w/o multi-level fusion", "SC-CLIP:fuse_layers=[]"),
             Row("(b) direct summing up {5,9}", "SC-CLIP:fusion=sum,fuse_layers=[[5,5],[9,9]]"),
             Row("(b) direct summing up 4-10", "SC-CLIP:fusion=sum"),
-            Row("(c) CLIPSurgery dual path {5,9}", "SC-CLIP:fusion=dual_path,fuse_layers=[[5,5],[9,9]]"),
+            Row(
+                "(c) CLIPSurgery dual path {5,9}",
+                "SC-CLIP:fusion=dual_path,fuse_layers=[[5,5],[9,9]]",
+            ),
             Row("(c) CLIPSurgery dual path 4-10", "SC-CLIP:fusion=dual_path"),
         ),
         _B16,
@@ -227,7 +262,10 @@ ABLATIONS: dict[str, Ablation] = {
         "Tab6",
         (
             Row("baseline", _SC_BASELINE),
-            *(Row(f"{way} interpolation", f"{_SC_REPAIRED},repair_filling={way}") for way in ("bilinear", "nearest", "median", "weighted")),
+            *(
+                Row(f"{way} interpolation", f"{_SC_REPAIRED},repair_filling={way}")
+                for way in ("bilinear", "nearest", "median", "weighted")
+            ),
             Row("mean interpolation", _SC_REPAIRED),
         ),
         _B16,
@@ -238,7 +276,10 @@ ABLATIONS: dict[str, Ablation] = {
         "Tab7",
         (
             Row("without self-adjusting", _SC_BASELINE),
-            *(_aggregated(f"adjust both, layers ({a},{b})", "both", a, b) for a, b in ((5, 8), (4, 9), (10, 4), (8, 5), (9, 5), (9, 4))),
+            *(
+                _aggregated(f"adjust both, layers ({a},{b})", "both", a, b)
+                for a, b in ((5, 8), (4, 9), (10, 4), (8, 5), (9, 5), (9, 4))
+            ),
         ),
         _B16,
     ),
@@ -261,8 +302,15 @@ ABLATIONS: dict[str, Ablation] = {
         (
             Row("as published", "SC-CLIP"),
             Row("no repair", "SC-CLIP:purify=False"),
-            *(Row(f"{n} of 196 tokens repaired", f"SC-CLIP:contamination={share}") for n, share in _SHARES.items() if n != 10),
-            *(Row(f"layers ({a},{b})", f"SC-CLIP:pre_layer={a},post_layer={b}") for a, b in ((5, 8), (4, 9), (10, 4), (8, 5), (9, 5))),
+            *(
+                Row(f"{n} of 196 tokens repaired", f"SC-CLIP:contamination={share}")
+                for n, share in _SHARES.items()
+                if n != 10
+            ),
+            *(
+                Row(f"layers ({a},{b})", f"SC-CLIP:pre_layer={a},post_layer={b}")
+                for a, b in ((5, 8), (4, 9), (10, 4), (8, 5), (9, 5))
+            ),
             Row("no aggregation", "SC-CLIP:aggregation=none"),
             Row("no aggregation before", "SC-CLIP:aggregation=after"),
             Row("no aggregation after", "SC-CLIP:aggregation=before"),
@@ -287,8 +335,14 @@ ABLATIONS: dict[str, Ablation] = {
         "first deep layer of DSI",
         "CLIPSeg",
         "Tab5",
-        tuple(Row(f"DSI start layer l={first}", f"CLIPSeg:deep_layers={first}") for first in (-1, -2, -3, -4)),
-        {"ViT-B/16": "ViT-B (CLIP-B, OpenAI)", "ViT-L/14:metaclip_400m": "ViT-L (Meta-L-400M, MetaCLIP 400M)"},
+        tuple(
+            Row(f"DSI start layer l={first}", f"CLIPSeg:deep_layers={first}")
+            for first in (-1, -2, -3, -4)
+        ),
+        {
+            "ViT-B/16": "ViT-B (CLIP-B, OpenAI)",
+            "ViT-L/14:metaclip_400m": "ViT-L (Meta-L-400M, MetaCLIP 400M)",
+        },
     ),
     "clipseg-table6": Ablation(
         "temperature of CRA",
@@ -324,7 +378,10 @@ def read_miou(folder: Path) -> float | None:
 
 
 def ablation_table(
-    ablation: Ablation, backbone: str, datasets: Sequence[str], measured: Mapping[tuple[str, str, str], float | None]
+    ablation: Ablation,
+    backbone: str,
+    datasets: Sequence[str],
+    measured: Mapping[tuple[str, str, str], float | None],
 ) -> str:
     """A table in Markdown: each row's mIoU and its change against the first row that has one, as measured and as published.
 
@@ -337,26 +394,49 @@ def ablation_table(
     head, columns = ["row", "method"], []
     for dataset in datasets:
         head += [f"#{dataset}", "#change"]
-        columns.append([measured.get((row.method_on(dataset) or "", backbone, dataset)) for row in ablation.rows])
+        columns.append(
+            [
+                measured.get((row.method_on(dataset) or "", backbone, dataset))
+                for row in ablation.rows
+            ]
+        )
         if ablation.table:
             head += ["#paper's average" if dataset == "toyland" else "#paper", "#change"]
             columns.append([ablation.published(row, backbone, dataset) for row in ablation.rows])
     body = []
     for i, row in enumerate(ablation.rows):
         cells = [text for values in columns for text in _beside(values, i)]
-        body.append([row.name, f"`{method}`" if (method := row.method_on(datasets[0])) else "no option", *cells])
+        body.append(
+            [
+                row.name,
+                f"`{method}`" if (method := row.method_on(datasets[0])) else "no option",
+                *cells,
+            ]
+        )
     return markdown_table(head, body)
 
 
-def equal_signs(ablation: Ablation, backbone: str, dataset: str, measured: Mapping[tuple[str, str, str], float | None]) -> tuple[int, int]:
+def equal_signs(
+    ablation: Ablation,
+    backbone: str,
+    dataset: str,
+    measured: Mapping[tuple[str, str, str], float | None],
+) -> tuple[int, int]:
     """How many changes, as printed, have the published one's sign, and how many changes the paper prints.
 
     A published change of 0.0 has no sign and doesn't count.
     """
     own = [measured.get((row.method_on(dataset) or "", backbone, dataset)) for row in ablation.rows]
-    papers = [ablation.published(row, backbone, dataset) if ablation.table else None for row in ablation.rows]
+    papers = [
+        ablation.published(row, backbone, dataset) if ablation.table else None
+        for row in ablation.rows
+    ]
     changes = [(_beside(own, i)[1], _beside(papers, i)[1]) for i in range(len(own))]
-    pairs = [(float(ours), float(theirs)) for ours, theirs in changes if ours and theirs and float(theirs)]
+    pairs = [
+        (float(ours), float(theirs))
+        for ours, theirs in changes
+        if ours and theirs and float(theirs)
+    ]
     return sum(ours * theirs > 0 for ours, theirs in pairs), len(pairs)
 
 
@@ -366,7 +446,9 @@ def missing_rows(ablation: Ablation) -> str:
     for row in ablation.rows:
         if row.method is None:
             names.setdefault(row.missing, []).append(row.name)
-    return "".join(f"- Not measured: {', '.join(own)}: {reason}.\n" for reason, own in names.items())
+    return "".join(
+        f"- Not measured: {', '.join(own)}: {reason}.\n" for reason, own in names.items()
+    )
 
 
 def _beside(values: Sequence[float | None], place: int) -> tuple[str, str]:

@@ -32,7 +32,9 @@ TOKEN_FIGURES = {
 
 
 @torch.inference_mode()
-def token_figures(clip: FrozenCLIP, windows: Tensor, truth: Tensor, labels: Tensor, text: Tensor) -> dict[str, list[float]]:
+def token_figures(
+    clip: FrozenCLIP, windows: Tensor, truth: Tensor, labels: Tensor, text: Tensor
+) -> dict[str, list[float]]:
     """What the outliers do in each layer 1..L, without purification: ``TOKEN_FIGURES`` to a figure for each layer.
 
     A patch is read as the values that the last block would take from it are (``free_values``), each for
@@ -76,7 +78,8 @@ def token_figures(clip: FrozenCLIP, windows: Tensor, truth: Tensor, labels: Tens
             "patches": 100 * _mean((among * outliers[:, None]).sum(2), others),
             "away": 100 * _mean((own < of_cls).float(), outliers),
             "own": 100 * _mean((own > of_cls).float(), others),
-            "near": 100 * _mean((clean * near).sum(2) / (clean * other).sum(2).clamp(min=1e-6), others),
+            "near": 100
+            * _mean((clean * near).sum(2) / (clean * other).sum(2).clamp(min=1e-6), others),
             "right": 100 * _mean((found == places).float(), outliers & known),
             "repaired": 100 * _mean((fixed == places).float(), outliers & known),
             "elsewhere": 100 * _mean(there.float(), outliers & known),
@@ -90,7 +93,9 @@ def token_figures(clip: FrozenCLIP, windows: Tensor, truth: Tensor, labels: Tens
 
 
 @torch.inference_mode()
-def detection_figures(clip: FrozenCLIP, windows: Tensor, truth: Tensor, detectors: Sequence[Detector]) -> dict[str, dict[str, list[float]]]:
+def detection_figures(
+    clip: FrozenCLIP, windows: Tensor, truth: Tensor, detectors: Sequence[Detector]
+) -> dict[str, dict[str, list[float]]]:
     """What detectors find in each layer 1..L-1 of the plain stream, in percent.
 
     Args:

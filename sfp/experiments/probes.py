@@ -29,7 +29,9 @@ from sfp.outliers import Detector
 Figures = dict[tuple[str, int], list[float]]
 
 
-def sampled_coherence(features: Tensor, labels: Tensor, pairs: int, seed: int = 0, ignore: int = 255) -> float | None:
+def sampled_coherence(
+    features: Tensor, labels: Tensor, pairs: int, seed: int = 0, ignore: int = 255
+) -> float | None:
     """``coherence`` from so many of the patch pairs, drawn without replacement; all of them where there are fewer.
 
     Args:
@@ -92,18 +94,30 @@ def probe_layers(
     found: Figures = {}
 
     def add(probe: str, layer: int, values: Sequence[float | None]) -> None:
-        found.setdefault((probe, layer), []).extend(float(value) for value in values if value is not None)
+        found.setdefault((probe, layer), []).extend(
+            float(value) for value in values if value is not None
+        )
 
     def look(state: LayerState) -> None:
         layer = state.layer
         for name in FEATURES:
-            rows = (state.patches if name == "tokens" else joined_heads(getattr(state, name))).float().cpu()
-            measure = coherence if pairs is None else lambda own, label: sampled_coherence(own, label, pairs, ignore=ignore)
+            rows = (
+                (state.patches if name == "tokens" else joined_heads(getattr(state, name)))
+                .float()
+                .cpu()
+            )
+            measure = (
+                coherence
+                if pairs is None
+                else lambda own, label: sampled_coherence(own, label, pairs, ignore=ignore)
+            )
             add(name, layer, [measure(own, label) for own, label in zip(rows, truth, strict=True)])
         near = cosine_similarity(joined_heads(state.k)) >= epsilon
         graphs = components(near | torch.eye(near.shape[-1], dtype=torch.bool, device=near.device))
         add("components", layer, [len(own.unique()) for own in graphs])
-        scores = class_scores(unit(trunk.readout(free_values(trunk, state))) @ text.T.to(state.tokens.device), classes).cpu()
+        scores = class_scores(
+            unit(trunk.readout(free_values(trunk, state))) @ text.T.to(state.tokens.device), classes
+        ).cpu()
         for own, label in zip(scores, truth, strict=True):
             alignment, accuracy = text_alignment(own, label, ignore)
             add("alignment", layer, [alignment])
@@ -127,7 +141,11 @@ def free_values(trunk: ImageTrunk, state: LayerState) -> Tensor:
     W_o W_v LN1_L(x~_i) with x~_i = X^{i-1} + MLP_i(LN2_i(X^{i-1})) below the last block, x~_L = X^{L-1}; biases included.
     """
     last, inputs = trunk.blocks[-1], state.inputs[:, 1:]
-    free = inputs if state.layer == trunk.layers else inputs + trunk.blocks[state.layer - 1].mlp(inputs)
+    free = (
+        inputs
+        if state.layer == trunk.layers
+        else inputs + trunk.blocks[state.layer - 1].mlp(inputs)
+    )
     return last.project(last.values(last.normed(free)))
 
 
@@ -135,10 +153,14 @@ def class_scores(cosines: Tensor, class_of_query: Tensor) -> Tensor:
     """Each class's best query: (B, N, Q) to (B, N, K)."""
     classes = int(class_of_query.max()) + 1
     best = cosines.new_full((*cosines.shape[:2], classes), -torch.inf)
-    return best.scatter_reduce_(2, class_of_query.to(cosines.device).expand_as(cosines), cosines, "amax")
+    return best.scatter_reduce_(
+        2, class_of_query.to(cosines.device).expand_as(cosines), cosines, "amax"
+    )
 
 
-def text_alignment(scores: Tensor, labels: Tensor, ignore: int = 255) -> tuple[float | None, float | None]:
+def text_alignment(
+    scores: Tensor, labels: Tensor, ignore: int = 255
+) -> tuple[float | None, float | None]:
     """Alignment and accuracy of one window's scores (N, K) with the patches' labels (N,); None without labelled patches."""
     kept = labels != ignore
     if not bool(kept.any()):

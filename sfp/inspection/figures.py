@@ -21,7 +21,11 @@ _ROOT = 0.5  # attention is drawn by its square root: its largest values dwarf t
 
 
 def attention_figure(
-    inspection: Inspection, layers: Sequence[int] | None = None, detector: str | None = None, *, purified: bool = False
+    inspection: Inspection,
+    layers: Sequence[int] | None = None,
+    detector: str | None = None,
+    *,
+    purified: bool = False,
 ) -> Image.Image:
     """After Fig. 1: in each layer the class token's attention, the patches' attention to themselves and that which they receive.
 
@@ -45,7 +49,9 @@ def attention_figure(
         row = [Panel(_photo(inspection))] if not rows else [None]
         for layer in layers:
             outliers = stream.outliers[detector][layer - 1]
-            drawn = heatmap(inspection.image, maps[layer - 1], power=_ROOT, outliers=outliers, height=_DRAWN)
+            drawn = heatmap(
+                inspection.image, maps[layer - 1], power=_ROOT, outliers=outliers, height=_DRAWN
+            )
             row.append(Panel(drawn, f"max {_short(maps[layer - 1].max())}"))
         rows.append(row)
     which = "purified" if purified else "plain"
@@ -61,7 +67,11 @@ def attention_figure(
 
 
 def outlier_figure(
-    inspection: Inspection, layers: Sequence[int] | None = None, detectors: Sequence[str] | None = None, *, purified: bool = False
+    inspection: Inspection,
+    layers: Sequence[int] | None = None,
+    detectors: Sequence[str] | None = None,
+    *,
+    purified: bool = False,
 ) -> Image.Image:
     """After Fig. 3: what each detector takes for outliers through the layers, with the norms of the tokens.
 
@@ -81,11 +91,23 @@ def outlier_figure(
         row = [None] if rows else [Panel(_photo(inspection))]
         for layer in layers:
             mask = stream.outliers[detector][layer - 1]
-            row.append(Panel(mask_over(inspection.image, mask, _FIRE, _DRAWN), f"{mask.sum()} of {mask.size}"))
+            row.append(
+                Panel(
+                    mask_over(inspection.image, mask, _FIRE, _DRAWN), f"{mask.sum()} of {mask.size}"
+                )
+            )
         rows.append(row)
     norms = [stream.norms[layer - 1] for layer in layers]
     drawn = [heatmap(inspection.image, norm, height=_DRAWN) for norm in norms]
-    rows.append([None, *(Panel(map_, f"max {_short(norm.max())}") for map_, norm in zip(drawn, norms, strict=True))])
+    rows.append(
+        [
+            None,
+            *(
+                Panel(map_, f"max {_short(norm.max())}")
+                for map_, norm in zip(drawn, norms, strict=True)
+            ),
+        ]
+    )
     which = "purified" if purified else "plain"
     return Sheet(
         rows,
@@ -99,7 +121,10 @@ def outlier_figure(
 
 
 def patch_figure(
-    inspection: Inspection, patch: tuple[int, int], layers: Sequence[int] | None = None, detector: str | None = None
+    inspection: Inspection,
+    patch: tuple[int, int],
+    layers: Sequence[int] | None = None,
+    detector: str | None = None,
 ) -> Image.Image:
     """After Fig. 5: what a patch looks at before and after purification, and which patches its token resembles.
 
@@ -119,18 +144,37 @@ def patch_figure(
     for stream in streams.values():
         row: list[Panel | None] = [None]
         for layer in layers:
-            attention, outliers = stream.attention_of(layer, patch), inspection.plain.outliers[detector][layer - 1]
-            drawn = heatmap(inspection.image, attention, power=_ROOT, outliers=outliers, patch=patch, height=_DRAWN)
-            row.append(Panel(drawn, f"{100 * attention[outliers].sum():.0f}% at outliers, max {_short(attention.max())}"))
+            attention, outliers = (
+                stream.attention_of(layer, patch),
+                inspection.plain.outliers[detector][layer - 1],
+            )
+            drawn = heatmap(
+                inspection.image,
+                attention,
+                power=_ROOT,
+                outliers=outliers,
+                patch=patch,
+                height=_DRAWN,
+            )
+            row.append(
+                Panel(
+                    drawn,
+                    f"{100 * attention[outliers].sum():.0f}% at outliers, max {_short(attention.max())}",
+                )
+            )
         rows.append(row)
     for stream in streams.values():
         row = [None]
         for layer in layers:
             cosines = stream.similarity(layer, patch)
-            drawn = heatmap(inspection.image, cosines, limits=(0.0, 1.0), patch=patch, height=_DRAWN)
+            drawn = heatmap(
+                inspection.image, cosines, limits=(0.0, 1.0), patch=patch, height=_DRAWN
+            )
             row.append(Panel(drawn, f"mean cosine {cosines.mean():.2f}"))
         rows.append(row)
-    rows[0][0] = Panel(mark(_photo(inspection).resize(_drawn_size(inspection)), inspection.grid, patch=patch))
+    rows[0][0] = Panel(
+        mark(_photo(inspection).resize(_drawn_size(inspection)), inspection.grid, patch=patch)
+    )
     return Sheet(
         rows,
         ["chosen patch", *(f"layer {layer}" for layer in layers)],
@@ -154,12 +198,18 @@ def feature_figure(inspection: Inspection, layers: Sequence[int] | None = None) 
     layers = _layers(inspection, layers)
     rows: list[list[Panel | None]] = []
     for stream in (inspection.plain, inspection.purified):
-        maps = [Panel(colours_over(inspection.image, stream.pca(layer), _DRAWN)) for layer in layers]
+        maps = [
+            Panel(colours_over(inspection.image, stream.pca(layer), _DRAWN)) for layer in layers
+        ]
         rows.append([None if rows else Panel(_photo(inspection)), *maps, None])
     rows[-1][-1] = Panel(colours_over(inspection.image, inspection.feature_colours, _DRAWN))
     return Sheet(
         rows,
-        ["image", *(f"layer {layer}" for layer in layers), f"{inspection.protocol['method']}'s features"],
+        [
+            "image",
+            *(f"layer {layer}" for layer in layers),
+            f"{inspection.protocol['method']}'s features",
+        ],
         ["plain", "purified"],
         height=_HEIGHT,
         heading="Principal components of the tokens, each map by its own",
@@ -171,7 +221,9 @@ def _layers(inspection: Inspection, layers: Sequence[int] | None) -> list[int]:
         return np.unique(np.linspace(1, inspection.layers, 6).round().astype(int)).tolist()
     for layer in layers:
         if layer not in range(1, inspection.layers + 1):
-            raise SFPError(f"There is no layer {layer}; this model's layers go from 1 to {inspection.layers}.")
+            raise SFPError(
+                f"There is no layer {layer}; this model's layers go from 1 to {inspection.layers}."
+            )
     return list(layers)
 
 

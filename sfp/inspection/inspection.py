@@ -98,14 +98,18 @@ class Stream:
 
     def _layer(self, layer: int) -> int:
         if layer not in range(1, self.layers + 1):
-            raise SFPError(f"There is no layer {layer}; this model's layers go from 1 to {self.layers}.")
+            raise SFPError(
+                f"There is no layer {layer}; this model's layers go from 1 to {self.layers}."
+            )
         return layer - 1
 
     def _patch(self, patch: tuple[int, int]) -> int:
         row, column = patch
         height, width = self.grid
         if not (0 <= row < height and 0 <= column < width):
-            raise SFPError(f"There is no patch at row {row}, column {column}; rows go from 0 to {height - 1}, columns to {width - 1}.")
+            raise SFPError(
+                f"There is no patch at row {row}, column {column}; rows go from 0 to {height - 1}, columns to {width - 1}."
+            )
         return int(row) * width + int(column)
 
 
@@ -145,7 +149,9 @@ class Inspection:
     @property
     def feature_colours(self) -> np.ndarray:
         """First three principal components of the method's unit features as colours, (h, w, 3) in [0, 1]."""
-        return principal_colours(self.features.reshape(-1, self.features.shape[-1])).reshape(*self.grid, 3)
+        return principal_colours(self.features.reshape(-1, self.features.shape[-1])).reshape(
+            *self.grid, 3
+        )
 
     def patch_at(self, x: float, y: float) -> tuple[int, int]:
         """(row, column) of the patch at pixel x, y of ``image``.
@@ -191,29 +197,49 @@ def inspect_image(
     height, width = pixels.shape[:2]
     corners = (0, 0, width, height) if box is None else box
     if not isinstance(corners, (tuple, list)) or len(corners) != 4:
-        raise SFPError(f"The box {box!r} is no rectangle; give (left, top, right, bottom) in pixels of the picture.")
+        raise SFPError(
+            f"The box {box!r} is no rectangle; give (left, top, right, bottom) in pixels of the picture."
+        )
     left, top, right, bottom = corners
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise SFPError(f"The box {box} is not inside the {width}x{height} picture; give (left, top, right, bottom) in its pixels.")
+        raise SFPError(
+            f"The box {box} is not inside the {width}x{height} picture; give (left, top, right, bottom) in its pixels."
+        )
     if isinstance(detectors, str):
-        raise SFPError(f"detectors is the single text {detectors!r}; give a list of names such as ['SOM', 'L2'].")
-    found = [detector if isinstance(detector, Detector) else build_detector(detector) for detector in detectors]
+        raise SFPError(
+            f"detectors is the single text {detectors!r}; give a list of names such as ['SOM', 'L2']."
+        )
+    found = [
+        detector if isinstance(detector, Detector) else build_detector(detector)
+        for detector in detectors
+    ]
     if len({detector.name for detector in found}) < len(found):
-        raise SFPError(f"The detectors {[detector.name for detector in found]} name one twice; inspect once for each setting of it.")
+        raise SFPError(
+            f"The detectors {[detector.name for detector in found]} name one twice; inspect once for each setting of it."
+        )
     resized = resize_short_side(pixels[top:bottom, left:right], short_side, trunk.patch)
     grid = trunk.grid_of(*resized.shape[1:])
     tokens = 1 + grid[0] * grid[1]
     size = 8 * trunk.layers * tokens * (tokens + trunk.width)
     if size > _MOST_BYTES:
-        taken = f"{tokens - 1} patches in {trunk.layers} layers would take {size / (1 << 30):.1f} GiB"
-        raise SFPError(f"{taken} to inspect; lower short_side={short_side}, or choose a part of the picture by box.")
+        taken = (
+            f"{tokens - 1} patches in {trunk.layers} layers would take {size / (1 << 30):.1f} GiB"
+        )
+        raise SFPError(
+            f"{taken} to inspect; lower short_side={short_side}, or choose a part of the picture by box."
+        )
     covered = resized[:, : grid[0] * trunk.patch, : grid[1] * trunk.patch]
     scale_x, scale_y = (right - left) / resized.shape[2], (bottom - top) / resized.shape[1]
     windows = method.clip.normalise(covered)[None].to(method.clip.device)
     purifier = method.purifier or Purifier(build_detector("SOM"), range(1, trunk.layers))
     return Inspection(
         image=covered.permute(1, 2, 0).to(torch.uint8).numpy(),
-        box=(float(left), float(top), left + covered.shape[2] * scale_x, top + covered.shape[1] * scale_y),
+        box=(
+            float(left),
+            float(top),
+            left + covered.shape[2] * scale_x,
+            top + covered.shape[1] * scale_y,
+        ),
         plain=_run(method, windows, found, None),
         purified=_run(method, windows, found, purifier),
         features=method(windows)[0].float().cpu().numpy(),
@@ -230,7 +256,9 @@ def inspect_image(
     )
 
 
-def _run(method: Method, windows: Tensor, detectors: Sequence[Detector], purifier: Purifier | None) -> Stream:
+def _run(
+    method: Method, windows: Tensor, detectors: Sequence[Detector], purifier: Purifier | None
+) -> Stream:
     """All L layers on one window (1, 3, H, W); detectors look before the purifier acts, tokens are kept after it."""
     trunk = method.trunk
     grid = trunk.grid_of(*windows.shape[-2:])
@@ -248,10 +276,16 @@ def _run(method: Method, windows: Tensor, detectors: Sequence[Detector], purifie
         tokens.append(state.tokens[0].float().cpu().numpy())
         attention.append(state.attention[0].float().cpu().numpy())
         none = np.zeros(grid, bool)
-        repaired.append(none if state.outliers is None else state.outliers[0].cpu().numpy().reshape(grid))
+        repaired.append(
+            none if state.outliers is None else state.outliers[0].cpu().numpy().reshape(grid)
+        )
 
     layers = range(1, trunk.layers + 1)
-    hooks = [Hook(detect, layers, Attention.MAP), *([purifier.hook] if purifier else []), Hook(keep, layers, Attention.MAP)]
+    hooks = [
+        Hook(detect, layers, Attention.MAP),
+        *([purifier.hook] if purifier else []),
+        Hook(keep, layers, Attention.MAP),
+    ]
     trunk.run(windows, hooks, resize=method.positional_resize)
     return Stream(
         grid,

@@ -15,7 +15,9 @@ def cluster_patches(affinity: Tensor, eps: float, min_samples: int) -> Tensor:
     return torch.from_numpy(labels).long()
 
 
-def cluster_map(affinity: Tensor, clusters: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
+def cluster_map(
+    affinity: Tensor, clusters: Tensor, grid: tuple[int, int], size: tuple[int, int]
+) -> Tensor | None:
     """The cluster of each pixel, (H, W) int64: that whose mean affinity is largest there. None without any cluster.
 
     A cluster's mean row of the affinity is enlarged four times, median-filtered 7x7 and enlarged to the size, so that
@@ -26,16 +28,26 @@ def cluster_map(affinity: Tensor, clusters: Tensor, grid: tuple[int, int], size:
         return None
     member = F.one_hot(clusters.clamp_min(0), count).float() * (clusters >= 0)[:, None]
     member = member.to(affinity.device)
-    maps = (member.T @ affinity.float()) / member.sum(0)[:, None]  # mean row of each cluster, (K, N)
-    maps = F.interpolate(maps.unflatten(1, grid)[None], scale_factor=4, mode="bilinear", align_corners=False)
-    smooth = torch.from_numpy(median_filter(maps[0].cpu().numpy(), size=(1, 7, 7))).to(affinity.device)
+    maps = (member.T @ affinity.float()) / member.sum(0)[
+        :, None
+    ]  # mean row of each cluster, (K, N)
+    maps = F.interpolate(
+        maps.unflatten(1, grid)[None], scale_factor=4, mode="bilinear", align_corners=False
+    )
+    smooth = torch.from_numpy(median_filter(maps[0].cpu().numpy(), size=(1, 7, 7))).to(
+        affinity.device
+    )
     return F.interpolate(smooth[None], size=size, mode="bilinear", align_corners=False)[0].argmax(0)
 
 
 def vote(scores: Tensor, clusters: Tensor | None, rule: str) -> Tensor:
     """Scores (Q, H, W) after the vote: each cluster's "majority" as 0 and 1, or its "mean" score. As they are without clusters."""
     if clusters is None:
-        return F.one_hot(scores.argmax(0), len(scores)).permute(2, 0, 1).to(scores.dtype) if rule == "majority" else scores
+        return (
+            F.one_hot(scores.argmax(0), len(scores)).permute(2, 0, 1).to(scores.dtype)
+            if rule == "majority"
+            else scores
+        )
     index, count = clusters.flatten(), int(clusters.max()) + 1
     ballots = scores.flatten(1)
     if rule == "majority":

@@ -59,13 +59,17 @@ class Method(ABC):
     clip: FrozenCLIP = field(kw_only=False)
     purify: bool | None = None  # whether outliers are repaired; as published, if None
     pm: str | None = None  # the detector; the method's own, if None
-    purify_layers: Collection[int] | int | None = None  # 1-based blocks after which purification acts; the method's own, if None
+    purify_layers: Collection[int] | int | None = (
+        None  # 1-based blocks after which purification acts; the method's own, if None
+    )
     repair_empty: str = "keep"  # ``empty``,
     repair_divisor: str = "valid"  # ``divisor`` and
     repair_filling: str = "mean"  # ``filling`` of ``repair``
     repair_point: str = "block"  # or "attention", the stream before the MLP
     positional_resize: str | None = None  # see ``resize_positions``; the method's own, if None
-    compiled: str | None = None  # a mode of torch.compile for ``features``; "reduce-overhead" means CUDA graphs
+    compiled: str | None = (
+        None  # a mode of torch.compile for ``features``; "reduce-overhead" means CUDA graphs
+    )
     detector_options: dict[str, Any] | None = None
 
     name: ClassVar[str]
@@ -89,24 +93,44 @@ class Method(ABC):
 
     def __post_init__(self):
         self.trunk = self.clip.trunk
-        self._given = [f.name for f in fields(self) if f.name != "clip" and getattr(self, f.name) not in (f.default, None)]
+        self._given = [
+            f.name
+            for f in fields(self)
+            if f.name != "clip" and getattr(self, f.name) not in (f.default, None)
+        ]
         self.purify = self.own_purify if self.purify is None else self.purify
         self.pm = self.own_pm if self.pm is None else self.pm
         self.positional_resize = self.positional_resize or self.own_positional_resize
         if self.purify_layers == [] and self.purify:
-            raise SFPError(f"purify_layers of {self.name} is [], so nothing would be purified; name layers, or give purify=False.")
+            raise SFPError(
+                f"purify_layers of {self.name} is [], so nothing would be purified; name layers, or give purify=False."
+            )
         layers = self.own_purify_layers() if self.purify_layers is None else self.purify_layers
         self.purify_layers = self.check_layers("purify_layers", layers)
         self.prepare()
-        detector = build_detector(self.pm, **{**self.own_detector_options.get(self.pm, {}), **(self.detector_options or {})})
-        repair = dict(empty=self.repair_empty, divisor=self.repair_divisor, filling=self.repair_filling, point=self.repair_point)
+        detector = build_detector(
+            self.pm,
+            **{**self.own_detector_options.get(self.pm, {}), **(self.detector_options or {})},
+        )
+        repair = dict(
+            empty=self.repair_empty,
+            divisor=self.repair_divisor,
+            filling=self.repair_filling,
+            point=self.repair_point,
+        )
         self.purifier = Purifier(detector, self.purify_layers, **repair) if self.purify else None
-        self._features = torch.compile(self.features, mode=self.compiled) if self._compiles() else self.features
+        self._features = (
+            torch.compile(self.features, mode=self.compiled) if self._compiles() else self.features
+        )
 
     def _compiles(self) -> bool:
         on_cpu = self.compiled is not None and self.clip.device.type == "cpu"
-        if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-            raise SFPError(f"compiled={self.compiled!r} of {self.name} needs a C++ compiler on a CPU; install g++, or leave it out.")
+        if on_cpu and not any(
+            shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")
+        ):
+            raise SFPError(
+                f"compiled={self.compiled!r} of {self.name} needs a C++ compiler on a CPU; install g++, or leave it out."
+            )
         return self.compiled is not None
 
     def prepare(self) -> None:  # noqa: B027 - a method without options of its own has none to prepare
@@ -116,7 +140,9 @@ class Method(ABC):
         """Layers at which purification acts unless it is told: 1..L-1."""
         return range(1, self.trunk.layers)
 
-    def check_layers(self, option: str, layers: Collection[int] | int, last: int | None = None) -> tuple[int, ...]:
+    def check_layers(
+        self, option: str, layers: Collection[int] | int, last: int | None = None
+    ) -> tuple[int, ...]:
         """Layers of an option as a tuple.
 
         Raises:
@@ -126,7 +152,9 @@ class Method(ABC):
         layers = [layers] if isinstance(layers, int) else list(layers)
         for layer in layers:
             if not isinstance(layer, int) or not 1 <= layer <= last:
-                raise SFPError(f"{option} of {self.name} names layer {layer!r}; give layers from 1 to {last}.")
+                raise SFPError(
+                    f"{option} of {self.name} names layer {layer!r}; give layers from 1 to {last}."
+                )
         return tuple(layers)
 
     def check_blocks(self, option: str, blocks: int, least: int = 0) -> int:
@@ -136,10 +164,14 @@ class Method(ABC):
             SFPError: a negative count.
         """
         if blocks < 0:
-            raise SFPError(f"{option} of {self.name} is {blocks + least}; give a count of at least {least}.")
+            raise SFPError(
+                f"{option} of {self.name} is {blocks + least}; give a count of at least {least}."
+            )
         return min(blocks, self.trunk.layers)
 
-    def constants(self, published: Mapping[str, Any] | None, of_twelve: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    def constants(
+        self, published: Mapping[str, Any] | None, of_twelve: Mapping[str, Any], **given: Any
+    ) -> dict[str, Any]:
         """Constants that depend on the backbone: as given; else as published for it; else scaled by depth, said once.
 
         Args:
@@ -152,10 +184,18 @@ class Method(ABC):
         def scaled(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(scaled(v) for v in value)
-            return min(max(1, round(value * depth / 12)), depth - 1) if isinstance(value, int) else value
+            return (
+                min(max(1, round(value * depth / 12)), depth - 1)
+                if isinstance(value, int)
+                else value
+            )
 
-        missing = [name for name in of_twelve if given.get(name) is None and name not in (published or {})]
-        found = {name: (published or {}).get(name, scaled(value)) for name, value in of_twelve.items()}
+        missing = [
+            name for name in of_twelve if given.get(name) is None and name not in (published or {})
+        ]
+        found = {
+            name: (published or {}).get(name, scaled(value)) for name, value in of_twelve.items()
+        }
         if missing:
             chosen = ", ".join(f"{name}={found[name]}" for name in missing)
             backbone = f"ViTs of {depth} blocks with patch {self.trunk.patch}"
@@ -185,7 +225,9 @@ class Method(ABC):
 
     def features(self, windows: Tensor) -> Tensor:
         """Y read out, (B, h, w, D)."""
-        return self.trunk.readout(self.tokens(windows)).unflatten(1, self.trunk.grid_of(*windows.shape[-2:]))
+        return self.trunk.readout(self.tokens(windows)).unflatten(
+            1, self.trunk.grid_of(*windows.shape[-2:])
+        )
 
     @torch.inference_mode()
     def __call__(self, windows: Tensor) -> Tensor:
@@ -197,8 +239,14 @@ class Method(ABC):
             SFPError: windows of another shape, or smaller than a patch.
         """
         if not isinstance(windows, Tensor) or windows.ndim != 4:
-            got = f"{tuple(windows.shape)} {windows.dtype}" if hasattr(windows, "dtype") else type(windows).__name__
-            raise SFPError(f"Windows must be a float tensor (B, 3, H, W), got {got}; make one with the clip's normalise.")
+            got = (
+                f"{tuple(windows.shape)} {windows.dtype}"
+                if hasattr(windows, "dtype")
+                else type(windows).__name__
+            )
+            raise SFPError(
+                f"Windows must be a float tensor (B, 3, H, W), got {got}; make one with the clip's normalise."
+            )
         groups = windows.split(self.trunk.windows_at_once(*windows.shape[-2:]))
         return torch.cat([self._features(group.to(self.clip.device)) for group in groups])
 
@@ -220,19 +268,26 @@ class Method(ABC):
 
     def changed_options(self) -> dict[str, Any]:
         """The options that were given and are not as published, those of the detector included: for tables."""
-        own = dict(purify=self.own_purify, pm=self.own_pm, purify_layers=tuple(self.own_purify_layers()))
+        own = dict(
+            purify=self.own_purify, pm=self.own_pm, purify_layers=tuple(self.own_purify_layers())
+        )
         own["positional_resize"] = self.own_positional_resize
         now = self.options()
         changed = {name: now[name] for name in self._given if now[name] != own.get(name, _NOTHING)}
         detector = changed.pop("detector_options", None) or {}
         if self.purify:
             return {**changed, **detector}
-        return {name: value for name, value in changed.items() if name not in ("pm", "purify_layers")}
+        return {
+            name: value for name, value in changed.items() if name not in ("pm", "purify_layers")
+        }
 
     def options(self) -> dict[str, Any]:
         """Its options as they stand, for results: plain values, layers as they were chosen."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "clip"}
-        return {name: getattr(value, "__name__", repr(value)) if callable(value) else value for name, value in values.items()}
+        return {
+            name: getattr(value, "__name__", repr(value)) if callable(value) else value
+            for name, value in values.items()
+        }
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.clip!r}, purifier={self.purifier.detector if self.purifier else None})"
@@ -249,7 +304,9 @@ def build_method(name: str, clip: FrozenCLIP, **options: Any) -> Method:
     """
     own, of_detector = check_method(name, options)
     if not isinstance(clip, FrozenCLIP):
-        raise SFPError(f"build_method got {clip!r} as clip; give the frozen CLIP that load_clip returns.")
+        raise SFPError(
+            f"build_method got {clip!r} as clip; give the frozen CLIP that load_clip returns."
+        )
     return METHODS.get(name)(clip, detector_options=of_detector, **own)
 
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from sfp.methods import Method
 
 
-def self_attend(u: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+def self_attend(
+    u: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
     """softmax(scale U U^T + bias) V per head, (B, heads, T, d_h); scale is 1 / sqrt(width of U) unless given."""
     return attend(u, u, v, bias=bias, scale=scale)
 
@@ -63,7 +65,9 @@ def aggregate(similarity: Tensor, tokens: Tensor) -> Tensor:
     return product(weights, tokens.float())
 
 
-def masked_similarity_attention(similarity: Tensor, scale: float = 3.0, beta: float = 1.0) -> Tensor:
+def masked_similarity_attention(
+    similarity: Tensor, scale: float = 3.0, beta: float = 1.0
+) -> Tensor:
     """softmax over rows of B = scale (G - beta mean(G)), negative entries left out; (B, N, N), one map for all heads.
 
     The mean runs over the entries of one image. A token always keeps itself, so that no row is empty.
@@ -81,7 +85,9 @@ def sinkhorn(matrix: Tensor, iterations: int, epsilon: float = 1e-6) -> Tensor:
     return matrix
 
 
-def second_path(method: Method, windows: Tensor, blocks: int, term: Callable[[LayerState], Tensor]) -> tuple[Tensor, Tensor]:
+def second_path(
+    method: Method, windows: Tensor, blocks: int, term: Callable[[LayerState], Tensor]
+) -> tuple[Tensor, Tensor]:
     """X^{L-blocks} plus the last blocks' terms, each made from the original path's state, and the original path's X^{L-1}.
 
     Both (B, 1 + N, C). Purification, where on, acts on the original path, from which the second one draws. Of the last

@@ -44,7 +44,9 @@ class CLIPSurgery(Method):
         new, stream = second_path(self, windows, self.blocks, self._term)
         grid = self.trunk.grid_of(*windows.shape[-2:])
         cls = self.trunk.step(self.trunk.layers, stream, grid)[:, 0]  # of the original path
-        return unit(self.trunk.readout(new[:, 1:])).unflatten(1, grid), unit(self.trunk.readout(cls))
+        return unit(self.trunk.readout(new[:, 1:])).unflatten(1, grid), unit(
+            self.trunk.readout(cls)
+        )
 
     def compare(self, seen: Tensor | tuple[Tensor, Tensor], text: Tensor) -> Tensor:
         if not self.feature_surgery:

@@ -29,16 +29,24 @@ class CLIPSeg(Method):
 
     # M; 9 for ViT-L/14 (Fig. 3), else 7 of 12 scaled by depth; ``tools/probe_layers.py`` finds it; -1 is L, -2 is L-1 ...
     attention_layer: int | None = None
-    attention: str = "k-k"  # or "q-k", A of the last block as it was trained, for each head (Table 4)
+    attention: str = (
+        "k-k"  # or "q-k", A of the last block as it was trained, for each head (Table 4)
+    )
     epsilon: float = 0.75
     tau: float = 6.0
     # the paper's start index: -1 for v_L alone, -3 (if None) for it and v~ of blocks L-1 and L-2; or a list of these blocks
     deep_layers: Collection[int] | int | None = None
     normalise_keys: bool = True  # rows of k_M have length one
     key_heads: str = "joint"  # or one map for each head, "separate"
-    epsilon_kind: str = "similarity"  # epsilon bounds it from below, or the cosine "distance" from above
-    relation: str = "connected"  # components of the graph, or "two_hop": patches with a common neighbour
-    relation_min_samples: int = 1  # patches with fewer neighbours, themselves included, link none (DBSCAN's core points)
+    epsilon_kind: str = (
+        "similarity"  # epsilon bounds it from below, or the cosine "distance" from above
+    )
+    relation: str = (
+        "connected"  # components of the graph, or "two_hop": patches with a common neighbour
+    )
+    relation_min_samples: int = (
+        1  # patches with fewer neighbours, themselves included, link none (DBSCAN's core points)
+    )
     relation_weight: str = "epsilon"  # R_ij, or the "similarity" itself
     deep_merge: str = "mean"  # of the values, or their "sum"
     deep_norm: bool = True  # LN1_L before W_v of x~
@@ -57,12 +65,20 @@ class CLIPSeg(Method):
     }  # fmt: skip
 
     def prepare(self) -> None:
-        published = dict(attention_layer=9) if (self.trunk.layers, self.trunk.patch) == (24, 14) else None
-        found = self.constants(published, dict(attention_layer=7), attention_layer=self.attention_layer)
+        published = (
+            dict(attention_layer=9) if (self.trunk.layers, self.trunk.patch) == (24, 14) else None
+        )
+        found = self.constants(
+            published, dict(attention_layer=7), attention_layer=self.attention_layer
+        )
         layer, last = found["attention_layer"], self.trunk.layers
-        (self.attention_layer,) = self.check_layers("attention_layer", layer + last + 1 if layer < 0 else layer, last)
+        (self.attention_layer,) = self.check_layers(
+            "attention_layer", layer + last + 1 if layer < 0 else layer, last
+        )
         if self.relation_min_samples < 1:
-            raise SFPError(f"relation_min_samples of CLIPSeg is {self.relation_min_samples}; give a count of at least 1.")
+            raise SFPError(
+                f"relation_min_samples of CLIPSeg is {self.relation_min_samples}; give a count of at least 1."
+            )
         self.deep_layers = self._deep(-3 if self.deep_layers is None else self.deep_layers)
 
     def _deep(self, layers: Collection[int] | int) -> tuple[int, ...]:
@@ -70,7 +86,9 @@ class CLIPSeg(Method):
         last = self.trunk.layers
         if isinstance(layers, int):
             if not -last < layers < 0:
-                raise SFPError(f"deep_layers of CLIPSeg is {layers}; give a start index from -1 to {1 - last}, or a list of layers.")
+                raise SFPError(
+                    f"deep_layers of CLIPSeg is {layers}; give a start index from -1 to {1 - last}, or a list of layers."
+                )
             layers = range(last + 1 + layers, last)
         return tuple(sorted(self.check_layers("deep_layers", layers)))
 
@@ -85,27 +103,37 @@ class CLIPSeg(Method):
             q, k = (part[:, :, first:].float() for part in block.qkv(block.normed(stream), "qk"))
             weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
         else:
-            weights = self.coherent_attention((keys or block.qkv(block.normed(stream), "k"))[0][:, :, first:])
+            weights = self.coherent_attention(
+                (keys or block.qkv(block.normed(stream), "k"))[0][:, :, first:]
+            )
         values = self.integrated_values(stream, inputs)[:, :, first:]
         return block.project(product(weights.to(values.dtype), values))[:, 1 - first :]
 
     def coherent_attention(self, keys: Tensor) -> Tensor:
         """A of CRA: keys (B, heads, N, d_h) to (B, 1 or heads, N, N) float32."""
-        keys = keys.float() if self.key_heads == "separate" else keys.float().transpose(1, 2).flatten(2)[:, None]  # k_M
+        keys = (
+            keys.float()
+            if self.key_heads == "separate"
+            else keys.float().transpose(1, 2).flatten(2)[:, None]
+        )  # k_M
         keys = F.normalize(keys, dim=-1) if self.normalise_keys else keys
         similarity = product(keys, keys.transpose(-2, -1))  # S
         return (self.tau * (similarity + self.reachability(similarity))).softmax(-1)
 
     def reachability(self, similarity: Tensor) -> Tensor:
         """R (..., N, N): the weight where i and j are related, the diagonal included, else 0."""
-        near = similarity >= (self.epsilon if self.epsilon_kind == "similarity" else 1 - self.epsilon)
+        near = similarity >= (
+            self.epsilon if self.epsilon_kind == "similarity" else 1 - self.epsilon
+        )
         near = near | torch.eye(near.shape[-1], dtype=torch.bool, device=near.device)
         if self.relation == "two_hop":
             related = product(near.float(), near.float()) > 0.5
         else:
             labels = components(near, self.relation_min_samples)
             related = labels[..., :, None] == labels[..., None, :]
-        return torch.where(related, similarity if self.relation_weight == "similarity" else self.epsilon, 0.0)
+        return torch.where(
+            related, similarity if self.relation_weight == "similarity" else self.epsilon, 0.0
+        )
 
     def integrated_values(self, stream: Tensor, inputs: dict[int, Tensor]) -> Tensor:
         """V of DSI, (B, heads, 1 + N, d_h), of X^{L-1} and the inputs of the deep layers."""

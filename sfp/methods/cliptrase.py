@@ -32,7 +32,9 @@ class CLIPtrase(Method):
     cluster_vote: str | None = None
     cluster_eps: float | None = None  # of DBSCAN; as published 0.7 up to 14x14 patches, 1.1 above
     cluster_min_samples: int | None = None  # of DBSCAN; as published 3 up to 14x14 patches, 7 above
-    class_scores: bool = False  # multiply the scores by 100 <f_cls, t_c>, as the authors do on VOC20
+    class_scores: bool = (
+        False  # multiply the scores by 100 <f_cls, t_c>, as the authors do on VOC20
+    )
 
     card = Card("Shao et al., ECCV 2024", attention="q-q + k-k + v-v; cluster vote")
     choices = {"cluster_vote": (None, "majority", "mean")}
@@ -75,7 +77,9 @@ class CLIPtrase(Method):
         min_samples = self.cluster_min_samples or (3 if few else 7)
         clusters = []
         for matrix in affinity if self.cluster_vote else ():
-            clusters.append(cluster_map(matrix, cluster_patches(matrix, eps, min_samples), grid, size))
+            clusters.append(
+                cluster_map(matrix, cluster_patches(matrix, eps, min_samples), grid, size)
+            )
         features = unit(self.trunk.readout(tokens))
         return features[:, 1:].unflatten(1, grid), features[:, 0], size, clusters
 
@@ -89,6 +93,10 @@ class CLIPtrase(Method):
             scores = scores * product(100 * cls[:, None, None], text.T)
         if self.cluster_vote is None:
             return scores
-        pixels = F.interpolate(scores.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
-        voted = [vote(maps, own, self.cluster_vote) for maps, own in zip(pixels, clusters, strict=True)]
+        pixels = F.interpolate(
+            scores.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False
+        )
+        voted = [
+            vote(maps, own, self.cluster_vote) for maps, own in zip(pixels, clusters, strict=True)
+        ]
         return torch.stack(voted).permute(0, 2, 3, 1)

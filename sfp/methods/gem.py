@@ -19,11 +19,20 @@ class GEM(Method):
     Each u of V, K, Q is first iterated: u <- softmax(beta u u^T) u on rows of length one. No FFN enters the new path.
     """
 
-    depth: int = 7  # one more than the number of last blocks with the new path, as the authors count
+    depth: int = (
+        7  # one more than the number of last blocks with the new path, as the authors count
+    )
     iterations: int = 1  # how often u is iterated
-    temperature: float | None = None  # inverse temperature beta; if None, d_h^{-1/2} times the image's mean ||LN1(X)_i||
+    temperature: float | None = (
+        None  # inverse temperature beta; if None, d_h^{-1/2} times the image's mean ||LN1(X)_i||
+    )
 
-    card = Card("Bousselham et al., CVPR 2024", attention="v-v, k-k, q-q iterated, second path", layers="last 6", ffn=False)
+    card = Card(
+        "Bousselham et al., CVPR 2024",
+        attention="v-v, k-k, q-q iterated, second path",
+        layers="last 6",
+        ffn=False,
+    )
     own_positional_resize = "antialias"
 
     def prepare(self) -> None:
@@ -31,7 +40,9 @@ class GEM(Method):
         if self.iterations < 0:
             raise SFPError(f"iterations of GEM is {self.iterations}; give a count of at least 0.")
         if self.temperature is not None and self.temperature < 0:
-            raise SFPError(f"temperature of GEM is {self.temperature}; give a number of at least 0.")
+            raise SFPError(
+                f"temperature of GEM is {self.temperature}; give a number of at least 0."
+            )
 
     def tokens(self, windows: Tensor) -> Tensor:
         return second_path(self, windows, self.blocks, self._term)[0][:, 1:]

@@ -23,7 +23,9 @@ class NACLIP(Method):
 
     def prepare(self) -> None:
         if not self.sigma > 0:
-            raise SFPError(f"sigma of NACLIP is {self.sigma}; give a width above 0 (5 patches as published).")
+            raise SFPError(
+                f"sigma of NACLIP is {self.sigma}; give a width above 0 (5 patches as published)."
+            )
 
     def tokens(self, windows: Tensor) -> Tensor:
         stream, block = self.stream(windows), self.last_block
@@ -34,8 +36,13 @@ class NACLIP(Method):
 
 def gaussian(grid: tuple[int, int], sigma: float) -> Tensor:
     """Omega, (1 + N, 1 + N): exp(-distance² / (2 sigma²)) between patches, 0 in the class token's row and column."""
-    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid), indexing="ij")
+    rows, columns = torch.meshgrid(
+        *(torch.arange(side, dtype=torch.float32) for side in grid), indexing="ij"
+    )
     places = torch.stack([rows.flatten(), columns.flatten()], 1)
     omega = torch.zeros(1 + len(places), 1 + len(places))
-    omega[1:, 1:] = torch.exp(-torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * sigma**2))
+    omega[1:, 1:] = torch.exp(
+        -torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").square()
+        / (2 * sigma**2)
+    )
     return omega

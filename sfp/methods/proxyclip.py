@@ -31,12 +31,25 @@ class ProxyCLIP(Method):
     proxy_gamma: float = 3.0
     pad_to: int = 56  # for scores, windows are padded with zeros all around to its multiples, the padding cut off again
 
-    card = Card("Lan et al., ECCV 2024", "similarity of another model", "last block's, resized", "L", False, False)
+    card = Card(
+        "Lan et al., ECCV 2024",
+        "similarity of another model",
+        "last block's, resized",
+        "L",
+        False,
+        False,
+    )
 
     def prepare(self) -> None:
         if self.pad_to < 1:
-            raise SFPError(f"pad_to of ProxyCLIP is {self.pad_to}; give a number of pixels of at least 1.")
-        self.eye = self.proxy if callable(self.proxy) else load_proxy(self.proxy, self.proxy_weights, self.clip.device, self.trunk.dtype)
+            raise SFPError(
+                f"pad_to of ProxyCLIP is {self.pad_to}; give a number of pixels of at least 1."
+            )
+        self.eye = (
+            self.proxy
+            if callable(self.proxy)
+            else load_proxy(self.proxy, self.proxy_weights, self.clip.device, self.trunk.dtype)
+        )
 
     def tokens(self, windows: Tensor) -> Tensor:
         return self._mixed(windows)[0]
@@ -50,14 +63,22 @@ class ProxyCLIP(Method):
         seen = self.eye(windows.float())
         if not isinstance(seen, Tensor) or seen.ndim != 4 or len(seen) != len(windows):
             shape = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
-            raise SFPError(f"The proxy returned {shape} for {len(windows)} windows; it must return a map (B, C, h', w').")
+            raise SFPError(
+                f"The proxy returned {shape} for {len(windows)} windows; it must return a map (B, C, h', w')."
+            )
         grid = tuple(seen.shape[-2:])
         similarity = cosine_similarity(seen.flatten(2).transpose(1, 2))  # S
-        weights = masked_similarity_attention(similarity, self.proxy_gamma, self.proxy_beta)[:, None]  # A, for all heads
+        weights = masked_similarity_attention(similarity, self.proxy_gamma, self.proxy_beta)[
+            :, None
+        ]  # A, for all heads
 
         stream, block = self.stream(windows), self.last_block
         values = block.values(block.normed(stream))[:, :, 1:]  # (B, heads, N, d_h)
-        maps = values.transpose(2, 3).flatten(1, 2).unflatten(2, self.trunk.grid_of(*windows.shape[-2:]))
+        maps = (
+            values.transpose(2, 3)
+            .flatten(1, 2)
+            .unflatten(2, self.trunk.grid_of(*windows.shape[-2:]))
+        )
         maps = F.interpolate(maps.float(), size=grid, mode="bilinear", align_corners=False)
         values = maps.flatten(2).unflatten(1, (values.shape[1], -1)).transpose(2, 3)
         return block.project(product(weights, values)), grid
@@ -76,5 +97,12 @@ class ProxyCLIP(Method):
         down, right = -height % self.pad_to, -width % self.pad_to
         if not down and not right:
             return scores
-        scores = F.interpolate(scores.permute(0, 3, 1, 2), size=(height + down, width + right), mode="bilinear", align_corners=False)
-        return scores[..., down // 2 : down // 2 + height, right // 2 : right // 2 + width].permute(0, 2, 3, 1)
+        scores = F.interpolate(
+            scores.permute(0, 3, 1, 2),
+            size=(height + down, width + right),
+            mode="bilinear",
+            align_corners=False,
+        )
+        return scores[..., down // 2 : down // 2 + height, right // 2 : right // 2 + width].permute(
+            0, 2, 3, 1
+        )

@@ -18,7 +18,14 @@ from sfp.backbones.proxies import load_proxy
 from sfp.clip.trunk import Hook, LayerState
 from sfp.errors import SFPError
 from sfp.methods import METHODS, Card, Method
-from sfp.methods._parts import aggregate, correlate, cosine_similarity, cut_below, masked_similarity_attention, self_attend
+from sfp.methods._parts import (
+    aggregate,
+    correlate,
+    cosine_similarity,
+    cut_below,
+    masked_similarity_attention,
+    self_attend,
+)
 
 # (blocks, patch): those of L/14 are the authors' answer in SuleBai/SC-CLIP#5, the paper's sum ends at layer 20
 PUBLISHED = {
@@ -34,23 +41,37 @@ class SCCLIP(Method):
     The layers and ``res_cls`` are those published for the backbone, if None.
     """
 
-    pre_layer: int | None = None  # layer of G_pre, whose tokens are repaired with the outliers of block L-1
+    pre_layer: int | None = (
+        None  # layer of G_pre, whose tokens are repaired with the outliers of block L-1
+    )
     post_layer: int | None = None  # layer of G_post, not repaired
     # first and last layer of M, both inclusive; several such pairs; or none, [], without M
     fuse_layers: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
     fusion: str = "pass"  # M through Dec; "sum": M itself is Y2; "dual_path": Y2 sums W_o concat(softmax(V V^T / s) V) + b_o of its blocks
     res_cls: float | None = None  # weight rho of the class token in the output
     beta: float = 0.4  # similarities below it are cut
-    correlation: str = "k"  # Dec's U U^T: one softmax for each letter of q, k, v; all have equal weights
+    correlation: str = (
+        "k"  # Dec's U U^T: one softmax for each letter of q, k, v; all have equal weights
+    )
     enhance: bool = True  # Dec has softmax(B), too
     aggregation: str = "both"  # "before" Dec by G_pre, "after" it by G_post, or "none"
     similarity: str = "layers"  # G_pre and G_post of these, or both of another model's features, a name for ``load_proxy``
 
-    card = Card("Bai et al., 2024", "k-k + similarity of a middle layer", "last block's, of two streams", "L; reads 4..10", False, False)
+    card = Card(
+        "Bai et al., 2024",
+        "k-k + similarity of a middle layer",
+        "last block's, of two streams",
+        "L; reads 4..10",
+        False,
+        False,
+    )
     own_purify = True
     own_pm = "LOF"
     of_twelve = PUBLISHED[12, 16]
-    choices = {"fusion": ("pass", "sum", "dual_path"), "aggregation": ("both", "before", "after", "none")}
+    choices = {
+        "fusion": ("pass", "sum", "dual_path"),
+        "aggregation": ("both", "before", "after", "none"),
+    }
 
     def prepare(self) -> None:
         given = {name: getattr(self, name) for name in self.of_twelve}
@@ -59,16 +80,24 @@ class SCCLIP(Method):
             setattr(self, name, value)
             if name in ("pre_layer", "post_layer"):
                 self.check_layers(name, value)
-        pairs = self.fuse_layers if isinstance(self.fuse_layers, (tuple, list)) else [self.fuse_layers]
+        pairs = (
+            self.fuse_layers if isinstance(self.fuse_layers, (tuple, list)) else [self.fuse_layers]
+        )
         pairs = [pairs] if any(isinstance(layer, int) for layer in pairs) else pairs
         ends = [self.check_layers("fuse_layers", pair) for pair in pairs]
         if any(len(pair) != 2 or pair[0] > pair[1] for pair in ends):
-            raise SFPError(f"fuse_layers of {self.name} is {self.fuse_layers}; give (first, last), both inclusive, first <= last.")
+            raise SFPError(
+                f"fuse_layers of {self.name} is {self.fuse_layers}; give (first, last), both inclusive, first <= last."
+            )
         self.fused = {layer for first, last in ends for layer in range(first, last + 1)}
         if not set(self.correlation) <= set("qkv") or not (self.correlation or self.enhance):
-            raise SFPError(f"correlation of {self.name} is {self.correlation!r}; give letters of q, k and v, one at least without enhance.")
+            raise SFPError(
+                f"correlation of {self.name} is {self.correlation!r}; give letters of q, k and v, one at least without enhance."
+            )
         own = self.similarity in (None, "layers")
-        self.eye = None if own else load_proxy(self.similarity, None, self.clip.device, self.trunk.dtype)
+        self.eye = (
+            None if own else load_proxy(self.similarity, None, self.clip.device, self.trunk.dtype)
+        )
 
     def published_constants(self) -> dict | None:
         """What the source gives for this backbone."""
@@ -87,15 +116,27 @@ class SCCLIP(Method):
                 kept[state.layer] = state.patches
             if state.layer in self.fused:
                 block = self.trunk.blocks[state.layer - 1]
-                term = block.project(self_attend(state.v, state.v)) if self.fusion == "dual_path" else state.tokens
+                term = (
+                    block.project(self_attend(state.v, state.v))
+                    if self.fusion == "dual_path"
+                    else state.tokens
+                )
                 fused.append(term if not fused else fused.pop() + term)
-            if state.layer == last and state.outliers is not None and self.pre_layer not in self.purifier.layers:
-                kept["repaired"] = self.purifier.repair(kept[self.pre_layer], state.outliers, state.grid)
+            if (
+                state.layer == last
+                and state.outliers is not None
+                and self.pre_layer not in self.purifier.layers
+            ):
+                kept["repaired"] = self.purifier.repair(
+                    kept[self.pre_layer], state.outliers, state.grid
+                )
 
         stream = self.stream(windows, Hook(keep, range(1, last + 1)))
         pre, post = kept.get("repaired", kept[self.pre_layer]), kept[self.post_layer]
         if self.eye:
-            seen = F.adaptive_avg_pool2d(self.eye(windows.float()), self.trunk.grid_of(*windows.shape[-2:]))
+            seen = F.adaptive_avg_pool2d(
+                self.eye(windows.float()), self.trunk.grid_of(*windows.shape[-2:])
+            )
             pre = post = seen.flatten(2).transpose(1, 2)
         g_pre, found = cosine_similarity(pre), stream[:, 1:]
         similarity = self.similarity_attention(g_pre) if self.enhance else None
@@ -103,7 +144,9 @@ class SCCLIP(Method):
             found = aggregate(cut_below(g_pre, self.beta), found)  # Xr
         found = self.decode(found, similarity) + self.res_cls * stream[:, :1]  # Dec(Xr, c)
         if fused and self.fusion == "pass":
-            found = found + (self.decode_mid(fused[0][:, 1:], similarity) + self.res_cls * fused[0][:, :1])
+            found = found + (
+                self.decode_mid(fused[0][:, 1:], similarity) + self.res_cls * fused[0][:, :1]
+            )
         if self.aggregation in ("both", "after"):
             found = aggregate(cut_below(cosine_similarity(post), self.beta), found)
         return found + fused[0][:, 1:] if fused and self.fusion != "pass" else found

@@ -32,7 +32,9 @@ class SFP(Method):
     # F_SOM + FFN of the mixed tokens, Eq. 7 as printed; "none": neither, as ClearCLIP
     sae_residual: str = "cls"
     sae_cls_weight: float = 0.3
-    sae_values: str = "projected"  # W_o A W_v LN1(F_SOM), or "literal": A F_SOM, as Eq. 6-7 abbreviate
+    sae_values: str = (
+        "projected"  # W_o A W_v LN1(F_SOM), or "literal": A F_SOM, as Eq. 6-7 abbreviate
+    )
     sae_norm: bool = True  # LN2 before SAE's FFN, where "full" and "ffn" have one
     sae_cls_key: bool = False  # whether the class token is a key and value of SAE's attention
     hai: bool = True
@@ -54,7 +56,9 @@ class SFP(Method):
 
     def prepare(self) -> None:
         if self.hai_iterations < 0:
-            raise SFPError(f"hai_iterations of SFP is {self.hai_iterations}; give a count of at least 0.")
+            raise SFPError(
+                f"hai_iterations of SFP is {self.hai_iterations}; give a count of at least 0."
+            )
         (self.hai_first_layer,) = self.check_layers("hai_first_layer", self.hai_first_layer)
 
     def tokens(self, windows: Tensor) -> Tensor:
@@ -64,16 +68,24 @@ class SFP(Method):
         if self.hai_place == "before":
             return super().features(windows)
         sharpened, total = self._sharpened(windows)
-        return self._mix(self.trunk.readout(sharpened), total).unflatten(1, self.trunk.grid_of(*windows.shape[-2:]))
+        return self._mix(self.trunk.readout(sharpened), total).unflatten(
+            1, self.trunk.grid_of(*windows.shape[-2:])
+        )
 
     def _sharpened(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
         """F_SAE (B, 1 + N, C), and the sum of the layers' attention for HAI."""
         last = self.trunk.layers - 1
         total: list[Tensor] = []
-        integrate = Hook(lambda state: self._integrate(state, total), range(self.hai_first_layer, last + 1), Attention.MAP)
+        integrate = Hook(
+            lambda state: self._integrate(state, total),
+            range(self.hai_first_layer, last + 1),
+            Attention.MAP,
+        )
         purified = self.stream(windows, *([integrate] if self.hai else []))  # F_SOM
         grid = self.trunk.grid_of(*windows.shape[-2:])
-        sharpened = self._sae(purified) if self.sae else self.trunk.step(self.trunk.layers, purified, grid)
+        sharpened = (
+            self._sae(purified) if self.sae else self.trunk.step(self.trunk.layers, purified, grid)
+        )
         return sharpened, total[0] if total else None
 
     def _sae(self, purified: Tensor) -> Tensor:
@@ -82,11 +94,17 @@ class SFP(Method):
         q, k, v = block.qkv(block.normed(purified))
         u = torch.cat([q, k], -1)  # U U^T = Q Q^T + K K^T
         scale = self.sae_lambda * q.shape[-1] ** -0.5
-        bias = None if self.sae_cls_key else F.pad(u.new_zeros(1, u.shape[2] - 1), (1, 0), value=float("-inf"))
+        bias = (
+            None
+            if self.sae_cls_key
+            else F.pad(u.new_zeros(1, u.shape[2] - 1), (1, 0), value=float("-inf"))
+        )
         if self.sae_values == "projected":
             mixed = block.project(self_attend(u, v, scale=scale, bias=bias))
         else:
-            mixed = product(attend_explicitly(u, u, v, scale=scale, bias=bias)[2], purified)  # A_SAE averaged over heads
+            mixed = product(
+                attend_explicitly(u, u, v, scale=scale, bias=bias)[2], purified
+            )  # A_SAE averaged over heads
         if self.sae_residual == "cls":
             return mixed + self.sae_cls_weight * purified[:, :1]
         if self.sae_residual == "full":
@@ -117,4 +135,6 @@ class SFP(Method):
         if total is None:
             return features[:, 1:]
         first = 0 if self.hai_cls else 1
-        return product(sinkhorn(total, self.hai_iterations), features[:, first:].float())[:, 1 - first :]
+        return product(sinkhorn(total, self.hai_iterations), features[:, first:].float())[
+            :, 1 - first :
+        ]

@@ -74,9 +74,15 @@ class SFPRelease(SCCLIP):
                 setattr(self, name, getattr(SCCLIP, name))
         super().prepare()
         if self.release == "2026-03" and self.fused and self.fusion == "pass" and not self.enhance:
-            raise SFPError("SFP-release mixes its second stream by softmax(B) alone; with enhance=False give fuse_layers=[], too.")
+            raise SFPError(
+                "SFP-release mixes its second stream by softmax(B) alone; with enhance=False give fuse_layers=[], too."
+            )
         som = dict(cls_factor=5 * self.res_cls, max_outliers=10)
-        self.own_detector_options = {"SOM": som, "L2": dict(topk=10), "LOF": dict(k=30, contamination=0.05)}
+        self.own_detector_options = {
+            "SOM": som,
+            "L2": dict(topk=10),
+            "LOF": dict(k=30, contamination=0.05),
+        }
 
     def published_constants(self) -> dict | None:
         return self.of_twelve if self.trunk.layers >= 12 else None

@@ -56,7 +56,9 @@ def list_detectors() -> list[str]:
 def top_k_mask(scores: Tensor, k: int) -> Tensor:
     """Mask (B, N) of each row's k largest scores."""
     k = min(k, scores.shape[1])
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(k, dim=1).indices, True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(
+        1, scores.topk(k, dim=1).indices, True
+    )
 
 
 def clustered_mask(clusters: Sequence[np.ndarray], min_size: int = 0) -> Tensor:

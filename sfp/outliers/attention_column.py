@@ -23,7 +23,9 @@ class AttentionColumn(Detector):
 
     attention = Attention.MAP
 
-    def __init__(self, *, topk: int = 10, z: float | None = None, cls_row: bool = False, own: bool = True):
+    def __init__(
+        self, *, topk: int = 10, z: float | None = None, cls_row: bool = False, own: bool = True
+    ):
         if topk < 0:
             raise SFPError(f"topk of AttentionColumn is {topk}; give a count of at least 0.")
         self.topk, self.z, self.cls_row, self.own = topk, z, cls_row, own
@@ -32,9 +34,14 @@ class AttentionColumn(Detector):
         received = state.attention[:, 0 if self.cls_row else 1 :, 1:].float()  # (B, N or 1 + N, N)
         total, rows = received.sum(1), received.shape[1]
         if not self.own:
-            total, rows = total - state.attention[:, 1:, 1:].float().diagonal(dim1=1, dim2=2), rows - 1
+            total, rows = (
+                total - state.attention[:, 1:, 1:].float().diagonal(dim1=1, dim2=2),
+                rows - 1,
+            )
         scores = total / max(rows, 1)
         if self.z is None:
             return top_k_mask(scores, self.topk), scores
         spread = scores.std(1, keepdim=True, correction=0)
-        return (scores - scores.mean(1, keepdim=True) > self.z * spread) & (spread > torch.finfo(torch.float32).eps), scores
+        return (scores - scores.mean(1, keepdim=True) > self.z * spread) & (
+            spread > torch.finfo(torch.float32).eps
+        ), scores

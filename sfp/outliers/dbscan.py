@@ -28,25 +28,46 @@ class DensityClusters(Detector):
     """
 
     def __init__(
-        self, *, eps: float | None = None, eps_rule: str = "quantile", quantile: float = 0.95, min_samples: int = 5, min_size: int = 0
+        self,
+        *,
+        eps: float | None = None,
+        eps_rule: str = "quantile",
+        quantile: float = 0.95,
+        min_samples: int = 5,
+        min_size: int = 0,
     ):
         if eps_rule not in ("quantile", "elbow"):
             raise unknown_choice("eps_rule of DBSCAN", eps_rule, ("quantile", "elbow"))
-        if min_samples < 1 or min_size < 0 or not 0 <= quantile <= 1 or (eps is not None and not eps > 0):
+        if (
+            min_samples < 1
+            or min_size < 0
+            or not 0 <= quantile <= 1
+            or (eps is not None and not eps > 0)
+        ):
             raise SFPError(
                 "The DBSCAN detector needs eps > 0, quantile in [0, 1], min_samples >= 1 and min_size >= 0, "
                 f"got {eps}, {quantile}, {min_samples}, {min_size}."
             )
-        self.eps, self.eps_rule, self.quantile, self.min_samples, self.min_size = eps, eps_rule, quantile, min_samples, min_size
+        self.eps, self.eps_rule, self.quantile, self.min_samples, self.min_size = (
+            eps,
+            eps_rule,
+            quantile,
+            min_samples,
+            min_size,
+        )
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
         rows = unit(state.patches)
         distances = (1 - product(rows, rows.transpose(1, 2))).clamp_min(0)
-        distances = distances.masked_fill(torch.eye(rows.shape[1], dtype=torch.bool, device=rows.device), 0.0)
+        distances = distances.masked_fill(
+            torch.eye(rows.shape[1], dtype=torch.bool, device=rows.device), 0.0
+        )
         neighbour = min(self.min_samples, rows.shape[1])  # the first is the token itself
         scores = distances.kthvalue(neighbour, dim=2).values
         clusters = [
-            DBSCAN(eps=max(self._reach(own), 1e-6), min_samples=self.min_samples, metric="precomputed").fit_predict(matrix.cpu().numpy())
+            DBSCAN(
+                eps=max(self._reach(own), 1e-6), min_samples=self.min_samples, metric="precomputed"
+            ).fit_predict(matrix.cpu().numpy())
             for matrix, own in zip(distances, scores, strict=True)
         ]
         return clustered_mask(clusters, self.min_size).to(scores.device), scores
@@ -58,5 +79,8 @@ class DensityClusters(Detector):
         if self.eps_rule == "quantile":
             return float(torch.quantile(scores, self.quantile))
         curve = scores.sort().values
-        line = torch.linspace(0, 1, len(curve), device=curve.device) * (curve[-1] - curve[0]) + curve[0]
+        line = (
+            torch.linspace(0, 1, len(curve), device=curve.device) * (curve[-1] - curve[0])
+            + curve[0]
+        )
         return float(curve[(line - curve).argmax()])

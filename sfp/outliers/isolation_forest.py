@@ -32,7 +32,10 @@ class RandomSplits(Detector):
         images = state.patches.float().cpu().numpy()
         forests = (IsolationForest(n_estimators=self.trees, random_state=self.seed) for _ in images)
         scores = torch.stack(
-            [torch.from_numpy(-forest.fit(points).score_samples(points)) for forest, points in zip(forests, images, strict=True)]
+            [
+                torch.from_numpy(-forest.fit(points).score_samples(points))
+                for forest, points in zip(forests, images, strict=True)
+            ]
         )
         scores = scores.float().to(state.tokens.device)
         return scores > torch.quantile(scores, 1 - self.contamination, dim=1, keepdim=True), scores

@@ -19,11 +19,15 @@ class LargeNorm(Detector):
         threshold: take all norms above it instead.
     """
 
-    def __init__(self, *, topk: int = 10, ratio: float | None = None, threshold: float | None = None):
+    def __init__(
+        self, *, topk: int = 10, ratio: float | None = None, threshold: float | None = None
+    ):
         if ratio is not None and threshold is not None:
             raise SFPError("The L2 detector has both ratio and threshold; give one of them.")
         if topk < 0 or (ratio is not None and not 0 <= ratio <= 1):
-            raise SFPError(f"The L2 detector needs topk >= 0 and ratio in [0, 1], got topk={topk}, ratio={ratio}.")
+            raise SFPError(
+                f"The L2 detector needs topk >= 0 and ratio in [0, 1], got topk={topk}, ratio={ratio}."
+            )
         self.topk, self.ratio, self.threshold = topk, ratio, threshold
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,9 @@ class LocalOutlierFactor(Detector):
 
     def __init__(self, *, k: int = 30, contamination: float = 0.05):
         if k < 1 or not 0 <= contamination <= 1:
-            raise SFPError(f"The LOF detector needs k >= 1 and contamination in [0, 1], got k={k}, contamination={contamination}.")
+            raise SFPError(
+                f"The LOF detector needs k >= 1 and contamination in [0, 1], got k={k}, contamination={contamination}."
+            )
         self.k, self.contamination = k, contamination
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
@@ -39,11 +41,15 @@ def local_outlier_factor(points: Tensor, k: int) -> Tensor:
     k = min(k, points.shape[1] - 1)
     if k < 1:
         return torch.ones_like(points[..., 0])
-    rows = points.double()  # a product of matrices needs the digits where tokens of large norm lie close together
+    rows = (
+        points.double()
+    )  # a product of matrices needs the digits where tokens of large norm lie close together
     lengths = rows.square().sum(-1)
     sums = lengths[:, :, None] + lengths[:, None]
     squared = sums - product(2 * rows, rows.transpose(1, 2))
-    squared = squared.masked_fill(squared < 1e-14 * sums, 0.0).float()  # what rounding leaves of a copy's distance
+    squared = squared.masked_fill(
+        squared < 1e-14 * sums, 0.0
+    ).float()  # what rounding leaves of a copy's distance
     distances, neighbours = squared.topk(k + 1, dim=-1, largest=False)
     k_distance = distances[..., k].clamp_min(1e-12)  # the first of the k + 1 is the point itself
     inverse = (1 / k_distance).unsqueeze(1).expand(-1, points.shape[1], -1)

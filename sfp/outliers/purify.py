@@ -38,8 +38,12 @@ class Purifier:
 
     def _purify(self, state: LayerState) -> Tensor:
         state.outliers, state.outlier_scores = self.detector(state)
-        return torch.cat([state.tokens[:, :1], self.repair(state.patches, state.outliers, state.grid)], 1)
+        return torch.cat(
+            [state.tokens[:, :1], self.repair(state.patches, state.outliers, state.grid)], 1
+        )
 
     def repair(self, patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
         """Repair other tokens (B, N, C) at the places of known outliers (B, N)."""
-        return repair(patches, outliers, grid, empty=self.empty, divisor=self.divisor, filling=self.filling)
+        return repair(
+            patches, outliers, grid, empty=self.empty, divisor=self.divisor, filling=self.filling
+        )

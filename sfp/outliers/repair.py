@@ -16,7 +16,13 @@ FILLINGS = (*_WEIGHTS, "median", "nearest")
 
 
 def repair(
-    patches: Tensor, outliers: Tensor, grid: tuple[int, int], *, empty: str = "keep", divisor: str = "valid", filling: str = "mean"
+    patches: Tensor,
+    outliers: Tensor,
+    grid: tuple[int, int],
+    *,
+    empty: str = "keep",
+    divisor: str = "valid",
+    filling: str = "mean",
 ) -> Tensor:
     """Patch tokens with every outlier filled from its non-outlier 8-neighbours, all at once from old values.
 
@@ -49,11 +55,15 @@ def repair(
             again, reached = _fill_once(filled, left, grid, divisor, filling)
             filled, left = again, left & ~reached
     elif empty == "nearest" and bool(left.any()):
-        filled = torch.where(left[..., None], _nearest_clean(patches.float(), outliers, grid), filled)
+        filled = torch.where(
+            left[..., None], _nearest_clean(patches.float(), outliers, grid), filled
+        )
     return filled.to(patches.dtype).contiguous()  # in any layout sums would round in another order
 
 
-def _fill_once(patches: Tensor, outliers: Tensor, grid: tuple[int, int], divisor: str, filling: str) -> tuple[Tensor, Tensor]:
+def _fill_once(
+    patches: Tensor, outliers: Tensor, grid: tuple[int, int], divisor: str, filling: str
+) -> tuple[Tensor, Tensor]:
     """One round; also the mask of outliers that had a clean neighbour."""
     clean = (~outliers).float().unflatten(1, grid)[:, None]
     weights = _WEIGHTS.get(filling, (1.0, 1.0))
@@ -62,10 +72,16 @@ def _fill_once(patches: Tensor, outliers: Tensor, grid: tuple[int, int], divisor
     if filling == "median":
         return torch.where(reached[..., None], _median(patches, outliers, grid), patches), reached
     if filling == "nearest":
-        return torch.where(reached[..., None], _nearest_clean(patches, outliers, grid), patches), reached
+        return torch.where(
+            reached[..., None], _nearest_clean(patches, outliers, grid), patches
+        ), reached
     maps = patches.masked_fill(outliers[..., None], 0.0).transpose(1, 2).unflatten(2, grid)
     total = _around(maps, weights).flatten(2).transpose(1, 2)
-    divide_by = count.masked_fill(~reached, 1.0) if divisor == "valid" else torch.full_like(count, 4 * sum(weights))
+    divide_by = (
+        count.masked_fill(~reached, 1.0)
+        if divisor == "valid"
+        else torch.full_like(count, 4 * sum(weights))
+    )
     return torch.where(reached[..., None], total / divide_by[..., None], patches), reached
 
 
@@ -80,20 +96,26 @@ def _around(maps: Tensor, weights: tuple[float, float]) -> Tensor:
 
 def _box(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Sum over a box around each place, zero padding, (B, C, h, w)."""
-    return F.avg_pool2d(maps, size, stride=1, padding=(size[0] // 2, size[1] // 2), divisor_override=1)
+    return F.avg_pool2d(
+        maps, size, stride=1, padding=(size[0] // 2, size[1] // 2), divisor_override=1
+    )
 
 
 def _median(patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
     """Each token's median over its clean 8-neighbours, channel by channel: of an even number the mean of the two in the middle."""
     maps = patches.masked_fill(outliers[..., None], torch.nan).transpose(1, 2).unflatten(2, grid)
-    around = F.pad(maps, (1, 1, 1, 1), value=torch.nan).unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)  # B, C, h, w, 9
+    around = (
+        F.pad(maps, (1, 1, 1, 1), value=torch.nan).unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)
+    )  # B, C, h, w, 9
     others = torch.cat([around[..., :4], around[..., 5:]], -1)
     return others.nanquantile(0.5, dim=-1).flatten(2).transpose(1, 2)
 
 
 def _nearest_clean(patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
     """Each token's nearest clean token in the grid, the first in row order among equals; itself where none is clean."""
-    rows, columns = torch.meshgrid(*(torch.arange(side, device=patches.device) for side in grid), indexing="ij")
+    rows, columns = torch.meshgrid(
+        *(torch.arange(side, device=patches.device) for side in grid), indexing="ij"
+    )
     places = torch.stack([rows.flatten(), columns.flatten()], 1).float()
     distance = torch.cdist(places, places)[None].masked_fill(outliers[:, None, :], torch.inf)
     nearest = distance.argmin(-1)

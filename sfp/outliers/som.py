@@ -23,16 +23,32 @@ class SelfOutlierMask(Detector):
 
     attention = Attention.ROWS
 
-    def __init__(self, *, cls_factor: float = 1.0, max_outliers: int | None = None, heads: str = "mean", direction: str = "row"):
+    def __init__(
+        self,
+        *,
+        cls_factor: float = 1.0,
+        max_outliers: int | None = None,
+        heads: str = "mean",
+        direction: str = "row",
+    ):
         if heads not in ("mean", "max"):
             raise unknown_choice("head reduction of SOM (heads)", heads, ("mean", "max"))
         if direction not in ("row", "column"):
             raise unknown_choice("direction of SOM", direction, ("row", "column"))
         if cls_factor < 0:
-            raise SFPError(f"cls_factor of SOM is {cls_factor}; give a number of at least 0, such as 1.0.")
+            raise SFPError(
+                f"cls_factor of SOM is {cls_factor}; give a number of at least 0, such as 1.0."
+            )
         if max_outliers is not None and max_outliers < 0:
-            raise SFPError(f"max_outliers of SOM is {max_outliers}; give a count of at least 0, or None for no cap.")
-        self.cls_factor, self.max_outliers, self.heads, self.direction = cls_factor, max_outliers, heads, direction
+            raise SFPError(
+                f"max_outliers of SOM is {max_outliers}; give a count of at least 0, or None for no cap."
+            )
+        self.cls_factor, self.max_outliers, self.heads, self.direction = (
+            cls_factor,
+            max_outliers,
+            heads,
+            direction,
+        )
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
         to_cls = state.cls_row if self.direction == "row" else state.cls_column

@@ -24,12 +24,20 @@ _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m sfp.page", description="Start the web page.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="python -m sfp.page",
+        description="Start the web page.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others on the network in")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 lets others on the network in",
+    )
     parser.add_argument("--port", type=int, default=7860, help="0 for any free one")
     parser.add_argument("--model", help="a further backbone, chosen at first: a name of load_clip")
-    parser.add_argument("--pretrained", default="openai", help="its open_clip tag, or the path of a checkpoint")
+    parser.add_argument(
+        "--pretrained", default="openai", help="its open_clip tag, or the path of a checkpoint"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(serve, parser.parse_args())
 
@@ -44,19 +52,33 @@ def serve(args: argparse.Namespace) -> None:
         raise SFPError(
             "The page needs Gradio, which is not installed; in the repository's folder: pip install -c constraints.txt -e '.[page]'."
         )
-    with tempfile.TemporaryDirectory(prefix="sfp-page-") as folder, listen(args.host, args.port) as listening:
+    with (
+        tempfile.TemporaryDirectory(prefix="sfp-page-") as folder,
+        listen(args.host, args.port) as listening,
+    ):
         os.environ.update(
-            GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=f"{folder}/gradio", HF_HUB_DISABLE_TELEMETRY="1"
+            GRADIO_ANALYTICS_ENABLED="False",
+            GRADIO_TEMP_DIR=f"{folder}/gradio",
+            HF_HUB_DISABLE_TELEMETRY="1",
         )  # read at the import
         from sfp.page.server import page_server
         from sfp.page.studio import BACKBONES, Backbone, Studio
 
-        own = (Backbone(f"{args.model}, {Path(args.pretrained).name}", args.model, args.pretrained),) if args.model else ()
+        own = (
+            (Backbone(f"{args.model}, {Path(args.pretrained).name}", args.model, args.pretrained),)
+            if args.model
+            else ()
+        )
         _give_memory_back()
         server = page_server(Studio(Path(folder), (*own, *BACKBONES)), args.host)
         host, port = listening.getsockname()[:2]
-        print(f"The page is at http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)", flush=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then too
+        print(
+            f"The page is at http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)",
+            flush=True,
+        )
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # so that the folder is removed then too
         with contextlib.suppress(KeyboardInterrupt):
             server.run([listening])
 
@@ -80,7 +102,9 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise SFPError(f"The page can't listen on {host} port {port} ({error}); choose another --port, or another --host.") from error
+        raise SFPError(
+            f"The page can't listen on {host} port {port} ({error}); choose another --port, or another --host."
+        ) from error
 
 
 if __name__ == "__main__":

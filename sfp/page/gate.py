@@ -32,12 +32,22 @@ _PATIENCE = 120.0  # seconds for the whole of a request
 _JOIN, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
 _FILES = "/gradio_api/file="
 _EVENTS = "/gradio_api/queue/data"
-_PLACES = ("/", "/config", "/theme.css", "/favicon.ico", _EVENTS, "/gradio_api/app_id", "/gradio_api/startup-events")
+_PLACES = (
+    "/",
+    "/config",
+    "/theme.css",
+    "/favicon.ico",
+    _EVENTS,
+    "/gradio_api/app_id",
+    "/gradio_api/startup-events",
+)
 _FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/", f"{_FILES}/")
 
 # a browser loads nothing from any other host, whatever Gradio's own pages refer to, and runs nothing that was uploaded
 _HEADERS = [(b"referrer-policy", b"no-referrer"), (b"x-content-type-options", b"nosniff")]
-_PAGE_POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+_PAGE_POLICY = (
+    b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+)
 _FILE_POLICY = b"default-src 'none'; sandbox"
 
 # what a widget sends; choices and ranges are Gradio's to check
@@ -68,9 +78,14 @@ class Gate:
     def __init__(self, app: ASGIApp, page: gr.Blocks, folder: Path, host: str):
         self._app, self._folder = app, folder
         self._names = own_names(host)
-        self._inputs = {number: [type(block) for block in event.inputs] for number, event in page.fns.items()}
+        self._inputs = {
+            number: [type(block) for block in event.inputs] for number, event in page.fns.items()
+        }
         self._clicked = {
-            number: type(page.blocks[block]) for number, event in page.fns.items() for block, kind in event.targets if kind == "select"
+            number: type(page.blocks[block])
+            for number, event in page.fns.items()
+            for block, kind in event.targets
+            if kind == "select"
         }
         self._trimming = asyncio.Lock()
         self._stay = frozenset(path for path in folder.rglob("*") if path.is_file())
@@ -93,16 +108,26 @@ class Gate:
             if message["type"] == "http.response.start":
                 if path == _UPLOAD and message["status"] == 500:
                     raise _NotKept
-                message["headers"] = [*message["headers"], *_HEADERS, (b"content-security-policy", policy)]
+                message["headers"] = [
+                    *message["headers"],
+                    *_HEADERS,
+                    (b"content-security-policy", policy),
+                ]
                 started = True
             await send(message)
 
         try:
             self._require_own(Headers(scope=scope))
-            if scope["method"] in ("GET", "HEAD") and (path in _PLACES or path.startswith(_FOLDERS)):
+            if scope["method"] in ("GET", "HEAD") and (
+                path in _PLACES or path.startswith(_FOLDERS)
+            ):
                 await self._app(scope, receive, send_with_policy)
             elif scope["method"] == "POST" and path in (_JOIN, _UPLOAD):
-                bounded = _bounded(Headers(scope=scope), receive, MOST_REQUEST_BYTES if path == _JOIN else _MOST_UPLOAD_BYTES)
+                bounded = _bounded(
+                    Headers(scope=scope),
+                    receive,
+                    MOST_REQUEST_BYTES if path == _JOIN else _MOST_UPLOAD_BYTES,
+                )
                 if path == _JOIN:
                     bounded = _replay(self._cleaned(await _whole(bounded)), receive)
                 async with self._trimming:
@@ -115,10 +140,15 @@ class Gate:
         except RuntimeError:
             if not (started and path == _EVENTS):
                 raise
-            await send({"type": "http.response.body"})  # of an unknown session: Gradio has said so already
+            await send(
+                {"type": "http.response.body"}
+            )  # of an unknown session: Gradio has said so already
         except _NotKept:
             await _refuse(
-                HTTPException(400, "The upload has no file that can be kept; choose another one."), scope, receive, send_with_policy
+                HTTPException(400, "The upload has no file that can be kept; choose another one."),
+                scope,
+                receive,
+                send_with_policy,
             )
         except HTTPException as refused:
             await _refuse(refused, scope, receive, send_with_policy)
@@ -127,40 +157,73 @@ class Gate:
         asked = headers.get("host", "").lower()
         if not _is_own(asked, self._names):
             raise HTTPException(
-                403, f"This page answers to its address, {' and '.join(sorted(self._names))} only; open it by one of these."
+                403,
+                f"This page answers to its address, {' and '.join(sorted(self._names))} only; open it by one of these.",
             )
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         foreign = origin is not None and _place(origin) != asked
-        if foreign or (site not in ("same-origin", "none") and headers.get("sec-fetch-mode") != "navigate"):
+        if foreign or (
+            site not in ("same-origin", "none") and headers.get("sec-fetch-mode") != "navigate"
+        ):
             raise HTTPException(403, "Another site's page asked for this; open the page itself.")
 
     def _cleaned(self, body: bytes) -> bytes:
         """What Gradio gets of a request for an event: the keys that the page sends, each of its type."""
-        refusal = HTTPException(400, "The page sends no such request; load it again and use its widgets.")
+        refusal = HTTPException(
+            400, "The page sends no such request; load it again and use its widgets."
+        )
         try:
             asked = json.loads(body)
         except (ValueError, RecursionError):
             raise refusal from None
-        number, session, values = (asked.get(key) if isinstance(asked, dict) else None for key in ("fn_index", "session_hash", "data"))
+        number, session, values = (
+            asked.get(key) if isinstance(asked, dict) else None
+            for key in ("fn_index", "session_hash", "data")
+        )
         if type(number) is not int or number not in self._inputs or not isinstance(values, list):
             raise refusal
-        if not isinstance(session, str) or not session.isalnum() or not session.isascii() or len(session) > 64:
+        if (
+            not isinstance(session, str)
+            or not session.isalnum()
+            or not session.isascii()
+            or len(session) > 64
+        ):
             raise refusal
         kinds = self._inputs[number]
-        if len(values) != len(kinds) or not all(_SOUND[kind](value) for kind, value in zip(kinds, values, strict=True)):
+        if len(values) != len(kinds) or not all(
+            _SOUND[kind](value) for kind, value in zip(kinds, values, strict=True)
+        ):
             raise refusal
-        values = [{"path": value["path"], "meta": {"_type": "gradio.FileData"}} if isinstance(value, dict) else value for value in values]
-        if any(isinstance(value, dict) and not _lies_in(value["path"], self._folder) for value in values):
+        values = [
+            {"path": value["path"], "meta": {"_type": "gradio.FileData"}}
+            if isinstance(value, dict)
+            else value
+            for value in values
+        ]
+        if any(
+            isinstance(value, dict) and not _lies_in(value["path"], self._folder)
+            for value in values
+        ):
             raise refusal
         event = None
         if number in self._clicked:
             data = asked.get("event_data")
             place = data.get("index") if isinstance(data, dict) else None
-            if not (type(place) is int if self._clicked[number] is gr.Gallery else _is_point(place)):
+            if not (
+                type(place) is int if self._clicked[number] is gr.Gallery else _is_point(place)
+            ):
                 raise refusal
             event = {"index": place, "value": None}
         trigger = asked.get("trigger_id") if type(asked.get("trigger_id")) is int else None
-        return json.dumps(dict(data=values, event_data=event, fn_index=number, trigger_id=trigger, session_hash=session)).encode()
+        return json.dumps(
+            dict(
+                data=values,
+                event_data=event,
+                fn_index=number,
+                trigger_id=trigger,
+                session_hash=session,
+            )
+        ).encode()
 
 
 class _NotKept(Exception):
@@ -177,11 +240,26 @@ def own_names(host: str) -> frozenset[str]:
         alone = ipaddress.ip_address(host).is_loopback
     except ValueError:
         alone = host == "localhost"
-    names = {"localhost"} if alone else {"localhost", host, socket.gethostname(), f"{socket.gethostname()}.local", socket.getfqdn()}
+    names = (
+        {"localhost"}
+        if alone
+        else {
+            "localhost",
+            host,
+            socket.gethostname(),
+            f"{socket.gethostname()}.local",
+            socket.getfqdn(),
+        }
+    )
     return frozenset(name.lower() for name in names if not _is_address(name))
 
 
-def trim(folder: Path, stay: Iterable[Path] = (), most_files: int = MOST_KEPT_FILES, most_bytes: int = MOST_KEPT_BYTES) -> None:
+def trim(
+    folder: Path,
+    stay: Iterable[Path] = (),
+    most_files: int = MOST_KEPT_FILES,
+    most_bytes: int = MOST_KEPT_BYTES,
+) -> None:
     """Delete the oldest files below a folder, but for those that stay, until the bounds hold."""
     stay, found = set(stay), []
     for where, _, names in os.walk(folder):
@@ -223,7 +301,11 @@ def _place(origin: str) -> str:
 
 
 def _is_point(place: Any) -> bool:
-    numbers = isinstance(place, list) and len(place) == 2 and all(type(value) in (int, float) for value in place)
+    numbers = (
+        isinstance(place, list)
+        and len(place) == 2
+        and all(type(value) in (int, float) for value in place)
+    )
     return numbers and all(math.isfinite(value) for value in place)
 
 
@@ -236,7 +318,10 @@ def _lies_in(path: str, folder: Path) -> bool:
 
 def _bounded(headers: Headers, receive: Receive, most: int) -> Receive:
     """``receive`` that raises 413 where a body is too large and 408 where it takes too long."""
-    too_large = HTTPException(413, f"The request has more than {most >> 10} kB; a picture may have {MOST_FILE_BYTES >> 20} MB.")
+    too_large = HTTPException(
+        413,
+        f"The request has more than {most >> 10} kB; a picture may have {MOST_FILE_BYTES >> 20} MB.",
+    )
     announced = headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced[:20]) > most:
         raise too_large
@@ -249,7 +334,9 @@ def _bounded(headers: Headers, receive: Receive, most: int) -> Receive:
         try:
             message = await asyncio.wait_for(receive(), max(0.0, ends - time.monotonic()))
         except asyncio.TimeoutError:  # noqa: UP041 - another class before Python 3.11
-            raise HTTPException(408, f"The request was not complete after {_PATIENCE:.0f} seconds; send it again.") from None
+            raise HTTPException(
+                408, f"The request was not complete after {_PATIENCE:.0f} seconds; send it again."
+            ) from None
         got += len(message.get("body", b""))
         done = not message.get("more_body", False)
         if got > most:
@@ -274,6 +361,10 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     left = [body]
 
     async def receive_again() -> Message:
-        return {"type": "http.request", "body": left.pop(), "more_body": False} if left else await receive()
+        return (
+            {"type": "http.request", "body": left.pop(), "more_body": False}
+            if left
+            else await receive()
+        )
 
     return receive_again

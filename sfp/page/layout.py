@@ -48,7 +48,9 @@ def build_page(studio: Studio) -> gr.Blocks:
                     elem_id="sfp-examples",
                     elem_classes="sfp-labelled",
                 )
-                upload = gr.UploadButton("Upload a picture", file_types=["image"], size="md", elem_id="sfp-upload")
+                upload = gr.UploadButton(
+                    "Upload a picture", file_types=["image"], size="md", elem_id="sfp-upload"
+                )
                 names = gr.Textbox(
                     studio.examples[0].names,
                     label="What to look for",
@@ -71,12 +73,16 @@ def build_page(studio: Studio) -> gr.Blocks:
         def take(file: str) -> tuple[Any, ...]:
             key = studio.add_picture(Path(file))
             pixels = studio.picture(key)
-            ready = views.status(f"{Path(file).name} is ready; name what is in it and press a button.")
+            ready = views.status(
+                f"{Path(file).name} is ready; name what is in it and press a button."
+            )
             return ready, key, pixels, _SEGMENT_HINT, gr.update(visible=False), "", "", None
 
         def choose(event: gr.SelectData) -> tuple[Any, ...]:
             if not 0 <= event.index < len(studio.examples):
-                raise SFPError(f"There is no example {event.index}; click one of the {len(studio.examples)}.")
+                raise SFPError(
+                    f"There is no example {event.index}; click one of the {len(studio.examples)}."
+                )
             example = studio.examples[event.index]
             key = studio.add_picture(example.file)
             return "", key, studio.picture(key), example.names
@@ -86,10 +92,14 @@ def build_page(studio: Studio) -> gr.Blocks:
             return key, studio.picture(key)
 
         page.load(start, None, [picture, shown], **QUIET)
-        upload.upload(answering(take, 8), upload, [said, picture, shown, *segment["outputs"]], **IN_TURN)
+        upload.upload(
+            answering(take, 8), upload, [said, picture, shown, *segment["outputs"]], **IN_TURN
+        )
         chosen = gallery.select(answering(choose, 4), None, [said, picture, shown, names], **QUIET)
         chosen.success(**segment)
-        picture.change(lambda: stale, None, list(stale), show_progress="hidden", api_visibility="private")
+        picture.change(
+            lambda: stale, None, list(stale), show_progress="hidden", api_visibility="private"
+        )
     return page.queue(max_size=32)
 
 
@@ -97,7 +107,13 @@ def _settings(studio: Studio) -> list[gr.Dropdown]:
     """The choices that ``Settings`` holds."""
     with gr.Row():
         return [
-            gr.Dropdown(list_methods(), value=_METHOD, label="Method", info="How features are read off CLIP", elem_id="sfp-method"),
+            gr.Dropdown(
+                list_methods(),
+                value=_METHOD,
+                label="Method",
+                info="How features are read off CLIP",
+                elem_id="sfp-method",
+            ),
             gr.Dropdown(
                 purifications(),
                 value=AS_PUBLISHED,
@@ -115,12 +131,16 @@ def _settings(studio: Studio) -> list[gr.Dropdown]:
         ]
 
 
-def _segment_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings: list[gr.Dropdown]) -> dict[str, Any]:
+def _segment_tab(
+    studio: Studio, picture: gr.State, names: gr.Textbox, settings: list[gr.Dropdown]
+) -> dict[str, Any]:
     """Returns what the event of a new example runs too."""
     asked = gr.State(None)  # what the shown result was asked with
     button = gr.Button("Segment", variant="primary", size="md", elem_id="sfp-segment")
     said = gr.HTML(_SEGMENT_HINT, elem_id="sfp-segment-status")
-    overlay = show_picture("overlay", "Result: click it", True, buttons=["download", "fullscreen"], visible=False)
+    overlay = show_picture(
+        "overlay", "Result: click it", True, buttons=["download", "fullscreen"], visible=False
+    )
     legend = gr.HTML(elem_id="sfp-legend")
     pixel = gr.HTML(elem_id="sfp-pixel")
 
@@ -128,7 +148,9 @@ def _segment_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
         request = (key, text, Settings(*chosen))
         began = time.perf_counter()
         result = studio.segmentation(*request)
-        tip = views.hint("Click the picture: the name and the scores under the click are shown here.")
+        tip = views.hint(
+            "Click the picture: the name and the scores under the click are shown here."
+        )
         drawn = gr.Image(result.overlay(legend=False), visible=True)
         return told(result.image, request[2], began), drawn, views.legend(result), tip, request
 
@@ -152,22 +174,43 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
     asked = gr.State(None)
     patch = gr.State(None)
     with gr.Row():
-        detector = gr.Dropdown(list_detectors(), value=_DETECTOR, label="Show outliers by", elem_id="sfp-detector", min_width=140)
-        layer = gr.Slider(1, 12, value=_LAYER, step=1, label="Layer", elem_id="sfp-layer", scale=2, min_width=200)
-    everywhere = gr.Checkbox(True, label="Repair after every layer, not only where the method does", elem_id="sfp-everywhere")
+        detector = gr.Dropdown(
+            list_detectors(),
+            value=_DETECTOR,
+            label="Show outliers by",
+            elem_id="sfp-detector",
+            min_width=140,
+        )
+        layer = gr.Slider(
+            1, 12, value=_LAYER, step=1, label="Layer", elem_id="sfp-layer", scale=2, min_width=200
+        )
+    everywhere = gr.Checkbox(
+        True,
+        label="Repair after every layer, not only where the method does",
+        elem_id="sfp-everywhere",
+    )
     button = gr.Button("Inspect", variant="primary", size="md", elem_id="sfp-inspect")
     said = gr.HTML(_INSPECT_HINT, elem_id="sfp-inspect-status")
     caption = gr.HTML(elem_id="sfp-caption")
     panels: list[gr.Image] = []
     with gr.Column(visible=False) as panel:
         for row in (
-            [("chosen", "Click a patch, in any of these"), ("outliers", "Outliers"), ("class-token", "What the class token looks at")],
-            [("before", "What the patch looks at, before"), ("after", "... and after purification")],
+            [
+                ("chosen", "Click a patch, in any of these"),
+                ("outliers", "Outliers"),
+                ("class-token", "What the class token looks at"),
+            ],
+            [
+                ("before", "What the patch looks at, before"),
+                ("after", "... and after purification"),
+            ],
         ):
             with gr.Row():
                 panels += [show_picture(place, label, True, min_width=140) for place, label in row]
         gr.HTML(
-            views.hint("Attention by its square root, from dark to bright; outliers are outlined; a white frame marks the chosen patch.")
+            views.hint(
+                "Attention by its square root, from dark to bright; outliers are outlined; a white frame marks the chosen patch."
+            )
         )
 
     def draw(request: tuple[str, Settings, str], at_layer: int, at: tuple[int, int]) -> list[Any]:
@@ -175,7 +218,14 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
         pictures = [drawn.chosen, drawn.outliers, drawn.class_token, drawn.before, drawn.after]
         return [drawn.caption, *pictures]
 
-    def inspect(key: str | None, by: str, each: bool, at_layer: int, at: tuple[int, int] | None, *chosen: str) -> tuple[Any, ...]:
+    def inspect(
+        key: str | None,
+        by: str,
+        each: bool,
+        at_layer: int,
+        at: tuple[int, int] | None,
+        *chosen: str,
+    ) -> tuple[Any, ...]:
         request = (key, Settings(*chosen, every_layer=each), by)
         began = time.perf_counter()
         inspection = studio.inspection(*request)
@@ -187,12 +237,16 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
         done = told(inspection.image, request[1], began)
         return done, request, at, slider, gr.Column(visible=True), *draw(request, at_layer, at)
 
-    def move(request: tuple[str, Settings, str] | None, at_layer: int, at: tuple[int, int] | None) -> tuple[Any, ...]:
+    def move(
+        request: tuple[str, Settings, str] | None, at_layer: int, at: tuple[int, int] | None
+    ) -> tuple[Any, ...]:
         if request is None or at is None:
             return tuple([gr.skip()] * 7)
         return gr.skip(), *draw(request, int(at_layer), at)
 
-    def click(request: tuple[str, Settings, str] | None, at_layer: int, event: gr.SelectData) -> tuple[Any, ...]:
+    def click(
+        request: tuple[str, Settings, str] | None, at_layer: int, event: gr.SelectData
+    ) -> tuple[Any, ...]:
         if request is None:
             return tuple([gr.skip()] * 8)
         inspection = studio.inspection(*request)
@@ -202,17 +256,29 @@ def _inspect_tab(studio: Studio, picture: gr.State, settings: list[gr.Dropdown])
 
     inputs = [picture, detector, everywhere, layer, patch, *settings]
     outputs = [said, asked, patch, layer, panel, caption, *panels]
-    button.click(answering(inspect, len(outputs)), inputs, outputs, show_progress_on=said, **IN_TURN)
-    gr.on([detector.input, everywhere.input], answering(inspect, len(outputs)), inputs, outputs, **QUIET)
+    button.click(
+        answering(inspect, len(outputs)), inputs, outputs, show_progress_on=said, **IN_TURN
+    )
+    gr.on(
+        [detector.input, everywhere.input],
+        answering(inspect, len(outputs)),
+        inputs,
+        outputs,
+        **QUIET,
+    )
     layer.input(answering(move, 7), [asked, layer, patch], [said, caption, *panels], **QUIET)
     for image in panels:
         image.select(answering(click, 8), [asked, layer], [said, patch, caption, *panels], **QUIET)
     return {said: _INSPECT_HINT, caption: "", panel: gr.update(visible=False), asked: None}
 
 
-def _compare_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings: list[gr.Dropdown]) -> dict[Any, Any]:
+def _compare_tab(
+    studio: Studio, picture: gr.State, names: gr.Textbox, settings: list[gr.Dropdown]
+) -> dict[Any, Any]:
     """Returns what each of its parts becomes when the picture is another one."""
-    other = gr.Dropdown(list_methods(), value=_OTHER_METHOD, label="Compare the method with", elem_id="sfp-other")
+    other = gr.Dropdown(
+        list_methods(), value=_OTHER_METHOD, label="Compare the method with", elem_id="sfp-other"
+    )
     button = gr.Button("Compare", variant="primary", size="md", elem_id="sfp-compare")
     said = gr.HTML(_COMPARE_HINT, elem_id="sfp-compare-status")
     with gr.Row(visible=False) as row:
@@ -227,10 +293,20 @@ def _compare_tab(studio: Studio, picture: gr.State, names: gr.Textbox, settings:
             settings.method: studio.segmentation(key, text, settings)
             for settings in (first, Settings(second, first.purification, first.backbone))
         }
-        drawn = [gr.Image(result.overlay(legend=False), label=title) for title, result in results.items()]
+        drawn = [
+            gr.Image(result.overlay(legend=False), label=title) for title, result in results.items()
+        ]
         image = next(iter(results.values())).image
-        done = told(image, Settings(" and ".join(results), first.purification, first.backbone), began)
+        done = told(
+            image, Settings(" and ".join(results), first.purification, first.backbone), began
+        )
         return done, gr.Row(visible=True), *drawn, views.comparison(results)
 
-    button.click(answering(compare, 5), [picture, names, other, *settings], [said, row, *sides, shares], show_progress_on=said, **IN_TURN)
+    button.click(
+        answering(compare, 5),
+        [picture, names, other, *settings],
+        [said, row, *sides, shares],
+        show_progress_on=said,
+        **IN_TURN,
+    )
     return {said: _COMPARE_HINT, row: gr.update(visible=False), shares: ""}

@@ -16,14 +16,28 @@ from sfp.page import views
 from sfp.page.studio import AS_PUBLISHED, OFF, Settings
 
 # every event that touches a model goes through one queue, one at a time
-IN_TURN: dict[str, Any] = dict(concurrency_id="studio", concurrency_limit=1, api_visibility="private")
+IN_TURN: dict[str, Any] = dict(
+    concurrency_id="studio", concurrency_limit=1, api_visibility="private"
+)
 QUIET: dict[str, Any] = dict(**IN_TURN, show_progress="hidden", trigger_mode="always_last")
 
 
-def show_picture(place: str, label: str, clickable: bool = False, buttons: Sequence[str] = ("fullscreen",), **options: Any) -> gr.Image:
+def show_picture(
+    place: str,
+    label: str,
+    clickable: bool = False,
+    buttons: Sequence[str] = ("fullscreen",),
+    **options: Any,
+) -> gr.Image:
     """A picture that the page shows, under its label."""
     classes = ["sfp-labelled", *(["sfp-clickable"] if clickable else [])]
-    fixed = dict(interactive=False, format="png", buttons=list(buttons), elem_id=f"sfp-{place}", elem_classes=classes)
+    fixed = dict(
+        interactive=False,
+        format="png",
+        buttons=list(buttons),
+        elem_id=f"sfp-{place}",
+        elem_classes=classes,
+    )
     return gr.Image(label=label, alt_text=label, **fixed, **options)
 
 
@@ -34,7 +48,9 @@ def told(image: np.ndarray, settings: Settings, began: float) -> str:
     repair += ", after every layer" if settings.every_layer else ""
     seconds = time.perf_counter() - began
     took = f"in {seconds:.1f} s" if seconds >= 0.05 else "at once"
-    return views.status(f"{settings.method} on {settings.backbone}, {repair}: {width}x{height} pixels {took}.")
+    return views.status(
+        f"{settings.method} on {settings.backbone}, {repair}: {width}x{height} pixels {took}."
+    )
 
 
 def answering(work: Callable[..., Any], outputs: int) -> Callable[..., Any]:
@@ -49,6 +65,10 @@ def answering(work: Callable[..., Any], outputs: int) -> Callable[..., Any]:
         except Exception:
             logging.getLogger(__name__).exception("the page's %s failed", work.__name__)
             said = "Something went wrong on the server; its terminal says what."
-        return views.status(said, error=True) if outputs == 1 else (views.status(said, error=True), *[gr.skip()] * (outputs - 1))
+        return (
+            views.status(said, error=True)
+            if outputs == 1
+            else (views.status(said, error=True), *[gr.skip()] * (outputs - 1))
+        )
 
     return answer

@@ -24,14 +24,22 @@ def page_server(studio: Studio, host: str) -> uvicorn.Server:
     """A server of the page over a studio, for requests to ``host``; ``run([listen(...)])`` starts it."""
     app, page = FastAPI(openapi_url=None), build_page(studio)
     page.state_session_capacity = _MOST_SESSIONS
-    theme = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=_FONTS, font_mono=_MONO)
+    theme = gr.themes.Default(
+        primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=_FONTS, font_mono=_MONO
+    )
     gr.mount_gradio_app(
         app, page, "/", footer_links=[], run_history=False, max_file_size=MOST_FILE_BYTES, ssr_mode=False, pwa=False, mcp_server=False,
         enable_monitoring=False, show_error=False, theme=theme, css_paths=CSS_FILE,
     )  # fmt: skip
     gate = Gate(app, page, studio.folder, host)
     return uvicorn.Server(
-        uvicorn.Config(gate, http=_Protocol, limit_concurrency=_MOST_CONNECTIONS, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            gate,
+            http=_Protocol,
+            limit_concurrency=_MOST_CONNECTIONS,
+            log_level="warning",
+            timeout_graceful_shutdown=1,
+        )
     )
 
 

@@ -103,11 +103,17 @@ class Studio:
                 width, height = opened.size
                 pixels = read_image(opened) if width * height <= _MOST_PIXELS else None
         except Exception as error:  # Pillow's readers raise whatever they stumble on
-            raise SFPError(f"{file.name} can't be read as a picture; give a sound {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}.") from error
+            raise SFPError(
+                f"{file.name} can't be read as a picture; give a sound {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."
+            ) from error
         if pixels is None:
-            raise SFPError(f"{file.name} has {width}x{height} pixels; the page takes {_MOST_PIXELS // 10**6} million, so make it smaller.")
+            raise SFPError(
+                f"{file.name} has {width}x{height} pixels; the page takes {_MOST_PIXELS // 10**6} million, so make it smaller."
+            )
         if max(width, height) > _MOST_ASPECT * min(width, height):
-            raise SFPError(f"{file.name} has {width}x{height} pixels, too long and thin for the page; cut it to at most {_MOST_ASPECT}:1.")
+            raise SFPError(
+                f"{file.name} has {width}x{height} pixels, too long and thin for the page; cut it to at most {_MOST_ASPECT}:1."
+            )
         reduced = Image.fromarray(pixels)
         reduced.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
         pixels = np.array(reduced)
@@ -139,7 +145,9 @@ class Studio:
         """
         if settings.backbone not in self.backbones:
             raise unknown_choice("backbone", settings.backbone, self.backbones)
-        return self._segmenter_on(settings.backbone)(settings.method, settings.purification, settings.every_layer)
+        return self._segmenter_on(settings.backbone)(
+            settings.method, settings.purification, settings.every_layer
+        )
 
     def _segmentation(self, picture: str | None, names: str, settings: Settings) -> Segmentation:
         """A picture segmented by names, see ``read_names``.
@@ -192,7 +200,9 @@ def read_names(text: str) -> Names:
         )
     for word in words:
         if len(word) > LONGEST_WORD:
-            raise SFPError(f"The name {word[:20]!r}... has {len(word)} letters; the page takes {LONGEST_WORD}, so shorten it.")
+            raise SFPError(
+                f"The name {word[:20]!r}... has {len(word)} letters; the page takes {LONGEST_WORD}, so shorten it."
+            )
     Vocabulary.from_names(names, "The list of names")
     return names
 

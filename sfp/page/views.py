@@ -30,7 +30,10 @@ def hint(text: str) -> str:
 
 def legend(result: Segmentation) -> str:
     """A swatch, the name and the share of the picture for each name that occurs, largest first."""
-    entries = [f'<li>{_swatch(colour)}<span class="sfp-name">{escape(text)}</span></li>' for text, colour in result.legend]
+    entries = [
+        f'<li>{_swatch(colour)}<span class="sfp-name">{escape(text)}</span></li>'
+        for text, colour in result.legend
+    ]
     missing = [escape(name) for name in result.names if name not in result.areas]
     note = f'<p class="sfp-hint">Not found: {", ".join(missing)}.</p>' if missing else ""
     return f'<ul class="sfp-legend">{"".join(entries)}</ul>{note}'
@@ -58,7 +61,10 @@ def comparison(results: dict[str, Segmentation]) -> str:
     head = "".join(f'<th class="sfp-number">{escape(title)}</th>' for title in results)
     rows = [
         f"<tr><th>{_swatch(tuple(colours[name]))}{escape(name)}</th>"
-        + "".join(f'<td class="sfp-number">{100 * result.areas.get(name, 0):.1f}%</td>' for result in results.values())
+        + "".join(
+            f'<td class="sfp-number">{100 * result.areas.get(name, 0):.1f}%</td>'
+            for result in results.values()
+        )
         + "</tr>"
         for name in seen
     ]
@@ -85,19 +91,41 @@ def draw_layer(inspection: Inspection, layer: int, patch: tuple[int, int]) -> La
     Raises:
         SFPError: no such layer or patch.
     """
-    before, after = inspection.plain.attention_of(layer, patch), inspection.purified.attention_of(layer, patch)
+    before, after = (
+        inspection.plain.attention_of(layer, patch),
+        inspection.purified.attention_of(layer, patch),
+    )
     (detector, masks), picture = next(iter(inspection.plain.outliers.items())), inspection.image
     mask = masks[layer - 1]
 
     def heat(values: np.ndarray, framed: bool) -> Image.Image:
-        return heatmap(picture, values, power=_ROOT, outliers=mask, patch=patch if framed else None, height=HEIGHT)
+        return heatmap(
+            picture,
+            values,
+            power=_ROOT,
+            outliers=mask,
+            patch=patch if framed else None,
+            height=HEIGHT,
+        )
 
-    photo = Image.fromarray(picture).resize((round(picture.shape[1] * HEIGHT / picture.shape[0]), HEIGHT), Image.Resampling.BICUBIC)
+    photo = Image.fromarray(picture).resize(
+        (round(picture.shape[1] * HEIGHT / picture.shape[0]), HEIGHT), Image.Resampling.BICUBIC
+    )
     shares = [100 * float(attention[mask].sum()) for attention in (before, after)]
     purifier = inspection.protocol["purifier"].partition("(")[0]
     layers = inspection.protocol["purified_layers"]
-    spread = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}" if layers else "no layer"
-    same = "" if layers and layer > layers[0] else " No layer before this one is repaired, so both are the same."
+    spread = (
+        f"layers {layers[0]} to {layers[-1]}"
+        if len(layers) > 1
+        else f"layer {layers[0]}"
+        if layers
+        else "no layer"
+    )
+    same = (
+        ""
+        if layers and layer > layers[0]
+        else " No layer before this one is repaired, so both are the same."
+    )
     found = f"<b>{mask.sum()} of {mask.size}</b> patches are outliers by {escape(detector)}"
     before_after = f"<b>{shares[0]:.0f}%</b> of its attention before and <b>{shares[1]:.0f}%</b> after purification"
     caption = (

@@ -46,14 +46,18 @@ def decode(
         logits = tile.mul_(logit_scale)
         total = logits.logsumexp(-1) if prob_thd > 0 or keep_probabilities else None
         if dropped is not None:
-            logits.masked_fill_(dropped[class_of_query], float("-inf"))  # after the softmax's sum: their probability becomes 0
+            logits.masked_fill_(
+                dropped[class_of_query], float("-inf")
+            )  # after the softmax's sum: their probability becomes 0
         best, query = logits.max(-1)  # the best class has the best query
         label = class_of_query[query]
         if prob_thd > 0:
             label.masked_fill_((best - total).exp() < prob_thd, 0)
         labels[rows, columns] = label
         if kept is not None:
-            kept[:, rows, columns] = _best_of_synonyms(logits.sub_(total[..., None]).exp_(), class_of_query, classes).permute(2, 0, 1)
+            kept[:, rows, columns] = _best_of_synonyms(
+                logits.sub_(total[..., None]).exp_(), class_of_query, classes
+            ).permute(2, 0, 1)
     return labels, kept
 
 

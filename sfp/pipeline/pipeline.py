@@ -56,7 +56,11 @@ class Protocol:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise SFPError(f"{name}={value} must lie in [0, 1]; give a share such as 0.1.")
-        if self.pamr_iterations < 0 or any(d < 1 for d in self.pamr_dilations) or not self.pamr_dilations:
+        if (
+            self.pamr_iterations < 0
+            or any(d < 1 for d in self.pamr_dilations)
+            or not self.pamr_dilations
+        ):
             raise SFPError(
                 f"PAMR needs pamr_iterations >= 0 and pamr_dilations >= 1, got {self.pamr_iterations} and {self.pamr_dilations}; "
                 "10 and (8, 16) are usual."
@@ -90,7 +94,13 @@ class Pipeline:
         SFPError: windows smaller than a patch, or no window at once.
     """
 
-    def __init__(self, method: Method, text_bank: TextBank, protocol: Protocol | None = None, windows_at_once: int | None = None):
+    def __init__(
+        self,
+        method: Method,
+        text_bank: TextBank,
+        protocol: Protocol | None = None,
+        windows_at_once: int | None = None,
+    ):
         self.method, self.text_bank = method, text_bank
         self.protocol = protocol or Protocol()
         patch = method.trunk.patch
@@ -100,7 +110,9 @@ class Pipeline:
             )
         check_type("windows_at_once", windows_at_once, int | None)
         if windows_at_once is not None and windows_at_once < 1:
-            raise SFPError(f"windows_at_once={windows_at_once} must be at least 1; leave it out for as many as go best.")
+            raise SFPError(
+                f"windows_at_once={windows_at_once} must be at least 1; leave it out for as many as go best."
+            )
         self.windows_at_once = windows_at_once
 
     @property
@@ -117,12 +129,17 @@ class Pipeline:
         return self.score_texts(images, [text])[0]
 
     @torch.inference_mode()
-    def score_texts(self, images: Sequence[Tensor], texts: Sequence[Tensor]) -> list[list[ScoreMap]]:
+    def score_texts(
+        self, images: Sequence[Tensor], texts: Sequence[Tensor]
+    ) -> list[list[ScoreMap]]:
         """Scores of several texts (Q, D) from one pass of the images: for each text those of ``score``.
 
         Windows of all images that have one size go through the method as one batch (of bounded size).
         """
-        grids = [window_grid(*image.shape[1:], self.protocol.window, self.protocol.stride) for image in images]
+        grids = [
+            window_grid(*image.shape[1:], self.protocol.window, self.protocol.stride)
+            for image in images
+        ]
         places: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for i, grid in enumerate(grids):
             places[grid[0].size] += [(i, j) for j in range(len(grid))]
@@ -131,7 +148,9 @@ class Pipeline:
             while members:
                 chunk = members[: self.batch_of(*size)]
                 try:
-                    seen = self.method.see(torch.stack([cut(images[i], grids[i][j]) for i, j in chunk]))
+                    seen = self.method.see(
+                        torch.stack([cut(images[i], grids[i][j]) for i, j in chunk])
+                    )
                     maps = [self.method.compare(seen, text).float() for text in texts]
                 except RuntimeError as error:
                     self._lower(len(chunk), error)
@@ -141,7 +160,10 @@ class Pipeline:
                         own[i].append(scores)
                 members = members[len(chunk) :]
         return [
-            [ScoreMap.of_windows(torch.stack(maps), grid, image.shape[1:]) for maps, grid, image in zip(own, grids, images, strict=True)]
+            [
+                ScoreMap.of_windows(torch.stack(maps), grid, image.shape[1:])
+                for maps, grid, image in zip(own, grids, images, strict=True)
+            ]
             for own in found
         ]
 
@@ -156,11 +178,20 @@ class Pipeline:
             RuntimeError: the error itself, where it is another one.
             SFPError: a single window was too much.
         """
-        words = ("DefaultCPUAllocator", "could not create a primitive")  # torch's, and oneDNN's for want of memory
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(own in str(error) for own in words):
+        words = (
+            "DefaultCPUAllocator",
+            "could not create a primitive",
+        )  # torch's, and oneDNN's for want of memory
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(
+            own in str(error) for own in words
+        ):
             raise error
         if tried == 1:
-            what = f"One window of {self.protocol.window} pixels" if self.protocol.window else "A whole image as one window"
+            what = (
+                f"One window of {self.protocol.window} pixels"
+                if self.protocol.window
+                else "A whole image as one window"
+            )
             raise SFPError(
                 f"{what} does not fit into the memory of {self.device} ({str(error).splitlines()[0]}); "
                 "use smaller windows, a smaller model or another device."
@@ -191,7 +222,9 @@ class Pipeline:
         Raises:
             SFPError: an image holds NaN or infinite numbers.
         """
-        return self.segment(images, [Task(vocabulary, text, self.protocol)], [sizes], keep_probabilities)[0]
+        return self.segment(
+            images, [Task(vocabulary, text, self.protocol)], [sizes], keep_probabilities
+        )[0]
 
     @torch.inference_mode()
     def segment(
@@ -213,17 +246,29 @@ class Pipeline:
         images = [image.to(self.device) for image in images]
         for number, image in enumerate(images):
             if not bool(torch.isfinite(image).all()):
-                raise SFPError(f"Image {number} of the batch has NaN or infinite pixels; check how it was read and normalised.")
+                raise SFPError(
+                    f"Image {number} of the batch has NaN or infinite pixels; check how it was read and normalised."
+                )
         scores = self.score_texts(images, [task.text for task in tasks])
         return [
-            [self._decode(image, own, size, task, keep_probabilities) for image, own, size in zip(images, maps, shapes, strict=True)]
+            [
+                self._decode(image, own, size, task, keep_probabilities)
+                for image, own, size in zip(images, maps, shapes, strict=True)
+            ]
             for task, maps, shapes in zip(tasks, scores, sizes, strict=True)
         ]
 
-    def _decode(self, image: Tensor, scores: ScoreMap, size: tuple[int, int], task: Task, keep: bool) -> tuple[Tensor, Tensor | None]:
+    def _decode(
+        self, image: Tensor, scores: ScoreMap, size: tuple[int, int], task: Task, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
         protocol, scores = task.protocol, scores.resized(size)
         if protocol.pamr_iterations:
-            refined = pamr(image[None], scores.canvas()[None], protocol.pamr_iterations, protocol.pamr_dilations)
+            refined = pamr(
+                image[None],
+                scores.canvas()[None],
+                protocol.pamr_iterations,
+                protocol.pamr_dilations,
+            )
             scores = ScoreMap.of_pixels(refined[0])
         return decode(
             scores, torch.tensor(task.vocabulary.class_of_query), logit_scale=protocol.logit_scale, prob_thd=protocol.prob_thd,

@@ -19,7 +19,10 @@ from torch import Tensor
 
 from sfp.pipeline.windows import Window
 
-_CACHE_BYTES, _GPU_BYTES = 4 << 20, 256 << 20  # of enlarged scores at a time: a CPU's cache, a share of a GPU's memory
+_CACHE_BYTES, _GPU_BYTES = (
+    4 << 20,
+    256 << 20,
+)  # of enlarged scores at a time: a CPU's cache, a share of a GPU's memory
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,26 @@ class ScoreMap:
         Each map goes bilinear (align_corners=False) to its window's size in pixels; overlapping ones are averaged.
         """
         (_, h, w, queries), height, width = maps.shape, *size
-        tops, lefts = (sorted({getattr(window, side) for window in windows}) for side in ("top", "left"))
+        tops, lefts = (
+            sorted({getattr(window, side) for window in windows}) for side in ("top", "left")
+        )
         crop_height, crop_width = windows[0].size
-        cells = maps.float().view(len(tops), len(lefts), h, w, queries).transpose(1, 2).reshape(len(tops) * h, len(lefts) * w, queries)
-        return cls(cells, _stitching(tops, crop_height, h, height), _stitching(lefts, crop_width, w, width))
+        cells = (
+            maps.float()
+            .view(len(tops), len(lefts), h, w, queries)
+            .transpose(1, 2)
+            .reshape(len(tops) * h, len(lefts) * w, queries)
+        )
+        return cls(
+            cells, _stitching(tops, crop_height, h, height), _stitching(lefts, crop_width, w, width)
+        )
 
     @classmethod
     def of_pixels(cls, scores: Tensor) -> ScoreMap:
         """From scores (Q, H, W) at the pixels of an image."""
-        return cls(scores.float().permute(1, 2, 0), torch.eye(scores.shape[1]), torch.eye(scores.shape[2]))
+        return cls(
+            scores.float().permute(1, 2, 0), torch.eye(scores.shape[1]), torch.eye(scores.shape[2])
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,8 +91,14 @@ class ScoreMap:
             for top in range(0, height, rows_at_once):
                 rows = slice(top, min(top + rows_at_once, height))
                 down, seen = _used(self.down[rows])
-                spread = across @ cells.index_select(0, seen.to(device))  # (rows of patches, columns, Q)
-                yield rows, columns, (down.to(device) @ spread.flatten(1)).unflatten(1, (-1, queries))
+                spread = across @ cells.index_select(
+                    0, seen.to(device)
+                )  # (rows of patches, columns, Q)
+                yield (
+                    rows,
+                    columns,
+                    (down.to(device) @ spread.flatten(1)).unflatten(1, (-1, queries)),
+                )
 
     def canvas(self) -> Tensor:
         """All scores at once, (Q, H, W) float32."""
@@ -94,7 +114,9 @@ def _stitching(starts: Sequence[int], crop: int, cells: int, length: int) -> Ten
     placed = torch.zeros(length, len(starts), cells)
     for number, start in enumerate(starts):
         placed[start : start + crop, number] = one
-    return placed.flatten(1) / placed.sum((1, 2))[:, None].round()  # a pixel's weights sum to the windows that see it
+    return (
+        placed.flatten(1) / placed.sum((1, 2))[:, None].round()
+    )  # a pixel's weights sum to the windows that see it
 
 
 def _resize(matrix: Tensor, length: int) -> Tensor:

@@ -36,16 +36,25 @@ class Vocabulary:
         return words
 
     @classmethod
-    def from_names(cls, names: Sequence[str | Sequence[str]], source: str = "the list of names") -> Vocabulary:
+    def from_names(
+        cls, names: Sequence[str | Sequence[str]], source: str = "the list of names"
+    ) -> Vocabulary:
         """From names, each a word or a list of synonyms.
 
         Raises:
             SFPError: no names, one that is empty, no text or has control characters, or one that stands twice.
         """
         if isinstance(names, str) or not isinstance(names, (Sequence, np.ndarray)):
-            shown = f"the single text {names!r}" if isinstance(names, str) else f"a {type(names).__name__}"
+            shown = (
+                f"the single text {names!r}"
+                if isinstance(names, str)
+                else f"a {type(names).__name__}"
+            )
             raise SFPError(f"{source} is {shown}; give a list of names such as ['cat', 'sofa'].")
-        groups = [[name] if isinstance(name, str) or not isinstance(name, Sequence) else list(name) for name in names]
+        groups = [
+            [name] if isinstance(name, str) or not isinstance(name, Sequence) else list(name)
+            for name in names
+        ]
         if not groups:
             raise SFPError(f"{source} has no names; give at least one.")
         for number, group in enumerate(groups, start=1):
@@ -61,7 +70,9 @@ class Vocabulary:
         if len(set(folded)) < len(folded):
             word = next(word for word in folded if folded.count(word) > 1)
             places = [str(i) for i, first in enumerate(folded, start=1) if first == word]
-            raise SFPError(f"{source} has the duplicate name {word!r} at places {', '.join(places)}; keep it once.")
+            raise SFPError(
+                f"{source} has the duplicate name {word!r} at places {', '.join(places)}; keep it once."
+            )
         return cls(
             names=tuple(firsts),
             queries=tuple(word for group in groups for word in group),
@@ -75,15 +86,25 @@ class Vocabulary:
         Raises:
             SFPError: no such file, not text, no separator, or names that ``from_names`` refuses.
         """
-        if not isinstance(path, (str, os.PathLike)) or not isinstance(separator, str) or not separator:
-            raise SFPError(f"The names file is {path!r} with the separator {separator!r}; give name_path a path and name_separator a text.")
+        if (
+            not isinstance(path, (str, os.PathLike))
+            or not isinstance(separator, str)
+            or not separator
+        ):
+            raise SFPError(
+                f"The names file is {path!r} with the separator {separator!r}; give name_path a path and name_separator a text."
+            )
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError as error:
-            raise SFPError(f"There is no names file {path}; set name_path to a file with one class per line.") from error
+            raise SFPError(
+                f"There is no names file {path}; set name_path to a file with one class per line."
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise SFPError(f"The names file {path} can't be read ({error}); it must be UTF-8 text with one class per line.") from error
+            raise SFPError(
+                f"The names file {path} can't be read ({error}); it must be UTF-8 text with one class per line."
+            ) from error
         lines = text.rstrip("\n").split("\n") if text.strip() else []
         return cls.from_names([line.split(separator) for line in lines], f"The names file {path}")
 
@@ -91,9 +112,17 @@ class Vocabulary:
 def _check_word(word: object, source: str, place: int) -> None:
     """Raises SFPError for what is no readable word."""
     if not isinstance(word, str):
-        raise SFPError(f"{source} has {word!r} at place {place}; write a text there, or a list of synonyms.")
+        raise SFPError(
+            f"{source} has {word!r} at place {place}; write a text there, or a list of synonyms."
+        )
     if all(unicodedata.category(character)[0] in "ZC" for character in word):
-        raise SFPError(f"{source} has an empty name at place {place}; write a word there or take the place out.")
-    strange = [c for c in word.strip() if unicodedata.category(c) in ("Cc", "Cs") or c in "\ufeff\u200b"]
+        raise SFPError(
+            f"{source} has an empty name at place {place}; write a word there or take the place out."
+        )
+    strange = [
+        c for c in word.strip() if unicodedata.category(c) in ("Cc", "Cs") or c in "\ufeff\u200b"
+    ]
     if strange:
-        raise SFPError(f"{source} has the character U+{ord(strange[0]):04X} in the name {word!r} at place {place}; take it out.")
+        raise SFPError(
+            f"{source} has the character U+{ord(strange[0]):04X} in the name {word!r} at place {place}; take it out."
+        )

@@ -12,7 +12,9 @@ _OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) 
 _CHUNK_BYTES = 256 << 20
 
 
-def pamr(image: Tensor, scores: Tensor, iterations: int, dilations: Sequence[int] = (8, 16)) -> Tensor:
+def pamr(
+    image: Tensor, scores: Tensor, iterations: int, dilations: Sequence[int] = (8, 16)
+) -> Tensor:
     """Score maps refined by the colours around each pixel.
 
     Args:
@@ -27,7 +29,9 @@ def pamr(image: Tensor, scores: Tensor, iterations: int, dilations: Sequence[int
     scores = scores.float()
     if iterations == 0:
         return scores
-    image = F.interpolate(image.float(), size=scores.shape[-2:], mode="bilinear", align_corners=True)
+    image = F.interpolate(
+        image.float(), size=scores.shape[-2:], mode="bilinear", align_corners=True
+    )
     weights = _affinities(image, dilations)  # (B, 8 |D|, H, W)
     maps_at_once = max(1, _CHUNK_BYTES // (weights.shape[1] * scores[0, 0].numel() * 4))
     refined = torch.empty_like(scores)

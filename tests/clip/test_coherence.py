@@ -14,7 +14,9 @@ from sfp.clip.coherence import coherence, nearest_labels, patch_labels
 
 
 def test_patch_labels_are_the_commonest_and_skip_the_ignored():
-    labels = torch.tensor([[[1, 1, 2, 2, 9], [1, 3, 255, 255, 9], [0, 0, 255, 255, 9], [4, 4, 255, 255, 9]]])
+    labels = torch.tensor(
+        [[[1, 1, 2, 2, 9], [1, 3, 255, 255, 9], [0, 0, 255, 255, 9], [4, 4, 255, 255, 9]]]
+    )
     assert patch_labels(labels, (2, 2), 2).tolist() == [[1, 2, 0, 255]]
     assert patch_labels(torch.full((1, 4, 4), 255), (2, 2), 2).tolist() == [[255] * 4]
 
@@ -25,7 +27,10 @@ def test_coherence_by_hand():
     assert coherence(features, torch.tensor([0, 0, 1, 255])) == 1.0
     # same: 0-1 (1.0) and 2-3 (0.71); other: 0-2, 1-2 (0.0), 0-3, 1-3 (0.71, ties with 2-3)
     assert coherence(features, torch.tensor([0, 0, 1, 1])) == pytest.approx((4 + 2 + 2 * 0.5) / 8)
-    assert coherence(features, torch.tensor([0, 0, 0, 0])) is None and coherence(features, torch.tensor([0, 1, 2, 3])) is None
+    assert (
+        coherence(features, torch.tensor([0, 0, 0, 0])) is None
+        and coherence(features, torch.tensor([0, 1, 2, 3])) is None
+    )
 
 
 def test_nearest_labels_keep_their_values():
@@ -45,5 +50,7 @@ def test_the_tool(tmp_path):
     best = max(range(1, 12), key=lambda layer: figures["auroc"]["k"][str(layer)])
     assert f"model.attention_layer={best}  " in done.stdout and figures["images"] == 2
     assert all(1 <= count <= 196 for count in figures["components"].values())
-    done = subprocess.run([*command[:4], "0"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [*command[:4], "0"], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 2 and "error: --images is 0" in done.stderr

@@ -20,7 +20,9 @@ def test_linear(activation, dtype, bias):
     torch.manual_seed(0)
     x, weight = torch.randn(2, 9, 48).to(dtype), (torch.randn(80, 48) / 7).to(dtype)
     b = torch.randn(80).to(dtype) if bias else None
-    expected = ACTIVATIONS[activation](F.linear(x.double(), weight.double(), None if b is None else b.double()))
+    expected = ACTIVATIONS[activation](
+        F.linear(x.double(), weight.double(), None if b is None else b.double())
+    )
     tolerance = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}[dtype]
     with torch.inference_mode():
         found = linear(x, weight, b, activation)
@@ -56,31 +58,58 @@ def heads(tokens: int, width: int = 64, images: int = 5) -> list[torch.Tensor]:
 
 
 def plainly(q, k, v, bias=None, scale=None):
-    logits = q.double() @ k.double().transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    logits = (
+        q.double()
+        @ k.double().transpose(-2, -1)
+        * (q.shape[-1] ** -0.5 if scale is None else scale)
+    )
     weights = (logits if bias is None else logits + bias).softmax(-1)
     return weights @ v.double(), weights
 
 
-@pytest.mark.parametrize("cache", [1 << 30, 4 * 4 * 50 * 50 * 2, 4 * 4 * 50 * 7], ids=["all at once", "two images", "seven rows"])
+@pytest.mark.parametrize(
+    "cache",
+    [1 << 30, 4 * 4 * 50 * 50 * 2, 4 * 4 * 50 * 7],
+    ids=["all at once", "two images", "seven rows"],
+)
 @pytest.mark.parametrize("bias", [None, "square", "row"])
 @torch.inference_mode()
 def test_explicit_attention_in_parts(cache, bias, monkeypatch):
     monkeypatch.setattr(kernels, "_CACHE_BYTES", cache)
     q, k, v = heads(50)
-    bias = None if bias is None else torch.randn(50, 50) if bias == "square" else F.pad(torch.zeros(1, 49), (1, 0), value=float("-inf"))
+    bias = (
+        None
+        if bias is None
+        else torch.randn(50, 50)
+        if bias == "square"
+        else F.pad(torch.zeros(1, 49), (1, 0), value=float("-inf"))
+    )
     for scale in (None, 0.3):
         expected, weights = plainly(q, k, v, bias, scale)
         mixed, rows, mean = attend_explicitly(q, k, v, bias=bias, scale=scale)
         torch.testing.assert_close(mixed.double(), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(mean.double(), weights.mean(1), atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(rows.cls_row.double(), weights[:, :, 0, 1:], atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(rows.cls_column.double(), weights[:, :, 1:, 0], atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(rows.diagonal.double(), weights.diagonal(dim1=2, dim2=3)[..., 1:], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            rows.cls_row.double(), weights[:, :, 0, 1:], atol=1e-6, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            rows.cls_column.double(), weights[:, :, 1:, 0], atol=1e-6, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            rows.diagonal.double(), weights.diagonal(dim1=2, dim2=3)[..., 1:], atol=1e-6, rtol=1e-5
+        )
     assert attend_explicitly(q, k, v, mean=False)[2] is None
 
 
 @pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"))]
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+        ),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tokens", [1, 2, 50, 197])
@@ -107,8 +136,23 @@ def test_attend(dtype):
     q, k, v = (u.to(dtype) for u in heads(60))
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     bias = torch.randn(60, 60).to(dtype)
-    torch.testing.assert_close(attend(q, k, v, bias=bias).double(), plainly(q, k, v, bias)[0], atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        attend(q, k, v, bias=bias).double(),
+        plainly(q, k, v, bias)[0],
+        atol=tolerance,
+        rtol=tolerance,
+    )
     u = torch.cat([q, k], -1)  # as SFP's SAE: another width than V's
-    torch.testing.assert_close(attend(u, u, v, scale=0.1).double(), plainly(u, u, v, scale=0.1)[0], atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        attend(u, u, v, scale=0.1).double(),
+        plainly(u, u, v, scale=0.1)[0],
+        atol=tolerance,
+        rtol=tolerance,
+    )
     upper = torch.full((60, 60), float("-inf")).triu(1)
-    torch.testing.assert_close(attend(q, k, v, causal=True).double(), plainly(q, k, v, upper)[0], atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        attend(q, k, v, causal=True).double(),
+        plainly(q, k, v, upper)[0],
+        atol=tolerance,
+        rtol=tolerance,
+    )

@@ -36,7 +36,13 @@ def same(clip, embedding) -> bool:
 
 def custom_text_layout(weights):
     """open_clip's CustomTextCLIP: the text tower under ``text.``."""
-    tops = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+    tops = (
+        "token_embedding.",
+        "positional_embedding",
+        "transformer.",
+        "ln_final.",
+        "text_projection",
+    )
     return {f"text.{key}" if key.startswith(tops) else key: value for key, value in weights.items()}
 
 
@@ -44,7 +50,13 @@ class TestLayouts:
     def test_state_dict_sizes_are_read_from_shapes(self, weights):
         clip = load_clip(pretrained=weights, device="cpu")
         trunk = clip.trunk
-        assert (trunk.layers, trunk.width, trunk.heads, trunk.patch, trunk.native_grid) == (12, 128, 2, 16, (14, 14))
+        assert (trunk.layers, trunk.width, trunk.heads, trunk.patch, trunk.native_grid) == (
+            12,
+            128,
+            2,
+            16,
+            (14, 14),
+        )
         assert clip.quick_gelu and clip.embed_dim == 64
 
     @pytest.mark.parametrize(
@@ -69,12 +81,16 @@ class TestLayouts:
 
     def test_safetensors(self, weights, embedding, tmp_path):
         save_file(weights, tmp_path / "openai.safetensors")
-        assert same(load_clip("ViT-B/16", str(tmp_path / "openai.safetensors"), device="cpu"), embedding)
+        assert same(
+            load_clip("ViT-B/16", str(tmp_path / "openai.safetensors"), device="cpu"), embedding
+        )
 
     def test_torchscript_archive_like_openai_ships(self, weights, embedding, tmp_path):
         """A scripted module tree with OpenAI's names in half precision, as ``ViT-B-16.pt`` is."""
         path = tmp_path / "ViT-B-16.pt"
-        torch.jit.script(module_tree({key: value.half() for key, value in weights.items()})).save(str(path))
+        torch.jit.script(module_tree({key: value.half() for key, value in weights.items()})).save(
+            str(path)
+        )
         checkpoint = read_checkpoint(path)
         assert checkpoint.quick_gelu is True
         assert set(checkpoint.weights) == set(weights)
@@ -84,28 +100,48 @@ class TestLayouts:
         """86 M + 63 M made-up weights through the real loading code, equal to open_clip's own forward."""
         torch.manual_seed(1)
         config = open_clip.get_model_config("ViT-B-16")
-        model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True).eval()
-        weights = {key: value.half() for key, value in model.state_dict().items() if key != "attn_mask"}
-        bookkeeping = dict(input_resolution=torch.tensor(224), context_length=torch.tensor(77), vocab_size=torch.tensor(49408))
+        model = open_clip.CLIP(
+            config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True
+        ).eval()
+        weights = {
+            key: value.half() for key, value in model.state_dict().items() if key != "attn_mask"
+        }
+        bookkeeping = dict(
+            input_resolution=torch.tensor(224),
+            context_length=torch.tensor(77),
+            vocab_size=torch.tensor(49408),
+        )
         torch.save({**weights, **bookkeeping}, tmp_path / "b16.pt")
         clip = load_clip("ViT-B/16", tmp_path / "b16.pt", device="cpu")
         trunk = clip.trunk
-        assert (trunk.layers, trunk.width, trunk.heads, trunk.patch, clip.embed_dim) == (12, 768, 12, 16, 512)
+        assert (trunk.layers, trunk.width, trunk.heads, trunk.patch, clip.embed_dim) == (
+            12,
+            768,
+            12,
+            16,
+            512,
+        )
         assert clip.name == "ViT-B-16" and clip.quick_gelu
         window = torch.randn(1, 3, 224, 224)
         model.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False)
         with torch.no_grad():
-            torch.testing.assert_close(clip.encode_image(window), model.encode_image(window), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                clip.encode_image(window), model.encode_image(window), atol=1e-4, rtol=1e-4
+            )
             ids = clip.tokenize(["a photo of a cat.", "a dog"])
             full = torch.nn.functional.pad(ids, (0, 77 - ids.shape[1]))
-            torch.testing.assert_close(clip.encode_text(ids), model.encode_text(full), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                clip.encode_text(ids), model.encode_text(full), atol=1e-5, rtol=1e-4
+            )
 
 
 def full_size(name: str, path) -> None:
     """Weights of a named model's sizes in OpenAI's layout and half precision, made of one repeated stretch of noise."""
     config = open_clip.get_model_config(name)
     with torch.device("meta"):
-        shapes = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"]).state_dict()
+        shapes = open_clip.CLIP(
+            config["embed_dim"], config["vision_cfg"], config["text_cfg"]
+        ).state_dict()
     noise = torch.randn(1 << 16, generator=torch.Generator().manual_seed(3)).half() * 0.02
 
     def made(key: str, shape: torch.Size) -> torch.Tensor:
@@ -114,7 +150,14 @@ def full_size(name: str, path) -> None:
         return noise.repeat(-(-shape.numel() // len(noise)))[: shape.numel()].view(shape)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: made(key, value.shape).contiguous() for key, value in shapes.items() if key != "attn_mask"}, path)
+    save_file(
+        {
+            key: made(key, value.shape).contiguous()
+            for key, value in shapes.items()
+            if key != "attn_mask"
+        },
+        path,
+    )
 
 
 class TestBackbones:
@@ -135,9 +178,20 @@ class TestBackbones:
         clip = load_clip(name, path, device="cpu", precision="bf16")
         trunk = clip.trunk
         text_heads = clip.model.transformer.resblocks[0].attn.num_heads
-        assert (trunk.layers, trunk.width, trunk.heads, trunk.patch, trunk.native_grid, clip.embed_dim, text_heads) == expected
+        assert (
+            trunk.layers,
+            trunk.width,
+            trunk.heads,
+            trunk.patch,
+            trunk.native_grid,
+            clip.embed_dim,
+            text_heads,
+        ) == expected
         features = build_method("SC-CLIP", clip)(torch.randn(1, 3, 224, 280))
-        assert features.shape == (1, 224 // trunk.patch, 280 // trunk.patch, clip.embed_dim) and torch.isfinite(features).all()
+        assert (
+            features.shape == (1, 224 // trunk.patch, 280 // trunk.patch, clip.embed_dim)
+            and torch.isfinite(features).all()
+        )
 
     def test_tags_load_from_the_hubs_cache_with_their_activation(self, tmp_path):
         """LAION-400M has GELU, MetaCLIP QuickGELU, whatever the name says; nothing is downloaded."""
@@ -145,7 +199,9 @@ class TestBackbones:
         weights = tmp_path / "made.safetensors"
         full_size("ViT-B-16", weights)
         for tag in tags:
-            entry = open_clip.get_pretrained_cfg("ViT-B-16", tag) or open_clip.get_pretrained_cfg("ViT-B-16-quickgelu", tag)
+            entry = open_clip.get_pretrained_cfg("ViT-B-16", tag) or open_clip.get_pretrained_cfg(
+                "ViT-B-16-quickgelu", tag
+            )
             repository, _, file = entry["hf_hub"].rpartition("/")
             folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
             (folder / "snapshots/1").mkdir(parents=True)
@@ -154,7 +210,14 @@ class TestBackbones:
             (folder / "snapshots/1" / (file or "open_clip_model.safetensors")).symlink_to(weights)
         code = f"import sfp; print([sfp.load_clip('ViT-B/16', tag, device='cpu').quick_gelu for tag in {list(tags)}])"
         environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
         assert done.stdout.strip() == str(list(tags.values())), done.stderr[-1500:]
 
     def test_a_head_width_that_does_not_fit(self, weights):
@@ -188,8 +251,12 @@ class TestActivation:
         return path
 
     def test_names_in_the_path_tell(self, weights, tmp_path):
-        laion = self.saved(weights, tmp_path / "models--timm--vit.laion400m_e32/open_clip_model.safetensors")
-        meta = self.saved(weights, tmp_path / "models--timm--vit.metaclip_400m/open_clip_model.safetensors")
+        laion = self.saved(
+            weights, tmp_path / "models--timm--vit.laion400m_e32/open_clip_model.safetensors"
+        )
+        meta = self.saved(
+            weights, tmp_path / "models--timm--vit.metaclip_400m/open_clip_model.safetensors"
+        )
         assert not load_clip("ViT-B-16", laion, device="cpu").quick_gelu
         assert load_clip("ViT-B-16", meta, device="cpu").quick_gelu
 
@@ -214,7 +281,9 @@ class TestActivation:
     @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-32", "ViT-L-14", "ViT-L-14-336"])
     def test_openai_tags_mean_quick_gelu_whatever_the_name_says(self, name):
         for spelling in (name, f"{name}-quickgelu"):
-            assert (open_clip.get_pretrained_cfg(spelling, "openai") or {"quick_gelu": True})["quick_gelu"]
+            assert (open_clip.get_pretrained_cfg(spelling, "openai") or {"quick_gelu": True})[
+                "quick_gelu"
+            ]
 
 
 class TestRefusals:
@@ -238,7 +307,9 @@ class TestRefusals:
         (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:100_000])
         self.refused("can't be read", "ViT-B/16", tmp_path / "cut.pt")
         save_file(weights, tmp_path / "whole.safetensors")
-        (tmp_path / "cut.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:100_000])
+        (tmp_path / "cut.safetensors").write_bytes(
+            (tmp_path / "whole.safetensors").read_bytes()[:100_000]
+        )
         self.refused("can't be read", "ViT-B/16", tmp_path / "cut.safetensors")
 
     @pytest.mark.parametrize(
@@ -260,7 +331,11 @@ class TestRefusals:
             load_clip(pretrained=broken)
         torch.save(weights, tmp_path / "openai.pt")
         self.refused("12 layers of 128", "ViT-L/14", tmp_path / "openai.pt")
-        missing = {key: value for key, value in weights.items() if key != "visual.transformer.resblocks.3.ln_1.weight"}
+        missing = {
+            key: value
+            for key, value in weights.items()
+            if key != "visual.transformer.resblocks.3.ln_1.weight"
+        }
         with pytest.raises(SFPError, match="don't fit"):
             load_clip(pretrained=missing)
 
@@ -296,7 +371,9 @@ class TestRefusals:
         assert time.monotonic() - started < 10
 
     def test_offline_mode(self):
-        self.refused(r"HF_HUB_OFFLINE is set.*vit_l_14-laion400m_e32.*Toyland", "ViT-L-14", "laion400m_e32")
+        self.refused(
+            r"HF_HUB_OFFLINE is set.*vit_l_14-laion400m_e32.*Toyland", "ViT-L-14", "laion400m_e32"
+        )
 
     def test_cuda_without_a_gpu(self, weights):
         if torch.cuda.is_available():
@@ -315,6 +392,9 @@ def same_fingerprint(a, b) -> bool:
 
 
 def test_fingerprint_follows_the_weights_not_the_precision(weights, clip):
-    assert load_clip(pretrained=weights, precision="bf16", device="cpu").fingerprint == clip.fingerprint
+    assert (
+        load_clip(pretrained=weights, precision="bf16", device="cpu").fingerprint
+        == clip.fingerprint
+    )
     other = {**weights, "visual.proj": weights["visual.proj"] + 1e-3}
     assert load_clip(pretrained=other, device="cpu").fingerprint != clip.fingerprint

@@ -34,9 +34,14 @@ def test_as_many_tokens_on_another_grid_are_resized():
 def test_scale_is_bicubic_with_the_supplied_factor():
     positions = torch.randn(1 + 49, 4)
     planes = positions[1:].T.reshape(1, 4, 7, 7)
-    expected = F.interpolate(planes, scale_factor=(10.1 / 7, 12.1 / 7), mode="bicubic", align_corners=False)
+    expected = F.interpolate(
+        planes, scale_factor=(10.1 / 7, 12.1 / 7), mode="bicubic", align_corners=False
+    )
     assert torch.equal(resize_positions(positions, (7, 7), (10, 12))[1:], expected[0].flatten(1).T)
-    assert not torch.allclose(resize_positions(positions, (7, 7), (10, 12), "size"), resize_positions(positions, (7, 7), (10, 12)))
+    assert not torch.allclose(
+        resize_positions(positions, (7, 7), (10, 12), "size"),
+        resize_positions(positions, (7, 7), (10, 12)),
+    )
 
 
 def test_unknown_resize():

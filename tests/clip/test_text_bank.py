@@ -23,7 +23,13 @@ def test_the_prompt_sets():
     assert len(IMAGENET_PROMPTS) == len(set(IMAGENET_PROMPTS)) == 80
     assert {len(prompts) for prompts in PROMPT_SETS.values()} == {80, 85, 1}
     assert all(prompt.count("{}") == 1 for prompts in PROMPT_SETS.values() for prompt in prompts)
-    for prompt in ("itap of my {}.", "the {} in a video game.", "a origami {}.", "a jpeg corrupted photo of the {}.", "graffiti of a {}."):
+    for prompt in (
+        "itap of my {}.",
+        "the {} in a video game.",
+        "a origami {}.",
+        "a jpeg corrupted photo of the {}.",
+        "graffiti of a {}.",
+    ):
         assert prompt in IMAGENET_PROMPTS
 
 
@@ -31,7 +37,9 @@ def test_ensembling_is_normalise_average_normalise(clip):
     vectors = TextBank(clip, cache_dir=False).encode(["cat", "traffic light"])
     for word, vector in zip(["cat", "traffic light"], vectors, strict=True):
         ids = clip.tokenizer([prompt.format(word) for prompt in IMAGENET_PROMPTS])
-        torch.testing.assert_close(vector, unit(unit(clip.model.encode_text(ids)).mean(0)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            vector, unit(unit(clip.model.encode_text(ids)).mean(0)), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_cutting_the_padding_changes_nothing(clip):
@@ -76,14 +84,19 @@ def test_a_damaged_entry_is_made_again(clip, tmp_path):
     assert file.read_bytes() == sound
 
 
-@pytest.mark.parametrize("damage", ["one bit anywhere", "another file's vectors", "no checksum", "nothing", "noise"])
+@pytest.mark.parametrize(
+    "damage", ["one bit anywhere", "another file's vectors", "no checksum", "nothing", "noise"]
+)
 def test_damage_of_any_kind_is_found(damage, clip, tmp_path):
     vectors = TextBank(clip, "photo", tmp_path).encode(["cat", "dog"])
     (file,) = tmp_path.rglob("*.safetensors")
     sound = file.read_bytes()
     random = np.random.default_rng(0)
     if damage == "one bit anywhere":
-        for at in (*random.integers(len(sound), size=40), len(sound) - 1):  # the header and the vectors
+        for at in (
+            *random.integers(len(sound), size=40),
+            len(sound) - 1,
+        ):  # the header and the vectors
             file.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << int(at) % 8]) + sound[at + 1 :])
             assert torch.equal(TextBank(clip, "photo", tmp_path).encode(["cat", "dog"]), vectors)
         return
@@ -98,7 +111,11 @@ def test_damage_of_any_kind_is_found(damage, clip, tmp_path):
 
 
 def test_it_is_bounded_and_what_was_used_lately_stays(clip, tmp_path, monkeypatch):
-    foreign = [tmp_path / "text/mine.safetensors", tmp_path / "text/notes.txt", tmp_path / "text" / f"{'a' * 64}.png"]
+    foreign = [
+        tmp_path / "text/mine.safetensors",
+        tmp_path / "text/notes.txt",
+        tmp_path / "text" / f"{'a' * 64}.png",
+    ]
     foreign[0].parent.mkdir()
     for path in foreign:
         path.write_bytes(bytes(1 << 20))
@@ -107,7 +124,9 @@ def test_it_is_bounded_and_what_was_used_lately_stays(clip, tmp_path, monkeypatc
     words = "abcdefghijklmnop"
     for number, word in enumerate(words):
         TextBank(clip, ["{}"], tmp_path).encode([word])
-        for path in text_bank.text_files(tmp_path / "text"):  # as if they were written at other times
+        for path in text_bank.text_files(
+            tmp_path / "text"
+        ):  # as if they were written at other times
             if path.stat().st_mtime > 1e6:
                 os.utime(path, (number, number))
         TextBank(clip, ["{}"], tmp_path).encode(["a"])  # used again and again
@@ -142,19 +161,29 @@ def test_two_processes_at_once(clip, tmp_path):
     """Both write the same three entries 30 times, while this one reads: each read finds a whole entry."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WRITE, str(tmp_path)]
-    writers = [subprocess.Popen([*command, str(number)], env=environment, stderr=subprocess.PIPE) for number in (1, 2)]
+    writers = [
+        subprocess.Popen([*command, str(number)], env=environment, stderr=subprocess.PIPE)
+        for number in (1, 2)
+    ]
     bank, reads = TextBank(clip, cache_dir=False), 0
     while any(writer.poll() is None for writer in writers):
         for path in tmp_path.glob("0*.safetensors"):
             vectors = bank._read(path, 40)
             assert vectors is not None and len(vectors.unique()) == 1
             reads += 1
-    assert [writer.communicate()[1] for writer in writers] == [b"", b""] and [writer.returncode for writer in writers] == [0, 0]
+    assert [writer.communicate()[1] for writer in writers] == [b"", b""] and [
+        writer.returncode for writer in writers
+    ] == [0, 0]
     assert reads > 5 and len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize(
-    ("prompts", "words"), [("imagenet8", "did you mean 'imagenet8"), (["a photo"], "exactly one"), (["{} and {}"], "exactly one")]
+    ("prompts", "words"),
+    [
+        ("imagenet8", "did you mean 'imagenet8"),
+        (["a photo"], "exactly one"),
+        (["{} and {}"], "exactly one"),
+    ],
 )
 def test_wrong_prompts(prompts, words, clip):
     with pytest.raises(SFPError, match=words):

@@ -12,7 +12,9 @@ from conftest import ROOT
 from PIL import Image
 
 HEIGHT, WIDTH = 60, 80
-IDS_847 = [int(word) for word in (ROOT / "sfp/datasets/preparation/ade847_ids.txt").read_text().split()]
+IDS_847 = [
+    int(word) for word in (ROOT / "sfp/datasets/preparation/ade847_ids.txt").read_text().split()
+]
 # trainIds by name of the 19 Cityscapes classes, beside their labelIds
 CITY = {
     "road": (7, 0), "sidewalk": (8, 1), "building": (11, 2), "wall": (12, 3), "fence": (13, 4), "pole": (17, 5), "traffic light": (19, 6),
@@ -65,7 +67,11 @@ def each_pixel(ids: np.ndarray, function) -> np.ndarray:
 
 
 def voc(root: Path) -> Shipped:
-    rng, folder, made = np.random.default_rng(0), root / "VOCdevkit/VOC2012", Shipped([root / "VOCdevkit"], {}, {})
+    rng, folder, made = (
+        np.random.default_rng(0),
+        root / "VOCdevkit/VOC2012",
+        Shipped([root / "VOCdevkit"], {}, {}),
+    )
     names = ["2007_000033", "2007_000042", "2008_000001"]
     for name in [*names, "2007_999999"]:  # the last is not in val
         _photo(folder / f"JPEGImages/{name}.jpg", rng)
@@ -100,12 +106,24 @@ def pack(mask: np.ndarray) -> str:
 
 
 def context(root: Path) -> Shipped:
-    rng, folder, made = np.random.default_rng(1), root / "VOCdevkit/VOC2010", Shipped([root], {}, {})
+    rng, folder, made = (
+        np.random.default_rng(1),
+        root / "VOCdevkit/VOC2010",
+        Shipped([root], {}, {}),
+    )
     images, annotations = [], []
     for number, phase in enumerate(["val", "train", "test", "val"]):
         name = f"2008_{number:06d}"
         _photo(folder / f"JPEGImages/{name}.jpg", rng)
-        images.append(dict(image_id=2008000000 + number, file_name=f"{name}.jpg", height=HEIGHT, width=WIDTH, phase=phase))
+        images.append(
+            dict(
+                image_id=2008000000 + number,
+                file_name=f"{name}.jpg",
+                height=HEIGHT,
+                width=WIDTH,
+                phase=phase,
+            )
+        )
         expected = [[0] * WIDTH for _ in range(HEIGHT)]
         for category in (2, 458, *rng.choice(CONTEXT, 9).tolist()):
             top, left = int(rng.integers(-10, 40)), int(rng.integers(-10, 60))
@@ -124,9 +142,14 @@ def context(root: Path) -> Shipped:
                 )
             )
         if phase == "val":
-            made.images[name], made.labels[name] = folder / f"JPEGImages/{name}.jpg", np.array(expected)
+            made.images[name], made.labels[name] = (
+                folder / f"JPEGImages/{name}.jpg",
+                np.array(expected),
+            )
     (root / "trainval_merged.json").write_text(
-        json.dumps(dict(info={}, images=images, annos_segmentation=annotations, categories=[], parts=[]))
+        json.dumps(
+            dict(info={}, images=images, annos_segmentation=annotations, categories=[], parts=[])
+        )
     )
     return made
 
@@ -140,20 +163,30 @@ def context459(root: Path) -> Shipped:
         _photo(folder / f"JPEGImages/{name}.jpg", rng)
         ids = _patches(rng, [1, *range(460), 459]).astype(np.uint16)
         scipy.io.savemat(root / f"trainval/{name}.mat", {"LabelMap": ids}, do_compression=True)
-        made.images[name], made.labels[name] = folder / f"JPEGImages/{name}.jpg", each_pixel(ids, lambda i: (i - 1) % 65536)
+        made.images[name], made.labels[name] = (
+            folder / f"JPEGImages/{name}.jpg",
+            each_pixel(ids, lambda i: (i - 1) % 65536),
+        )
     (root / "pascalcontext_val.txt").write_text("".join(f"{name}\n" for name in made.images))
     return made
 
 
 def coco(root: Path, things_only: bool) -> Shipped:
     """As the two archives unpack in one folder: val2017 with images, stuffthingmaps/val2017."""
-    rng, made = np.random.default_rng(3), Shipped([root / "val2017", root / "stuffthingmaps"], {}, {})
+    rng, made = (
+        np.random.default_rng(3),
+        Shipped([root / "val2017", root / "stuffthingmaps"], {}, {}),
+    )
     unused = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}  # COCO's category ids, from 1
     categories = [c for c in range(1, 183) if c not in unused]
     new = {}
     for c in categories:
         stuff = c > 91
-        new[c - 1] = (0 if stuff else 1 + sum(other < c for other in categories)) if things_only else sum(other < c for other in categories)
+        new[c - 1] = (
+            (0 if stuff else 1 + sum(other < c for other in categories))
+            if things_only
+            else sum(other < c for other in categories)
+        )
     new[255] = 0 if things_only else 255
     for number in (139, 285, 632):
         name = f"{number:012d}"
@@ -161,12 +194,19 @@ def coco(root: Path, things_only: bool) -> Shipped:
         ids = _patches(rng, [0, *new, 181])
         ids[:5, 10:15] = 89
         _save(root / f"stuffthingmaps/val2017/{name}.png", ids)
-        made.images[name], made.labels[name] = root / f"val2017/{name}.jpg", each_pixel(ids, new.get)
+        made.images[name], made.labels[name] = (
+            root / f"val2017/{name}.jpg",
+            each_pixel(ids, new.get),
+        )
     return made
 
 
 def ade20k(root: Path) -> Shipped:
-    rng, folder, made = np.random.default_rng(4), root / "ADEChallengeData2016", Shipped([root / "ADEChallengeData2016"], {}, {})
+    rng, folder, made = (
+        np.random.default_rng(4),
+        root / "ADEChallengeData2016",
+        Shipped([root / "ADEChallengeData2016"], {}, {}),
+    )
     for number in range(1, 4):
         name = f"ADE_val_{number:08d}"
         _photo(folder / f"images/validation/{name}.jpg", rng)
@@ -180,12 +220,22 @@ def ade847(root: Path) -> Shipped:
     """The third image is larger than 512 pixels on its short side, and shrunk by a nearest pixel's rule."""
     rng, made = np.random.default_rng(5), Shipped([root / "ADE20K_2021_17_01"], {}, {})
     for number, (scene, size) in enumerate(
-        [("urban/street", (60, 80)), ("home_or_hotel/bedroom", (80, 60)), ("urban/alley", (768, 612))], 1
+        [
+            ("urban/street", (60, 80)),
+            ("home_or_hotel/bedroom", (80, 60)),
+            ("urban/alley", (768, 612)),
+        ],
+        1,
     ):
-        folder, name = root / "ADE20K_2021_17_01/images/ADE/validation" / scene, f"ADE_val_{number:08d}"
+        folder, name = (
+            root / "ADE20K_2021_17_01/images/ADE/validation" / scene,
+            f"ADE_val_{number:08d}",
+        )
         _photo(folder / f"{name}.jpg", rng, *size)
         ids = _patches(rng, [IDS_847[0], 0, 1, 3000, *IDS_847[1:40], *IDS_847[-40:]], *size)
-        pixels = np.stack([ids // 256 * 10 + rng.integers(0, 10, size), ids % 256, rng.integers(0, 256, size)], -1)
+        pixels = np.stack(
+            [ids // 256 * 10 + rng.integers(0, 10, size), ids % 256, rng.integers(0, 256, size)], -1
+        )
         _save(folder / f"{name}_seg.png", pixels)
         _save(folder / f"{name}_parts_1.png", pixels)
         height, width = size
@@ -193,7 +243,13 @@ def ade847(root: Path) -> Shipped:
             height, width = round(height * 512 / width), 512
         known = {value: place for place, value in enumerate(IDS_847)}
         made.labels[name] = np.array(
-            [[known.get(int(ids[y * size[0] // height, x * size[1] // width]), 65535) for x in range(width)] for y in range(height)]
+            [
+                [
+                    known.get(int(ids[y * size[0] // height, x * size[1] // width]), 65535)
+                    for x in range(width)
+                ]
+                for y in range(height)
+            ]
         )
         made.images[name] = folder / f"{name}.jpg"
     return made

@@ -48,7 +48,9 @@ def checked(prepared, tmp_path, tool):
             shutil.copytree(prepared(name), data)
         for fault in faults:
             fault(data / LAYOUTS[name].root)
-        found, printed, error = tool("check_dataset", name, "--data", data, "--subset", "--workers", 1)
+        found, printed, error = tool(
+            "check_dataset", name, "--data", data, "--subset", "--workers", 1
+        )
         assert (found, error) == (code, ""), printed
         return printed
 
@@ -154,10 +156,16 @@ def test_labels_that_were_never_converted(name, prepared, checked):
     def plant(root: Path) -> None:
         for path in (root / layout.labels).rglob(f"*{layout.label_suffix}"):
             stem = path.name.removesuffix(layout.label_suffix)
-            (source,) = [p for p in owners.rglob(f"{stem}*.png") if p.name in (f"{stem}.png", f"{stem}_gtFine_labelIds.png")]
+            (source,) = [
+                p
+                for p in owners.rglob(f"{stem}*.png")
+                if p.name in (f"{stem}.png", f"{stem}_gtFine_labelIds.png")
+            ]
             shutil.copy(source, path)
 
-    assert f"problem: The labels seem to be the owners' {layout.owners}, not converted" in checked(name, plant)
+    assert f"problem: The labels seem to be the owners' {layout.owners}, not converted" in checked(
+        name, plant
+    )
 
 
 def test_all_of_several_faults_are_listed(checked):
@@ -167,7 +175,10 @@ def test_all_of_several_faults_are_listed(checked):
         cut(_VOC),
         labels_200,
         write("SegmentationClass/2008_000001.png", _NOISE[:50]),
-        text("ImageSets/Segmentation/val.txt", "2007_000033\n2007_000042\n2008_000001\n2008_000001\n2009_000001\n"),
+        text(
+            "ImageSets/Segmentation/val.txt",
+            "2007_000033\n2007_000042\n2008_000001\n2008_000001\n2009_000001\n",
+        ),
         text("SegmentationClass/notes.txt", "x"),
     )
     problems = [line for line in printed.splitlines() if line.startswith("problem: ")]
@@ -185,10 +196,16 @@ def test_owners_files_beside_the_labels_are_no_problem(checked):
 
 def test_a_whole_split_must_have_its_first_and_last_class(prepared, tmp_path, tool, monkeypatch):
     """Without --subset the number of images counts, and classes that are never seen."""
-    monkeypatch.setitem(LAYOUTS, "voc21", LAYOUTS["voc21"].__class__(**{**LAYOUTS["voc21"].__dict__, "published": 3}))
+    monkeypatch.setitem(
+        LAYOUTS,
+        "voc21",
+        LAYOUTS["voc21"].__class__(**{**LAYOUTS["voc21"].__dict__, "published": 3}),
+    )
     shutil.copytree(prepared("voc21"), tmp_path / "data")
     assert tool("check_dataset", "voc21", "--data", tmp_path / "data")[0] == 0
-    in_all_labels("SegmentationClass", "*", lambda x: np.where(x == 0, 1, x))(tmp_path / "data/VOCdevkit/VOC2012")
+    in_all_labels("SegmentationClass", "*", lambda x: np.where(x == 0, 1, x))(
+        tmp_path / "data/VOCdevkit/VOC2012"
+    )
     code, printed, _ = tool("check_dataset", "voc21", "--data", tmp_path / "data")
     assert code == 1 and "The label 0 never occurs" in printed
 
@@ -202,8 +219,14 @@ def test_the_command_line(prepared, tmp_path):
 
     done = run("voc21", "--data", str(prepared("voc21")))
     assert (
-        done.returncode == 1 and "3 images, but the published split has 1449" in done.stdout and "voc21: 3 images, 1 problem" in done.stdout
+        done.returncode == 1
+        and "3 images, but the published split has 1449" in done.stdout
+        and "voc21: 3 images, 1 problem" in done.stdout
     )
     for arguments in (["voc22"], ["voc21", "--data", str(tmp_path)]):
         done = run(*arguments)
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+        assert (
+            done.returncode == 2
+            and done.stderr.startswith("error: ")
+            and "Traceback" not in done.stderr
+        )

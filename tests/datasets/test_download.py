@@ -86,7 +86,11 @@ def publish(server: Server, name: str, monkeypatch, folder: Path) -> None:
                 for member in files:
                     file.add(member, member.relative_to(base))
         kind = archive.checksum.partition(":")[0] or "md5"
-        archives.append(dataclasses.replace(archive, checksum=f"{kind}:{hashlib.new(kind, path.read_bytes()).hexdigest()}"))
+        archives.append(
+            dataclasses.replace(
+                archive, checksum=f"{kind}:{hashlib.new(kind, path.read_bytes()).hexdigest()}"
+            )
+        )
     monkeypatch.setitem(RECIPES, name, dataclasses.replace(RECIPES[name], archives=tuple(archives)))
 
 
@@ -102,11 +106,25 @@ CONTENTS = {
 def test_download_and_prepare(name, server, tmp_path, monkeypatch, tool):
     SHIPPED[name](tmp_path / "owners")
     publish(server, name, monkeypatch, tmp_path / "owners")
-    arguments = ("prepare_dataset", name, "--download", "--mirror", server.url, "--out", tmp_path / "data", "--workers", 1)
+    arguments = (
+        "prepare_dataset",
+        name,
+        "--download",
+        "--mirror",
+        server.url,
+        "--out",
+        tmp_path / "data",
+        "--workers",
+        1,
+    )
     assert tool(*arguments)[::2] == (0, "")
-    assert tool("check_dataset", name, "--data", tmp_path / "data", "--subset", "--workers", 1)[0] == 0
+    assert (
+        tool("check_dataset", name, "--data", tmp_path / "data", "--subset", "--workers", 1)[0] == 0
+    )
     assert len(server.asked) == len(CONTENTS[name])
-    assert tool(*arguments)[0] == 0 and len(server.asked) == len(CONTENTS[name])  # nothing is fetched twice
+    assert tool(*arguments)[0] == 0 and len(server.asked) == len(
+        CONTENTS[name]
+    )  # nothing is fetched twice
 
 
 def voc(server: Server, tmp_path: Path, monkeypatch, tool):
@@ -114,7 +132,15 @@ def voc(server: Server, tmp_path: Path, monkeypatch, tool):
     SHIPPED["voc21"](tmp_path / "owners")
     publish(server, "voc21", monkeypatch, tmp_path / "owners")
     (path,) = server.folder.iterdir()
-    run = lambda: tool("prepare_dataset", "voc21", "--download", "--mirror", server.url + "/", "--out", tmp_path / "data")  # noqa: E731
+    run = lambda: tool(
+        "prepare_dataset",
+        "voc21",
+        "--download",
+        "--mirror",
+        server.url + "/",
+        "--out",
+        tmp_path / "data",
+    )  # noqa: E731
     return run, path
 
 
@@ -135,7 +161,9 @@ def test_an_interrupted_download_is_resumed_by_the_next_run(server, tmp_path, mo
     partial.write_bytes(path.read_bytes()[:5000])
     server.limit = 0
     code, _, error = run()
-    assert code == 2 and "broke off after 5000 bytes" in error and "the same command goes on" in error
+    assert (
+        code == 2 and "broke off after 5000 bytes" in error and "the same command goes on" in error
+    )
     assert partial.stat().st_size == 5000 and len(server.asked) == 3
     server.limit = None
     assert run()[0] == 0 and server.asked[-1][1] == "bytes=5000-"
@@ -162,7 +190,10 @@ def test_a_wrong_checksum_is_refused(server, tmp_path, monkeypatch, tool):
     path.write_bytes(data)
     code, _, error = run()
     assert code == 2 and "not the published" in error and "was deleted" in error
-    assert not list((tmp_path / "data/downloads").glob("*")) and not (tmp_path / "data/VOCdevkit").exists()
+    assert (
+        not list((tmp_path / "data/downloads").glob("*"))
+        and not (tmp_path / "data/VOCdevkit").exists()
+    )
 
 
 def test_an_unsafe_archive_is_refused(server, tmp_path, monkeypatch, tool):
@@ -170,18 +201,42 @@ def test_an_unsafe_archive_is_refused(server, tmp_path, monkeypatch, tool):
     with zipfile.ZipFile(server.folder / "ADEChallengeData2016.zip", "w") as file:
         file.writestr("ADEChallengeData2016/images/validation/../../../../evil.jpg", "x")
     data = (server.folder / "ADEChallengeData2016.zip").read_bytes()
-    archive = dataclasses.replace(RECIPES["ade20k"].archives[0], checksum=f"sha1:{hashlib.sha1(data).hexdigest()}")
-    monkeypatch.setitem(RECIPES, "ade20k", dataclasses.replace(RECIPES["ade20k"], archives=(archive,)))
-    code, _, error = tool("prepare_dataset", "ade20k", "--download", "--mirror", server.url, "--out", tmp_path / "data")
+    archive = dataclasses.replace(
+        RECIPES["ade20k"].archives[0], checksum=f"sha1:{hashlib.sha1(data).hexdigest()}"
+    )
+    monkeypatch.setitem(
+        RECIPES, "ade20k", dataclasses.replace(RECIPES["ade20k"], archives=(archive,))
+    )
+    code, _, error = tool(
+        "prepare_dataset",
+        "ade20k",
+        "--download",
+        "--mirror",
+        server.url,
+        "--out",
+        tmp_path / "data",
+    )
     assert code == 2 and "would leave the folder" in error and not list(tmp_path.rglob("evil.jpg"))
 
 
 def test_nothing_to_fetch(server, tmp_path, tool):
-    code, _, error = tool("prepare_dataset", "voc21", "--download", "--mirror", server.url, "--out", tmp_path)
+    code, _, error = tool(
+        "prepare_dataset", "voc21", "--download", "--mirror", server.url, "--out", tmp_path
+    )
     assert code == 2 and "404" in error and "--source" in error
     code, _, error = tool("prepare_dataset", "city_scapes", "--download", "--out", tmp_path)
     assert code == 2 and "can't be downloaded by a program" in error and "registration" in error
-    code, _, error = tool("prepare_dataset", "voc21", "--mirror", server.url, "--source", tmp_path, "--out", tmp_path)
+    code, _, error = tool(
+        "prepare_dataset", "voc21", "--mirror", server.url, "--source", tmp_path, "--out", tmp_path
+    )
     assert code == 2 and "add --download" in error
-    code, _, error = tool("prepare_dataset", "voc21", "--download", "--mirror", "http://127.0.0.1:9", "--out", tmp_path)
+    code, _, error = tool(
+        "prepare_dataset",
+        "voc21",
+        "--download",
+        "--mirror",
+        "http://127.0.0.1:9",
+        "--out",
+        tmp_path,
+    )
     assert code == 2 and "can't be reached" in error

@@ -47,11 +47,16 @@ def trees(tmp_path_factory):
         ids = IDS.get(tree, ("2008_000001", "2008_000002"))
         labels[tree] = []
         for i, (name, size) in enumerate(zip(ids, SIZES, strict=True)):
-            image, label = data / root / images / f"{name}{suffix}", data / root / masks / f"{name}{label_suffix}"
+            image, label = (
+                data / root / images / f"{name}{suffix}",
+                data / root / masks / f"{name}{label_suffix}",
+            )
             image.parent.mkdir(parents=True, exist_ok=True)
             label.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(image)
-            values = np.resize(np.roll(LABELS[tree], 7 * i), size).astype(np.uint16 if label_suffix == ".tif" else np.uint8)
+            values = np.resize(np.roll(LABELS[tree], 7 * i), size).astype(
+                np.uint16 if label_suffix == ".tif" else np.uint8
+            )
             picture = Image.fromarray(values)
             if tree in ("voc2012", "context"):
                 picture = Image.fromarray(values, "P")
@@ -155,7 +160,10 @@ class TestWideLabels:
         assert results["seg_fields"] == ["gt_seg_map"] and results["gt_seg_map"].dtype == np.int32
         return results["gt_seg_map"]
 
-    @pytest.mark.parametrize(("suffix", "kind"), [(".png", np.uint16), (".tif", np.uint16), (".png", np.uint8), (".tif", np.uint8)])
+    @pytest.mark.parametrize(
+        ("suffix", "kind"),
+        [(".png", np.uint16), (".tif", np.uint16), (".png", np.uint8), (".tif", np.uint8)],
+    )
     def test_kinds(self, suffix, kind, tmp_path):
         labels = np.array([[0, 1, 254, 255], [5, 6, 7, np.iinfo(kind).max]], kind)
         Image.fromarray(labels).save(tmp_path / f"label{suffix}")
@@ -163,7 +171,9 @@ class TestWideLabels:
 
     def test_reduce_zero_label(self, tmp_path):
         Image.fromarray(np.array([[0, 1, 255, 256, 65535]], np.uint16)).save(tmp_path / "label.tif")
-        assert self.read(tmp_path / "label.tif", reduce_zero_label=True).tolist() == [[65535, 0, 254, 255, 65535]]
+        assert self.read(tmp_path / "label.tif", reduce_zero_label=True).tolist() == [
+            [65535, 0, 254, 255, 65535]
+        ]
 
     def test_colours_are_refused(self, tmp_path):
         Image.new("RGB", (4, 3)).save(tmp_path / "label.png")
@@ -196,11 +206,19 @@ def test_the_word_bed_of_cocos_background_and_of_its_own_class():
 
     vocabulary = Vocabulary.from_file(ROOT / "configs/cls_coco_object.txt")
     places = [i for i, query in enumerate(vocabulary.queries) if query == "bed"]
-    assert [vocabulary.class_of_query[i] for i in places] == [0, 60] and vocabulary.names[60] == "bed"
+    assert [vocabulary.class_of_query[i] for i in places] == [0, 60] and vocabulary.names[
+        60
+    ] == "bed"
     scores = torch.zeros(len(vocabulary.queries), 2, 3)
     scores[places] = 1.0
-    labels, kept = decode(ScoreMap.of_pixels(scores), torch.tensor(vocabulary.class_of_query), keep_probabilities=True)
-    assert bool((labels == 0).all()) and torch.equal(kept[0], kept[60]) and float(kept[1].max()) < float(kept[0].min())
+    labels, kept = decode(
+        ScoreMap.of_pixels(scores), torch.tensor(vocabulary.class_of_query), keep_probabilities=True
+    )
+    assert (
+        bool((labels == 0).all())
+        and torch.equal(kept[0], kept[60])
+        and float(kept[1].max()) < float(kept[0].min())
+    )
 
 
 def test_the_names_files():
@@ -208,17 +226,28 @@ def test_the_names_files():
     lines = (ROOT / "configs/cls_voc21.txt").read_text().splitlines()
     assert sum(len(line.split(", ")) for line in lines) == 56
     assert lines[1:] == (ROOT / "configs/cls_voc20.txt").read_text().splitlines()
-    assert lines[4] == "ship" and lines[11] == "table" and lines[15].startswith("people, people in shirt")
+    assert (
+        lines[4] == "ship"
+        and lines[11] == "table"
+        and lines[15].startswith("people, people in shirt")
+    )
     assert (ROOT / "configs/cls_ade20k.txt").read_text().splitlines()[7] == "bed"
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the six real photographs are not free and not in the repository")
-@pytest.mark.parametrize(("name", "sizes"), [("voc21", {(338, 500), (375, 500)}), ("ade20k", {(512, 683), (364, 500), (300, 400)})])
+@pytest.mark.skipif(
+    not REAL.is_dir(), reason="the six real photographs are not free and not in the repository"
+)
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("voc21", {(338, 500), (375, 500)}), ("ade20k", {(512, 683), (364, 500), (300, 400)})],
+)
 def test_real_photographs(name, sizes, monkeypatch):
     items = load(name, REAL, monkeypatch)
     assert len(items) == 3
     assert {item["data_samples"].ori_shape for item in items} == sizes
     found = set(np.unique(np.concatenate([truth(item).ravel() for item in items])).tolist())
     # person, bottle, chair, sofa, bus, car; wall, building, sky, tree, road, grass, sidewalk, plant, car, escalator
-    expected = {0, 5, 6, 7, 9, 15, 18, 255} if name == "voc21" else {0, 1, 2, 4, 6, 9, 11, 17, 20, 96, 255}
+    expected = (
+        {0, 5, 6, 7, 9, 15, 18, 255} if name == "voc21" else {0, 1, 2, 4, 6, 9, 11, 17, 20, 96, 255}
+    )
     assert found >= expected

@@ -27,7 +27,9 @@ from sfp.run_length import decode_mask, unpack_counts
 def hashes(folder: Path) -> dict[str, tuple[str, int]]:
     """Content and time of each file."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in files}
+    return {
+        str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in files
+    }
 
 
 def command_line(name: str, *arguments: object) -> subprocess.CompletedProcess:
@@ -55,7 +57,9 @@ def test_all_datasets_have_a_layout_and_a_recipe():
     assert set(LAYOUTS) == set(RECIPES) == set(SHIPPED)
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("cfg_*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config", sorted((ROOT / "configs").glob("cfg_*.py")), ids=lambda path: path.stem
+)
 def test_the_configs_read_where_preparation_writes(config, tmp_path, monkeypatch):
     """The configs state paths for mmengine, the layouts for preparation and check."""
     from mmengine.config import Config
@@ -76,7 +80,9 @@ def test_prepare_and_check(name, tmp_path, tool):
     owners, out, layout = tmp_path / "owners", tmp_path / "data", LAYOUTS[name]
     shipped = SHIPPED[name](owners)
     before = hashes(owners)
-    code, printed, error = tool("prepare_dataset", name, "--source", *shipped.sources, "--out", out, "--workers", 1)
+    code, printed, error = tool(
+        "prepare_dataset", name, "--source", *shipped.sources, "--out", out, "--workers", 1
+    )
     assert (code, error) == (0, "") and printed.startswith(
         f"{name}: 3 images" if name not in ("context59", "context60") else f"{name}: 2 images"
     )
@@ -85,19 +91,29 @@ def test_prepare_and_check(name, tmp_path, tool):
         found = Image.open(layout.label(image, root))
         assert np.array_equal(np.asarray(found), labels), image
         assert np.asarray(found).dtype == (np.uint16 if layout.bits == 16 else np.uint8)
-        photo, source = Image.open(layout.image(image, root)), np.asarray(Image.open(shipped.images[image]))
+        photo, source = (
+            Image.open(layout.image(image, root)),
+            np.asarray(Image.open(shipped.images[image])),
+        )
         assert photo.size == found.size
         if min(source.shape[:2]) > 512:
-            assert np.abs(np.asarray(photo) - bilinear(source, *labels.shape)).mean() < 2  # JPEG's losses
+            assert (
+                np.abs(np.asarray(photo) - bilinear(source, *labels.shape)).mean() < 2
+            )  # JPEG's losses
         else:
             assert layout.image(image, root).read_bytes() == shipped.images[image].read_bytes()
     if layout.split:
         assert (root / layout.split).read_text().split() == sorted(shipped.labels)
     code, printed, _ = tool("check_dataset", name, "--data", out, "--subset", "--workers", 1)
     assert code == 0 and printed.splitlines()[-1].endswith("images, sound"), printed
-    values, counts = np.unique(np.concatenate([labels.ravel() for labels in shipped.labels.values()]), return_counts=True)
+    values, counts = np.unique(
+        np.concatenate([labels.ravel() for labels in shipped.labels.values()]), return_counts=True
+    )
     top = int(values[counts.argmax()])
-    assert f"{'ignore' if top == layout.ignore else top} {100 * counts.max() / counts.sum():6.2f}%" in printed
+    assert (
+        f"{'ignore' if top == layout.ignore else top} {100 * counts.max() / counts.sum():6.2f}%"
+        in printed
+    )
     assert hashes(owners) == before
 
     # an interrupted run: some files are gone, one was being written, the list is not there yet
@@ -111,17 +127,33 @@ def test_prepare_and_check(name, tmp_path, tool):
     leftover.write_text("half")
     if layout.split:
         (root / layout.split).unlink()
-    assert tool("prepare_dataset", name, "--source", *shipped.sources, "--out", out, "--workers", 1)[0] == 0
+    assert (
+        tool("prepare_dataset", name, "--source", *shipped.sources, "--out", out, "--workers", 1)[0]
+        == 0
+    )
     again = hashes(root)
-    assert {path: digest for path, (digest, _) in again.items()} == {path: digest for path, (digest, _) in after.items()}
-    made = {str(layout.label(victim, root)), str(layout.image(image, root)), str(root / (layout.split or ""))}
-    assert all(again[path] == after[path] for path in after if path not in made and not path.endswith("train.txt"))
+    assert {path: digest for path, (digest, _) in again.items()} == {
+        path: digest for path, (digest, _) in after.items()
+    }
+    made = {
+        str(layout.label(victim, root)),
+        str(layout.image(image, root)),
+        str(root / (layout.split or "")),
+    }
+    assert all(
+        again[path] == after[path]
+        for path in after
+        if path not in made and not path.endswith("train.txt")
+    )
     assert hashes(owners) == before
 
 
 def test_context_has_the_training_images_too(tmp_path, tool):
     shipped = SHIPPED["context60"](tmp_path / "owners")
-    assert tool("prepare_dataset", "context60", "--source", *shipped.sources, "--out", tmp_path)[0] == 0
+    assert (
+        tool("prepare_dataset", "context60", "--source", *shipped.sources, "--out", tmp_path)[0]
+        == 0
+    )
     lists = tmp_path / "VOCdevkit/VOC2010/ImageSets/SegmentationContext"
     assert (lists / "train.txt").read_text().split() == ["2008_000001"]
     assert len(list((tmp_path / "VOCdevkit/VOC2010/SegmentationClassContext").iterdir())) == 3
@@ -130,13 +162,36 @@ def test_context_has_the_training_images_too(tmp_path, tool):
 def test_both_contexts_share_a_tree(tmp_path, tool):
     """The 459 classes need no list of their own after the 60; another list is refused."""
     first, second = SHIPPED["context60"](tmp_path / "a"), SHIPPED["context459"](tmp_path / "b")
-    shutil.copy(tmp_path / "b/VOCdevkit/VOC2010/JPEGImages/2008_000002.jpg", tmp_path / "b/VOCdevkit/VOC2010/JPEGImages/2008_000003.jpg")
+    shutil.copy(
+        tmp_path / "b/VOCdevkit/VOC2010/JPEGImages/2008_000002.jpg",
+        tmp_path / "b/VOCdevkit/VOC2010/JPEGImages/2008_000003.jpg",
+    )
     shutil.copy(tmp_path / "b/trainval/2008_000002.mat", tmp_path / "b/trainval/2008_000003.mat")
-    assert tool("prepare_dataset", "context60", "--source", *first.sources, "--out", tmp_path / "data")[0] == 0
-    code, _, error = tool("prepare_dataset", "context459", "--source", *second.sources, "--out", tmp_path / "data")
+    assert (
+        tool(
+            "prepare_dataset", "context60", "--source", *first.sources, "--out", tmp_path / "data"
+        )[0]
+        == 0
+    )
+    code, _, error = tool(
+        "prepare_dataset", "context459", "--source", *second.sources, "--out", tmp_path / "data"
+    )
     assert code == 2 and "lists other images" in error
-    assert tool("prepare_dataset", "context459", "--source", *second.sources[:2], "--out", tmp_path / "data")[0] == 0
-    assert len(list((tmp_path / "data/VOCdevkit/VOC2010/annotations_detectron2/pc459_val").iterdir())) == 2
+    assert (
+        tool(
+            "prepare_dataset",
+            "context459",
+            "--source",
+            *second.sources[:2],
+            "--out",
+            tmp_path / "data",
+        )[0]
+        == 0
+    )
+    assert (
+        len(list((tmp_path / "data/VOCdevkit/VOC2010/annotations_detectron2/pc459_val").iterdir()))
+        == 2
+    )
 
 
 def archive(folder: Path, path: Path) -> Path:
@@ -158,22 +213,57 @@ def test_the_real_command_lines_on_archives_in_place_and_with_two_workers(tmp_pa
     for number in range(40):
         for folder in ("a/val2017", "b/val2017", "b/train2017"):
             (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / f"a/val2017/{number:012d}.jpg")
-        Image.fromarray(np.full((20, 30), number % 2 * 180, np.uint8)).save(tmp_path / f"b/val2017/{number:012d}.png")
-        Image.fromarray(np.full((20, 30), 12, np.uint8)).save(tmp_path / f"b/train2017/{number:012d}.png")
-    images, maps = archive(tmp_path / "a", tmp_path / "val2017.zip"), archive(tmp_path / "b", tmp_path / "maps.tar.gz")
-    done = command_line("prepare_dataset", "coco_stuff164k", "--source", images, maps, "--out", tmp_path / "data", "--workers", 2)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(
+            tmp_path / f"a/val2017/{number:012d}.jpg"
+        )
+        Image.fromarray(np.full((20, 30), number % 2 * 180, np.uint8)).save(
+            tmp_path / f"b/val2017/{number:012d}.png"
+        )
+        Image.fromarray(np.full((20, 30), 12, np.uint8)).save(
+            tmp_path / f"b/train2017/{number:012d}.png"
+        )
+    images, maps = (
+        archive(tmp_path / "a", tmp_path / "val2017.zip"),
+        archive(tmp_path / "b", tmp_path / "maps.tar.gz"),
+    )
+    done = command_line(
+        "prepare_dataset",
+        "coco_stuff164k",
+        "--source",
+        images,
+        maps,
+        "--out",
+        tmp_path / "data",
+        "--workers",
+        2,
+    )
     assert done.returncode == 0, done.stderr
     assert "coco_stuff164k: 40 images of 5000 published" in done.stdout and "100%" in done.stderr
     data = tmp_path / "data/coco_stuff164k"
     labels = np.asarray(Image.open(data / "annotations/val2017/000000000001_labelTrainIds.png"))
     assert labels.shape == (20, 30) and (labels == 169).all()
     assert not list((tmp_path / "data").glob(".unpacked*")) and not list(data.glob(".unfinished*"))
-    done = command_line("check_dataset", "coco_stuff164k", "--data", tmp_path / "data", "--workers", 2)
-    assert done.returncode == 1 and "40 images, but the published split has 5000" in done.stdout and "1 problem" in done.stdout
+    done = command_line(
+        "check_dataset", "coco_stuff164k", "--data", tmp_path / "data", "--workers", 2
+    )
+    assert (
+        done.returncode == 1
+        and "40 images, but the published split has 5000" in done.stdout
+        and "1 problem" in done.stdout
+    )
     # the objects' labels go into the same tree, which serves as the source of the images too
     before = hashes(data)
-    done = command_line("prepare_dataset", "coco_object", "--source", data, maps, "--out", tmp_path / "data", "--workers", 2)
+    done = command_line(
+        "prepare_dataset",
+        "coco_object",
+        "--source",
+        data,
+        maps,
+        "--out",
+        tmp_path / "data",
+        "--workers",
+        2,
+    )
     assert done.returncode == 0, done.stderr
     after = hashes(data)
     assert len(after) == len(before) + 40 and all(after[path] == before[path] for path in before)
@@ -183,7 +273,12 @@ def test_cityscapes_in_place(tmp_path, tool):
     """Labels go beside the owners' files, none of which changes."""
     SHIPPED["city_scapes"](tmp_path / "cityscapes")
     before = hashes(tmp_path)
-    assert tool("prepare_dataset", "city_scapes", "--source", tmp_path / "cityscapes", "--out", tmp_path)[0] == 0
+    assert (
+        tool(
+            "prepare_dataset", "city_scapes", "--source", tmp_path / "cityscapes", "--out", tmp_path
+        )[0]
+        == 0
+    )
     after = hashes(tmp_path)
     assert len(after) == len(before) + 3 and all(after[path] == before[path] for path in before)
     assert tool("check_dataset", "city_scapes", "--data", tmp_path, "--subset")[0] == 0
@@ -207,7 +302,16 @@ class TestFaultsOfTheSource:
     """Each is one sentence with the file and what to do."""
 
     def prepared(self, tool, tmp_path, name, *sources) -> str:
-        code, _, error = tool("prepare_dataset", name, "--source", *sources, "--out", tmp_path / "data", "--workers", 1)
+        code, _, error = tool(
+            "prepare_dataset",
+            name,
+            "--source",
+            *sources,
+            "--out",
+            tmp_path / "data",
+            "--workers",
+            1,
+        )
         assert code == 2
         return error
 
@@ -215,7 +319,9 @@ class TestFaultsOfTheSource:
         code, _, error = tool("prepare_dataset", "voc21", "--out", tmp_path)
         assert code == 2 and "There is no source: voc21 needs VOCtrainval_11-May-2012.tar" in error
         assert "does not exist" in self.prepared(tool, tmp_path, "voc21", tmp_path / "absent")
-        assert "There is no VOCdevkit/VOC2012/JPEGImages" in self.prepared(tool, tmp_path, "voc21", tmp_path)
+        assert "There is no VOCdevkit/VOC2012/JPEGImages" in self.prepared(
+            tool, tmp_path, "voc21", tmp_path
+        )
         shipped = SHIPPED["voc21"](tmp_path / "a")
         shipped.images["2007_000042"].unlink()
         assert "lacks the image" in self.prepared(tool, tmp_path, "voc21", *shipped.sources)
@@ -228,11 +334,14 @@ class TestFaultsOfTheSource:
         shipped = SHIPPED["coco_stuff164k"](tmp_path / "a")
         path = tmp_path / "a/stuffthingmaps/val2017/000000000285.png"
         Image.fromarray(np.full((60, 80), 200, np.uint8)).save(path)
-        assert f"{path} has the label 200, which is none of the stuffthingmaps' ids" in self.prepared(
-            tool, tmp_path, "coco_stuff164k", *shipped.sources
+        assert (
+            f"{path} has the label 200, which is none of the stuffthingmaps' ids"
+            in self.prepared(tool, tmp_path, "coco_stuff164k", *shipped.sources)
         )
         assert (tmp_path / "data/coco_stuff164k/.unfinished_coco_stuff164k").is_file()
-        code, printed, _ = tool("check_dataset", "coco_stuff164k", "--data", tmp_path / "data", "--subset")
+        code, printed, _ = tool(
+            "check_dataset", "coco_stuff164k", "--data", tmp_path / "data", "--subset"
+        )
         assert code == 1 and "was interrupted" in printed
         Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(path)
         assert "mode RGB" in self.prepared(tool, tmp_path, "coco_stuff164k", *shipped.sources)
@@ -251,17 +360,25 @@ class TestFaultsOfTheSource:
         assert "can't be read as json" in given("{")
         assert "lacks annos_segmentation" in given('{"images": []}')
         annotation = contents["annos_segmentation"][0]
-        assert "the class 3 in 2008_000000" in given(json.dumps({**contents, "annos_segmentation": [{**annotation, "category_id": 3}]}))
+        assert "the class 3 in 2008_000000" in given(
+            json.dumps({**contents, "annos_segmentation": [{**annotation, "category_id": 3}]})
+        )
         broken = {**annotation, "segmentation": {"counts": "0"}}
         assert "broken mask" in given(json.dumps({**contents, "annos_segmentation": [broken]}))
         path.unlink()
-        assert "no trainval_merged.json" in self.prepared(tool, tmp_path, "context60", *shipped.sources)
+        assert "no trainval_merged.json" in self.prepared(
+            tool, tmp_path, "context60", *shipped.sources
+        )
 
     def test_context459(self, tmp_path, tool):
         shipped = SHIPPED["context459"](tmp_path / "a")
-        assert "no list of validation images" in self.prepared(tool, tmp_path, "context459", *shipped.sources[:2])
+        assert "no list of validation images" in self.prepared(
+            tool, tmp_path, "context459", *shipped.sources[:2]
+        )
         (tmp_path / "a/trainval/2008_000001.mat").write_bytes(b"no matrix")
-        assert "2008_000001.mat can't be read" in self.prepared(tool, tmp_path, "context459", *shipped.sources)
+        assert "2008_000001.mat can't be read" in self.prepared(
+            tool, tmp_path, "context459", *shipped.sources
+        )
 
     def test_archives(self, tmp_path, tool):
         (tmp_path / "evil").write_text("x")
@@ -269,22 +386,30 @@ class TestFaultsOfTheSource:
             with zipfile.ZipFile(tmp_path / "bad.zip", "w") as file:
                 file.write(tmp_path / "evil", "VOCdevkit/VOC2012/JPEGImages/1.jpg")
                 file.writestr(zipfile.ZipInfo(name), "x")
-            assert "would leave the folder" in self.prepared(tool, tmp_path, "voc21", tmp_path / "bad.zip"), name
+            assert "would leave the folder" in self.prepared(
+                tool, tmp_path, "voc21", tmp_path / "bad.zip"
+            ), name
             with tarfile.open(tmp_path / "bad.tar", "w") as file:
                 info = tarfile.TarInfo(name)
                 info.size = 1
                 file.addfile(info, (tmp_path / "evil").open("rb"))
-            assert "would leave the folder" in self.prepared(tool, tmp_path, "voc21", tmp_path / "bad.tar"), name
+            assert "would leave the folder" in self.prepared(
+                tool, tmp_path, "voc21", tmp_path / "bad.tar"
+            ), name
         with tarfile.open(tmp_path / "link.tar", "w") as file:
             info = tarfile.TarInfo("VOCdevkit/VOC2012/JPEGImages/1.jpg")
             info.type, info.linkname = tarfile.SYMTYPE, str(tmp_path / "evil")
             file.addfile(info)
         assert "has a link" in self.prepared(tool, tmp_path, "voc21", tmp_path / "link.tar")
         (tmp_path / "broken.zip").write_bytes(b"PK no zip")
-        assert "can't be unpacked" in self.prepared(tool, tmp_path, "voc21", tmp_path / "broken.zip")
+        assert "can't be unpacked" in self.prepared(
+            tool, tmp_path, "voc21", tmp_path / "broken.zip"
+        )
         assert not list(tmp_path.rglob("evil.jpg"))
 
     def test_an_out_that_is_a_file(self, tmp_path, tool):
         shipped = SHIPPED["ade20k"](tmp_path / "a")
         (tmp_path / "data").write_text("")
-        assert "choose another folder with --out" in self.prepared(tool, tmp_path, "ade20k", *shipped.sources)
+        assert "choose another folder with --out" in self.prepared(
+            tool, tmp_path, "ade20k", *shipped.sources
+        )

@@ -31,7 +31,9 @@ def test_scenes_are_larger_than_a_window_of_both_orientations_and_hold_all_class
     scenes = [toyland.make_scene("val", index) for index in range(40)]
     assert all(min(scene.labels.shape) > 224 for scene in scenes)
     assert {scene.labels.shape[0] > scene.labels.shape[1] for scene in scenes} == {True, False}
-    assert set(np.unique(np.concatenate([scene.labels.ravel() for scene in scenes]))) == set(range(16))
+    assert set(np.unique(np.concatenate([scene.labels.ravel() for scene in scenes]))) == set(
+        range(16)
+    )
 
 
 def test_things_stand_in_their_boxes():

@@ -27,10 +27,30 @@ def test_miou_of_a_prepared_tree(name, tmp_path, tool, monkeypatch):
     from sfp.evaluation.grid import Cell, run_group
 
     shipped, layout = SHIPPED[name](tmp_path / "owners"), LAYOUTS[name]
-    assert tool("prepare_dataset", name, "--source", *shipped.sources, "--out", tmp_path / "data", "--workers", 1)[0] == 0
-    assert tool("check_dataset", name, "--data", tmp_path / "data", "--subset", "--workers", 1)[0] == 0
+    assert (
+        tool(
+            "prepare_dataset",
+            name,
+            "--source",
+            *shipped.sources,
+            "--out",
+            tmp_path / "data",
+            "--workers",
+            1,
+        )[0]
+        == 0
+    )
+    assert (
+        tool("check_dataset", name, "--data", tmp_path / "data", "--subset", "--workers", 1)[0] == 0
+    )
     monkeypatch.setenv("SFP_DATA", str(tmp_path / "data"))
-    cell = Cell("ClearCLIP", "Toyland", name, ("settings=common", "model.prompts=photo", "short_side=112"), str(tmp_path / "grid"))
+    cell = Cell(
+        "ClearCLIP",
+        "Toyland",
+        name,
+        ("settings=common", "model.prompts=photo", "short_side=112"),
+        str(tmp_path / "grid"),
+    )
     run_group([cell], workers=0)
     result = json.loads((cell.folder / "results.json").read_text())
 
@@ -39,8 +59,12 @@ def test_miou_of_a_prepared_tree(name, tmp_path, tool, monkeypatch):
     table = np.zeros((layout.classes, layout.classes), np.int64)
     for index in range(len(dataset)):
         item = dataset[index]
-        (sample,) = model.test_step(dict(inputs=[item["inputs"]], data_samples=[item["data_samples"]]))
-        image = next(key for key in shipped.labels if sample.img_path.endswith(f"{key}{layout.image_suffix}"))
+        (sample,) = model.test_step(
+            dict(inputs=[item["inputs"]], data_samples=[item["data_samples"]])
+        )
+        image = next(
+            key for key in shipped.labels if sample.img_path.endswith(f"{key}{layout.image_suffix}")
+        )
         counted_by_hand(layout, shipped.labels[image], sample.pred_sem_seg.data[0].numpy(), table)
     right = np.diag(table)
     with np.errstate(invalid="ignore"):

@@ -54,7 +54,9 @@ def test_every_method_has_settings_that_its_options_take(method, dataset):
     assert len(vocabulary(cfg).names) == CLASSES[dataset]
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "methods").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "methods").glob("*.py")), ids=lambda path: path.stem
+)
 def test_every_settings_file_is_of_a_method_and_names_known_datasets(path):
     from mmengine.config import Config
 
@@ -69,18 +71,48 @@ class TestThresholds:
     @pytest.mark.parametrize(
         ("method", "dataset", "expected", "short_side"),
         [
-            ("SCLIP", "voc21", dict(logit_scale=65, prob_thd=0.1, area_thd=0.1, window=224, stride=112), 336),
+            (
+                "SCLIP",
+                "voc21",
+                dict(logit_scale=65, prob_thd=0.1, area_thd=0.1, window=224, stride=112),
+                336,
+            ),
             ("SC-CLIP", "voc21", dict(logit_scale=50, prob_thd=0.15, area_thd=0.1), 336),
-            ("NACLIP", "voc21", dict(logit_scale=40, prob_thd=0.1, area_thd=None, window=0, pamr_iterations=10), 336),
+            (
+                "NACLIP",
+                "voc21",
+                dict(logit_scale=40, prob_thd=0.1, area_thd=None, window=0, pamr_iterations=10),
+                336,
+            ),
             ("NACLIP", "ade20k", dict(window=224, pamr_iterations=10, pamr_dilations=(8, 16)), 336),
-            ("ClearCLIP", "voc21", dict(logit_scale=50, prob_thd=0.5, area_thd=None, window=448, stride=224), 448),
+            (
+                "ClearCLIP",
+                "voc21",
+                dict(logit_scale=50, prob_thd=0.5, area_thd=None, window=448, stride=224),
+                448,
+            ),
             ("ClearCLIP", "voc20", dict(logit_scale=50, prob_thd=0.0, window=448, stride=224), 448),
-            ("ProxyCLIP", "voc21", dict(logit_scale=40, prob_thd=0.2, area_thd=None, window=336, stride=112), 336),
+            (
+                "ProxyCLIP",
+                "voc21",
+                dict(logit_scale=40, prob_thd=0.2, area_thd=None, window=336, stride=112),
+                336,
+            ),
             ("ProxyCLIP", "ade20k", dict(window=336, stride=112), 448),
             ("SCLIP", "context60", dict(logit_scale=50, prob_thd=0.1, area_thd=None), 336),
-            ("SCLIP", "coco_object", dict(logit_scale=50, prob_thd=0.1, window=224, stride=112), 336),
+            (
+                "SCLIP",
+                "coco_object",
+                dict(logit_scale=50, prob_thd=0.1, window=224, stride=112),
+                336,
+            ),
             ("SCLIP", "coco_stuff164k", dict(logit_scale=40, prob_thd=0.0), 448),
-            ("SCLIP", "city_scapes", dict(logit_scale=40, prob_thd=0.0, window=224, stride=112), 560),
+            (
+                "SCLIP",
+                "city_scapes",
+                dict(logit_scale=40, prob_thd=0.0, window=224, stride=112),
+                560,
+            ),
             ("SC-CLIP", "context60", dict(logit_scale=40, prob_thd=0.15), 336),
             ("SC-CLIP", "coco_object", dict(logit_scale=55, prob_thd=0.35), 336),
             ("SC-CLIP", "coco_stuff164k", dict(logit_scale=40, prob_thd=0.0), 336),
@@ -89,25 +121,55 @@ class TestThresholds:
             ("NACLIP", "context60", dict(logit_scale=40, prob_thd=0.1, pamr_iterations=10), 336),
             ("NACLIP", "coco_object", dict(logit_scale=40, prob_thd=0.1), 336),
             ("NACLIP", "city_scapes", dict(window=224, pamr_iterations=10), 560),
-            ("ClearCLIP", "context59", dict(logit_scale=50, prob_thd=0.0, window=448, stride=224), 448),
+            (
+                "ClearCLIP",
+                "context59",
+                dict(logit_scale=50, prob_thd=0.0, window=448, stride=224),
+                448,
+            ),
             ("ClearCLIP", "context60", dict(logit_scale=50, prob_thd=0.15), 448),
-            ("ClearCLIP", "coco_object", dict(logit_scale=50, prob_thd=0.4, window=448, stride=224), 448),
+            (
+                "ClearCLIP",
+                "coco_object",
+                dict(logit_scale=50, prob_thd=0.4, window=448, stride=224),
+                448,
+            ),
             ("ClearCLIP", "coco_stuff164k", dict(logit_scale=50, window=448), 448),
             ("ClearCLIP", "city_scapes", dict(logit_scale=50, window=224, stride=224), 448),
-            ("ProxyCLIP", "context60", dict(logit_scale=40, prob_thd=0.15, window=336, stride=112), 336),
+            (
+                "ProxyCLIP",
+                "context60",
+                dict(logit_scale=40, prob_thd=0.15, window=336, stride=112),
+                336,
+            ),
             ("ProxyCLIP", "coco_object", dict(logit_scale=40, prob_thd=0.25, window=336), 336),
             ("ProxyCLIP", "city_scapes", dict(window=224, stride=112), 448),
             ("ProxyCLIP", "ade847", dict(window=336, stride=112, name_separator="; "), 448),
             ("ProxyCLIP", "context459", dict(window=336, stride=112), 448),
-            ("SFP-release", "context59", dict(logit_scale=40, prob_thd=0.0, window=224, stride=112), 336),
+            (
+                "SFP-release",
+                "context59",
+                dict(logit_scale=40, prob_thd=0.0, window=224, stride=112),
+                336,
+            ),
             ("SFP-release", "context60", dict(logit_scale=40, prob_thd=0.15, area_thd=None), 336),
             ("SFP-release", "coco_object", dict(logit_scale=55, prob_thd=0.35), 336),
             ("SFP-release", "coco_stuff164k", dict(logit_scale=40, prob_thd=0.0), 336),
-            ("SFP-release", "city_scapes", dict(logit_scale=40, prob_thd=0.0, window=224, stride=112), 560),
+            (
+                "SFP-release",
+                "city_scapes",
+                dict(logit_scale=40, prob_thd=0.0, window=224, stride=112),
+                560,
+            ),
             ("SFP", "city_scapes", dict(method="SFP", purify=True), 560),
             ("CLIP", "context60", dict(logit_scale=40, prob_thd=0.05), 336),
             ("CLIP", "coco_object", dict(logit_scale=40, prob_thd=0.1), 336),
-            ("CLIPtrase", "coco_object", dict(window=0, cluster_vote="majority", logit_scale=40, prob_thd=0.0), 224),
+            (
+                "CLIPtrase",
+                "coco_object",
+                dict(window=0, cluster_vote="majority", logit_scale=40, prob_thd=0.0),
+                224,
+            ),
             ("MaskCLIP", "context459", dict(prompts="imagenet85"), 336),
             ("SFP-release", "voc21", dict(logit_scale=50, prob_thd=0.15, area_thd=0.1), 336),
             ("SFP-release", "ade20k", dict(logit_scale=40), 384),
@@ -122,39 +184,86 @@ class TestThresholds:
         assert scale(cfg) == (2048, short_side)
 
     def test_vit_l_14_has_thresholds_of_its_own_in_sfps_code(self):
-        assert read("voc21", "model.method=SFP-release", "model.clip=ViT-L/14").model.prob_thd == 0.2
-        assert read("voc21", "model.method=SFP-release", "model.clip=ViT-L-14-quickgelu").model.prob_thd == 0.2
-        assert read("coco_object", "model.method=SFP-release", "model.clip=ViT-L/14").model.prob_thd == 0.25
+        assert (
+            read("voc21", "model.method=SFP-release", "model.clip=ViT-L/14").model.prob_thd == 0.2
+        )
+        assert (
+            read(
+                "voc21", "model.method=SFP-release", "model.clip=ViT-L-14-quickgelu"
+            ).model.prob_thd
+            == 0.2
+        )
+        assert (
+            read("coco_object", "model.method=SFP-release", "model.clip=ViT-L/14").model.prob_thd
+            == 0.25
+        )
 
     def test_names_files(self):
         def query(method: str, dataset: str) -> list[str]:
             return list(vocabulary(read(dataset, f"model.method={method}")).queries)
 
         assert len(query("SCLIP", "voc20")) == 30 and len(query("SCLIP", "voc21")) == 56
-        assert "person in shirt" in query("SC-CLIP", "voc21") and "people in shirt" in query("SFP-release", "voc21")
-        assert query("ClearCLIP", "voc21")[0] == "background" and len(query("ClearCLIP", "voc21")) == 21
-        assert len(query("ProxyCLIP", "voc21")) == 26 + 20 and "tvmonitor" in query("ProxyCLIP", "voc20")
+        assert "person in shirt" in query("SC-CLIP", "voc21") and "people in shirt" in query(
+            "SFP-release", "voc21"
+        )
+        assert (
+            query("ClearCLIP", "voc21")[0] == "background"
+            and len(query("ClearCLIP", "voc21")) == 21
+        )
+        assert len(query("ProxyCLIP", "voc21")) == 26 + 20 and "tvmonitor" in query(
+            "ProxyCLIP", "voc20"
+        )
         assert len(query("CLIPtrase", "voc21")) == 32 + 20  # 33 less the second "bed"
         for method in ("SCLIP", "NACLIP", "SC-CLIP", "SFP", "SFP-release"):
-            assert len(query(method, "coco_object")) == 113 and "people" not in query(method, "coco_object")
-        assert len(query("ProxyCLIP", "coco_object")) == len(query("CLIP", "coco_object")) == 17 + 80
-        assert query("ClearCLIP", "coco_object")[:2] == ["background", "person"] and len(query("ClearCLIP", "coco_object")) == 81
+            assert len(query(method, "coco_object")) == 113 and "people" not in query(
+                method, "coco_object"
+            )
+        assert (
+            len(query("ProxyCLIP", "coco_object")) == len(query("CLIP", "coco_object")) == 17 + 80
+        )
+        assert (
+            query("ClearCLIP", "coco_object")[:2] == ["background", "person"]
+            and len(query("ClearCLIP", "coco_object")) == 81
+        )
         assert len(query("CLIPtrase", "coco_object")) == 107 + 80
         for method in set(list_methods()) - {"CLIPtrase"}:  # it has no settings for Cityscapes
-            assert query(method, "city_scapes")[11] == ("people" if method.startswith("SFP") else "person")
+            assert query(method, "city_scapes")[11] == (
+                "people" if method.startswith("SFP") else "person"
+            )
         assert query("SFP", "city_scapes")[6:8] == ["trafficlight", "trafficsign"]
-        assert query("SFP", "coco_stuff164k")[9] == "trafficlight" and query("CLIPtrase", "coco_stuff164k")[9] == "traffic light"
-        assert query("SFP", "ade20k")[44] == "chestofdrawers" and query("CLIPtrase", "ade20k")[44] == "chest of drawers"
-        assert query("SFP", "context60")[0] == "background" and query("SFP", "context60")[1:] == query("SFP", "context59")
-        assert "table" in query("SFP", "context59") and "diningtable" in query("CLIPtrase", "context59")
+        assert (
+            query("SFP", "coco_stuff164k")[9] == "trafficlight"
+            and query("CLIPtrase", "coco_stuff164k")[9] == "traffic light"
+        )
+        assert (
+            query("SFP", "ade20k")[44] == "chestofdrawers"
+            and query("CLIPtrase", "ade20k")[44] == "chest of drawers"
+        )
+        assert query("SFP", "context60")[0] == "background" and query("SFP", "context60")[
+            1:
+        ] == query("SFP", "context59")
+        assert "table" in query("SFP", "context59") and "diningtable" in query(
+            "CLIPtrase", "context59"
+        )
         assert query("SFP", "context459")[430] == "unknown"
-        assert len(query("SFP", "ade847")) == 847 and query("SFP", "ade847")[1] == "building, edifice"
+        assert (
+            len(query("SFP", "ade847")) == 847 and query("SFP", "ade847")[1] == "building, edifice"
+        )
 
 
 class TestOrder:
     def test_overrides_win_over_the_methods_settings(self):
-        cfg = read("voc21", "model.method=ClearCLIP", "model.prob_thd=0.3", "short_side=400", "model.purify=True", "model.pm=SOM")
-        assert (cfg.model.prob_thd, cfg.model.purify, cfg.model.pm) == (0.3, True, "SOM") and scale(cfg) == (2048, 400)
+        cfg = read(
+            "voc21",
+            "model.method=ClearCLIP",
+            "model.prob_thd=0.3",
+            "short_side=400",
+            "model.purify=True",
+            "model.pm=SOM",
+        )
+        assert (cfg.model.prob_thd, cfg.model.purify, cfg.model.pm) == (0.3, True, "SOM") and scale(
+            cfg
+        ) == (2048, 400)
 
     def test_common_settings_leave_the_datasets_config(self):
         own, common = read("voc21"), read("voc21", "model.method=ClearCLIP", "settings=common")
@@ -165,7 +274,10 @@ class TestOrder:
     @pytest.mark.parametrize("dataset", DATASETS)
     @pytest.mark.parametrize("method", ["SFP", "CLIPtrase", "ProxyCLIP"])
     def test_tcl_is_the_common_protocol_in_tcls_sizes(self, method, dataset):
-        tcl, common = (read(dataset, f"model.method={method}", f"settings={settings}") for settings in ("tcl", "common"))
+        tcl, common = (
+            read(dataset, f"model.method={method}", f"settings={settings}")
+            for settings in ("tcl", "common")
+        )
         assert scale(tcl) == (2048, 448) and (tcl.model.window, tcl.model.stride) == (448, 224)
         sizes = dict(window=448, stride=224)
         assert {**common.model, **sizes} == dict(tcl.model)
@@ -175,13 +287,17 @@ class TestOrder:
         assert (cfg.model.window, cfg.model.stride) == (448, 112) and scale(cfg) == (2048, 336)
 
     def test_the_configs_own_method_keeps_its_edits(self, tmp_path):
-        (tmp_path / "cfg.py").write_text(f'_base_ = ["{CONFIGS}/cfg_voc21.py"]\nmodel = dict(purify=False)\n')
+        (tmp_path / "cfg.py").write_text(
+            f'_base_ = ["{CONFIGS}/cfg_voc21.py"]\nmodel = dict(purify=False)\n'
+        )
         assert read_config(tmp_path / "cfg.py", ["model.method=SFP"]).model.purify is False
         assert read_config(tmp_path / "cfg.py", ["model.method=SC-CLIP"]).model.purify is None
 
     def test_a_settings_file_beside_the_config_comes_first(self, tmp_path):
         (tmp_path / "methods").mkdir()
-        (tmp_path / "methods/SCLIP.py").write_text('model = dict(method="SCLIP", purify=None, pm=None, logit_scale=77)\n')
+        (tmp_path / "methods/SCLIP.py").write_text(
+            'model = dict(method="SCLIP", purify=None, pm=None, logit_scale=77)\n'
+        )
         (tmp_path / "cfg.py").write_text(f'_base_ = ["{CONFIGS}/cfg_voc21.py"]\n')
         assert read_config(tmp_path / "cfg.py", ["model.method=SCLIP"]).model.logit_scale == 77
 
@@ -190,7 +306,11 @@ class TestOrder:
         assert cfg.model.purify is cfg.model.pm is None and cfg.model.logit_scale == 50
 
     def test_the_base_config_is_sfp_with_som(self):
-        assert (read("voc21").model.method, read("voc21").model.purify, read("voc21").model.pm) == ("SFP", True, "SOM")
+        assert (read("voc21").model.method, read("voc21").model.purify, read("voc21").model.pm) == (
+            "SFP",
+            True,
+            "SOM",
+        )
 
 
 def test_the_folder_of_configs_is_the_repositorys():

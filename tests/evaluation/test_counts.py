@@ -20,7 +20,9 @@ def maps(seed: int, classes: int = 7, ignore: int = 255) -> tuple[torch.Tensor, 
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 5, (40, 50), generator=generator)
     prediction = torch.where(
-        torch.rand(40, 50, generator=generator) < 0.6, labels, torch.randint(0, classes, (40, 50), generator=generator)
+        torch.rand(40, 50, generator=generator) < 0.6,
+        labels,
+        torch.randint(0, classes, (40, 50), generator=generator),
     )
     prediction[prediction == 5] = 6
     labels[torch.rand(40, 50, generator=generator) < 0.1] = ignore
@@ -33,7 +35,12 @@ def test_figures_equal_mmsegs_metric():
     pairs = [maps(seed) for seed in range(5)]
     total = sum_counts((count_image(*pair, classes=7) for pair in pairs), 7)
     figures = Figures.of(total)
-    areas = [sum(parts) for parts in zip(*(IoUMetric.intersect_and_union(p, label, 7, 255) for p, label in pairs), strict=True)]
+    areas = [
+        sum(parts)
+        for parts in zip(
+            *(IoUMetric.intersect_and_union(p, label, 7, 255) for p, label in pairs), strict=True
+        )
+    ]
     theirs = IoUMetric.total_area_to_metrics(*areas)
     np.testing.assert_allclose(figures.iou, 100 * theirs["IoU"], rtol=1e-6)
     np.testing.assert_allclose(figures.acc, 100 * theirs["Acc"], rtol=1e-6)
@@ -49,9 +56,13 @@ def test_figures_equal_scikit_learns_confusion_matrix():
     counts = count_image(prediction, labels, 7)
     assert counts.dtype == np.int64
     np.testing.assert_array_equal(counts, [np.diag(matrix), matrix.sum(0), matrix.sum(1)])
-    present = [matrix[k, k] / (matrix[k].sum() + matrix[:, k].sum() - matrix[k, k]) for k in range(5)]
+    present = [
+        matrix[k, k] / (matrix[k].sum() + matrix[:, k].sum() - matrix[k, k]) for k in range(5)
+    ]
     assert Figures.of(counts).mIoU_present == pytest.approx(100 * np.mean(present))
-    assert Figures.of(counts).mIoU == pytest.approx(100 * np.mean([*present, 0.0]))  # class 6 was predicted in vain
+    assert Figures.of(counts).mIoU == pytest.approx(
+        100 * np.mean([*present, 0.0])
+    )  # class 6 was predicted in vain
 
 
 def test_sixteen_bit_labels():
@@ -75,7 +86,9 @@ def test_what_is_out_of_range_is_an_error(prediction, labels, words):
 
 
 def test_nothing_labelled():
-    figures = Figures.of(count_image(torch.zeros(2, 2, dtype=torch.long), torch.full((2, 2), 255), 3))
+    figures = Figures.of(
+        count_image(torch.zeros(2, 2, dtype=torch.long), torch.full((2, 2), 255), 3)
+    )
     assert np.isnan([figures.mIoU, figures.aAcc, figures.mAcc, figures.mIoU_present]).all()
 
 
@@ -89,7 +102,10 @@ class TestStore:
         return found  # never closed, as when killed
 
     def test_what_was_added_is_read_back_from_all_ranks(self, tmp_path):
-        expected = {**self.filled(tmp_path / "counts"), **self.filled(tmp_path / "counts", ("c",), rank=3)}
+        expected = {
+            **self.filled(tmp_path / "counts"),
+            **self.filled(tmp_path / "counts", ("c",), rank=3),
+        }
         found = CountStore(tmp_path / "counts", CARD).read(7)
         assert set(found) == {"a", "b", "c"}
         for name, counts in expected.items():
@@ -103,19 +119,26 @@ class TestStore:
         for end in (first + 1, first + 8, len(whole) - 2, len(whole) - 1):
             file.write_bytes(whole[:end])
             whole_line = end == len(whole) - 1  # but for its end
-            assert set(CountStore(tmp_path / "counts", CARD).read(7)) == ({"a", "b"} if whole_line else {"a"})
+            assert set(CountStore(tmp_path / "counts", CARD).read(7)) == (
+                {"a", "b"} if whole_line else {"a"}
+            )
             self.filled(tmp_path / "counts", ("b", "c"))
             assert set(CountStore(tmp_path / "counts", CARD).read(7)) == {"a", "b", "c"}
 
     def test_another_run_is_refused_by_what_differs(self, tmp_path):
         self.filled(tmp_path / "work/counts")
-        with pytest.raises(SFPError, match="work had another config and dataset; start it afresh with --fresh"):
+        with pytest.raises(
+            SFPError, match="work had another config and dataset; start it afresh with --fresh"
+        ):
             CountStore(tmp_path / "work/counts", {**CARD, "config": "x", "dataset": "y"}).read(7)
 
     def test_clear(self, tmp_path):
         self.filled(tmp_path / "counts")
         CountStore(tmp_path / "counts", CARD).clear()
-        assert not (tmp_path / "counts").exists() and CountStore(tmp_path / "counts", CARD).read(7) == {}
+        assert (
+            not (tmp_path / "counts").exists()
+            and CountStore(tmp_path / "counts", CARD).read(7) == {}
+        )
 
     def test_damage_of_any_kind_loses_lines_and_never_changes_a_figure(self, tmp_path):
         """120 damaged files: bytes changed, cut out, doubled, put in; lines doubled, swapped, cut."""
@@ -170,7 +193,9 @@ class TestStore:
         (tmp_path / "other/rank0.jsonl").rename(tmp_path / "counts/rank0.jsonl")
         assert store.read(7) == {}
 
-    @pytest.mark.parametrize("card", ["", "{", "[1]", "null", "\ufeff{}", "[" * 9999, '{"config": '])
+    @pytest.mark.parametrize(
+        "card", ["", "{", "[1]", "null", "\ufeff{}", "[" * 9999, '{"config": ']
+    )
     def test_a_damaged_card_is_written_anew(self, card, tmp_path):
         """The lines prove by themselves whose they are."""
         self.filled(tmp_path / "counts", "a")
@@ -188,4 +213,8 @@ class TestStore:
     def test_lines_are_a_checksum_and_json(self, tmp_path):
         self.filled(tmp_path / "counts", ("a",))
         name, columns = json.loads((tmp_path / "counts/rank0.jsonl").read_text().partition(" ")[2])
-        assert name == "a" and all(len(column) == 4 for column in columns) and 5 not in [column[0] for column in columns]
+        assert (
+            name == "a"
+            and all(len(column) == 4 for column in columns)
+            and 5 not in [column[0] for column in columns]
+        )

@@ -34,7 +34,9 @@ def write_voc(root: Path, count: int = 4) -> None:
         picture = Image.fromarray(labels[:300, :340].astype(np.uint8), "P")
         picture.putpalette(list(range(256)) * 3)
         picture.save(root / f"SegmentationClass/2007_{i:06d}.png")
-    (root / "ImageSets/Segmentation/val.txt").write_text("".join(f"2007_{i:06d}\n" for i in range(count)))
+    (root / "ImageSets/Segmentation/val.txt").write_text(
+        "".join(f"2007_{i:06d}\n" for i in range(count))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +52,14 @@ def data(tmp_path_factory):
         os.environ["SFP_DATA"] = before
 
 
-def cells(out: Path, methods=("SC-CLIP",), datasets=("voc20", "voc21"), *overrides: str) -> list[Cell]:
-    return [Cell(method, "Toyland", dataset, overrides, str(out)) for method in methods for dataset in datasets]
+def cells(
+    out: Path, methods=("SC-CLIP",), datasets=("voc20", "voc21"), *overrides: str
+) -> list[Cell]:
+    return [
+        Cell(method, "Toyland", dataset, overrides, str(out))
+        for method in methods
+        for dataset in datasets
+    ]
 
 
 def figures(cell: Cell) -> dict:
@@ -68,7 +76,9 @@ def separate(data, tmp_path_factory):
     return both
 
 
-def test_one_pass_for_datasets_with_the_same_images_gives_the_same_figures(separate, data, tmp_path):
+def test_one_pass_for_datasets_with_the_same_images_gives_the_same_figures(
+    separate, data, tmp_path
+):
     both = cells(tmp_path)
     groups, finished, failed = plan(both)
     assert groups == [both] and not finished and not failed
@@ -78,11 +88,16 @@ def test_one_pass_for_datasets_with_the_same_images_gives_the_same_figures(separ
     assert json.loads((both[0].folder / "results.json").read_text())["shared_with"] == ["voc21"]
 
 
-@pytest.mark.parametrize("method", ["CLIPSurgery:feature_surgery=True", "CLIPtrase:cluster_vote=mean", "ProxyCLIP:proxy=colour"])
+@pytest.mark.parametrize(
+    "method",
+    ["CLIPSurgery:feature_surgery=True", "CLIPtrase:cluster_vote=mean", "ProxyCLIP:proxy=colour"],
+)
 def test_methods_that_look_at_the_text_share_a_pass_too(method, data, tmp_path):
     shared, alone = cells(tmp_path / "shared", [method]), cells(tmp_path / "alone", [method])
     groups, _, _ = plan(shared)
-    assert sorted(map(len, groups)) == ([1, 1] if "CLIPtrase" in method else [2])  # its own settings differ by class scores on VOC20
+    assert sorted(map(len, groups)) == (
+        [1, 1] if "CLIPtrase" in method else [2]
+    )  # its own settings differ by class scores on VOC20
     run_group(shared[:1] if len(groups) == 2 else shared, workers=0)
     run_group(alone[:1], workers=0)
     assert figures(shared[0]) == figures(alone[0])
@@ -91,7 +106,12 @@ def test_methods_that_look_at_the_text_share_a_pass_too(method, data, tmp_path):
 def test_what_differs_in_the_vision_is_not_shared(data, tmp_path):
     groups, _, _ = plan(cells(tmp_path, ["SFP", "SC-CLIP"]))
     assert sorted(map(len, groups)) == [2, 2]
-    groups, _, _ = plan([*cells(tmp_path, ["SFP"], ["voc20"]), *cells(tmp_path, ["SFP"], ["voc21"], "short_side=300")])
+    groups, _, _ = plan(
+        [
+            *cells(tmp_path, ["SFP"], ["voc20"]),
+            *cells(tmp_path, ["SFP"], ["voc21"], "short_side=300"),
+        ]
+    )
     assert sorted(map(len, groups)) == [1, 1]
     groups, _, _ = plan(cells(tmp_path, ["SFP"]), share=False)
     assert sorted(map(len, groups)) == [1, 1]
@@ -114,7 +134,9 @@ def test_an_interrupted_pass_does_only_what_is_left(separate, data, tmp_path):
     both = cells(tmp_path)
     missing = data / "VOCdevkit/VOC2012/JPEGImages/2007_000003.jpg"
     kept = missing.read_bytes()
-    missing.write_bytes(kept[: len(kept) // 2] + b"\0" * (len(kept) - len(kept) // 2))  # as long, but broken
+    missing.write_bytes(
+        kept[: len(kept) // 2] + b"\0" * (len(kept) - len(kept) // 2)
+    )  # as long, but broken
     try:
         with pytest.raises(SFPError, match=r"2007_000003\.jpg can't be read"):
             run_group(both[:1], workers=0)
@@ -128,12 +150,19 @@ def test_an_interrupted_pass_does_only_what_is_left(separate, data, tmp_path):
 
 
 def test_cells_that_can_not_start_are_named(data, tmp_path):
-    bad = [*cells(tmp_path, ["SPF"], ["voc21"]), *cells(tmp_path, ["SFP"], ["voc2"]), *cells(tmp_path, ["SFP"], ["ade20k"])]
+    bad = [
+        *cells(tmp_path, ["SPF"], ["voc21"]),
+        *cells(tmp_path, ["SFP"], ["voc2"]),
+        *cells(tmp_path, ["SFP"], ["ade20k"]),
+    ]
     groups, _, failed = plan([*bad, *cells(tmp_path, ["SFP"], ["voc21"])])
     assert len(groups) == 1 and list(failed) == bad
     (cell,) = cells(tmp_path, ["SFP"], ["voc21"], "test_dataloader.dataset.scenes=3")
     assert "cfg_voc21.py can't be built" in plan([cell])[2][cell]
-    assert [words in failed[cell] for cell, words in zip(bad, ("did you mean 'SFP'", "cfg_voc2", "data root"), strict=True)] == [True] * 3
+    assert [
+        words in failed[cell]
+        for cell, words in zip(bad, ("did you mean 'SFP'", "cfg_voc2", "data root"), strict=True)
+    ] == [True] * 3
 
 
 def test_groups_are_saved_and_loaded(tmp_path):
@@ -149,36 +178,91 @@ def test_the_command_line(tmp_path):
         (tmp_path / f"data/coco_stuff164k/{folder}/val2017").mkdir(parents=True)
     for i in range(2):
         scene, name = toyland.make_scene("tune", i), f"{i:012d}"
-        Image.fromarray(scene.image).save(tmp_path / f"data/coco_stuff164k/images/val2017/{name}.jpg")
+        Image.fromarray(scene.image).save(
+            tmp_path / f"data/coco_stuff164k/images/val2017/{name}.jpg"
+        )
         for suffix in ("_instanceTrainIds.png", "_labelTrainIds.png"):
-            Image.fromarray(scene.labels).save(tmp_path / f"data/coco_stuff164k/annotations/val2017/{name}{suffix}")
+            Image.fromarray(scene.labels).save(
+                tmp_path / f"data/coco_stuff164k/annotations/val2017/{name}{suffix}"
+            )
     spoilt = tmp_path / f"data/coco_stuff164k/annotations/val2017/{1:012d}_labelTrainIds.png"
     labels = np.array(Image.open(spoilt))
     labels[7, 7] = 200
     Image.fromarray(labels).save(spoilt)
-    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "--methods", "CLIP", "SFP:sae_lambda=-x", "--datasets", "coco_object"]
-    command += ["coco_stuff164k", "--backbones", "Toyland", "--out", "grid", "--devices", "cpu", "--settings", "common"]
+    command = [
+        sys.executable,
+        str(ROOT / "tools/benchmark.py"),
+        "--methods",
+        "CLIP",
+        "SFP:sae_lambda=-x",
+        "--datasets",
+        "coco_object",
+    ]
+    command += [
+        "coco_stuff164k",
+        "--backbones",
+        "Toyland",
+        "--out",
+        "grid",
+        "--devices",
+        "cpu",
+        "--settings",
+        "common",
+    ]
     command += ["--cfg-options", "model.prompts=photo"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SFP_DATA": str(tmp_path / "data")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "SFP_DATA": str(tmp_path / "data"),
+    }
 
     def run(*more: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+        return subprocess.run(
+            [*command, *more],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
 
     first = run()
     assert first.returncode == 1, first.stderr[-2000:]
     assert "4 cells: 0 finished, 2 to do in 1 passes (1 share one), 2 can't start" in first.stdout
-    assert "apart after a failure: CLIP / Toyland / coco_object, CLIP / Toyland / coco_stuff164k" in first.stdout
-    assert "failed: SFP:sae_lambda=-x / Toyland / coco_object: sae_lambda of method SFP is '-x'" in first.stderr
+    assert (
+        "apart after a failure: CLIP / Toyland / coco_object, CLIP / Toyland / coco_stuff164k"
+        in first.stdout
+    )
+    assert (
+        "failed: SFP:sae_lambda=-x / Toyland / coco_object: sae_lambda of method SFP is '-x'"
+        in first.stderr
+    )
     assert f"{spoilt.name} has the label 200, but there are 171 classes" in first.stderr
-    assert first.stdout.count("| CLIP | Toyland |") == 1 and "| method | backbone | Object |" in first.stdout
+    assert (
+        first.stdout.count("| CLIP | Toyland |") == 1
+        and "| method | backbone | Object |" in first.stdout
+    )
     Image.fromarray(np.where(labels == 200, 5, labels).astype(np.uint8)).save(spoilt)
     assert "had another dataset; start it afresh with --fresh" in run().stderr
     again = run("--fresh")
-    assert "4 cells: 1 finished, 1 to do" in again.stdout and "| method | backbone | Object | Stuff |" in again.stdout
+    assert (
+        "4 cells: 1 finished, 1 to do" in again.stdout
+        and "| method | backbone | Object | Stuff |" in again.stdout
+    )
     table = [sys.executable, str(ROOT / "tools/make_table.py"), "grid"]
-    done = subprocess.run(table, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        table, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.startswith("| method | backbone | Object | Stuff |")
-    empty = subprocess.run([*table[:2], str(tmp_path / "none")], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    empty = subprocess.run(
+        [*table[:2], str(tmp_path / "none")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert empty.returncode == 2 and "error: There is no results.json" in empty.stderr
 
 
@@ -187,10 +271,21 @@ SLOW = "ClearCLIP:purify=True,pm=IsolationForest,purify_layers=[8,9,10,11]"
 
 @pytest.mark.slow
 def test_a_killed_benchmark_leaves_no_worker_and_is_continued(data, tmp_path):
-    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "--methods", SLOW, "--datasets", "toyland", "--out", "grid"]
+    command = [
+        sys.executable,
+        str(ROOT / "tools/benchmark.py"),
+        "--methods",
+        SLOW,
+        "--datasets",
+        "toyland",
+        "--out",
+        "grid",
+    ]
     command += ["--cfg-options", "test_dataloader.dataset.scenes=4", "--devices", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     folder = Cell(SLOW, "Toyland", "toyland", (), str(tmp_path / "grid")).folder
     while not list(folder.glob("counts/rank0.jsonl")):
         time.sleep(0.02)
@@ -200,7 +295,9 @@ def test_a_killed_benchmark_leaves_no_worker_and_is_continued(data, tmp_path):
     lines = (folder / "counts/rank0.jsonl").read_bytes()
     time.sleep(0.7)
     assert (folder / "counts/rank0.jsonl").read_bytes() == lines
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((folder / "results.json").read_text())["images"] == 4
 
@@ -218,12 +315,23 @@ class TestTable:
 
     def test_the_published_number_stands_beside(self, tmp_path):
         (entry,) = collect([self.result(tmp_path / "a")])
-        assert (entry.dataset, entry.published, entry.paper, entry.differs) == ("voc21", 63.9, "SFP Tab1", ())
+        assert (entry.dataset, entry.published, entry.paper, entry.differs) == (
+            "voc21",
+            63.9,
+            "SFP Tab1",
+            (),
+        )
         assert entry.difference == pytest.approx(-2.5)
         text = markdown([entry])
-        assert "| SFP | ViT-B-16 | 61.4 | 63.9 | -2.5 |" in text and "published in SFP Tab1, 1449 images\n" in text
+        assert (
+            "| SFP | ViT-B-16 | 61.4 | 63.9 | -2.5 |" in text
+            and "published in SFP Tab1, 1449 images\n" in text
+        )
         assert "61.4 {\\scriptsize(63.9)}" in latex([entry])
-        assert as_csv([entry]).splitlines()[1] == "SFP,ViT-B-16,voc21,61.4000,63.9000,-2.5000,SFP Tab1,,1449"
+        assert (
+            as_csv([entry]).splitlines()[1]
+            == "SFP,ViT-B-16,voc21,61.4000,63.9000,-2.5000,SFP Tab1,,1449"
+        )
 
     @pytest.mark.parametrize(
         ("changes", "published", "differs"),
@@ -244,9 +352,13 @@ class TestTable:
         assert entry.published == published and entry.differs == differs
 
     def test_columns_stand_in_the_papers_order(self, tmp_path):
-        folders = [self.result(tmp_path / name, dataset=name, mIoU=20.0) for name in reversed(COLUMNS)]
+        folders = [
+            self.result(tmp_path / name, dataset=name, mIoU=20.0) for name in reversed(COLUMNS)
+        ]
         head = markdown(collect(folders)).splitlines()[0]
-        assert [head.index(f" {short} ") for _, short in COLUMNS.values()] == sorted(head.index(f" {s} ") for _, s in COLUMNS.values())
+        assert [head.index(f" {short} ") for _, short in COLUMNS.values()] == sorted(
+            head.index(f" {s} ") for _, s in COLUMNS.values()
+        )
 
     def test_headline_values_of_methods_md(self):
         assert find_published("SFP", "ViT-B-16", "ade20k") == (20.8, "SFP Tab1")

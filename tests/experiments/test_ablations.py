@@ -10,7 +10,16 @@ from conftest import ROOT
 from sfp.errors import SFPError
 from sfp.evaluation.grid import Cell
 from sfp.evaluation.tables import published_rows
-from sfp.experiments.ablations import ABLATIONS, Ablation, Row, ablation_table, equal_signs, find_ablation, missing_rows, read_miou
+from sfp.experiments.ablations import (
+    ABLATIONS,
+    Ablation,
+    Row,
+    ablation_table,
+    equal_signs,
+    find_ablation,
+    missing_rows,
+    read_miou,
+)
 from sfp.methods import build_method
 from sfp.options import parse_spec
 from sfp.outliers import build_detector
@@ -20,7 +29,11 @@ from sfp.segmentor import method_options
 @pytest.mark.parametrize("name", [name for name, ablation in ABLATIONS.items() if ablation.table])
 def test_rows_are_those_of_the_paper(name):
     ablation = ABLATIONS[name]
-    published = {r["method"] for r in published_rows() if (r["paper"], r["table"]) == (ablation.paper, ablation.table)}
+    published = {
+        r["method"]
+        for r in published_rows()
+        if (r["paper"], r["table"]) == (ablation.paper, ablation.table)
+    }
     assert {row.name for row in ablation.rows} == published
     for backbone in ablation.backbones:
         dataset = "ade20k" if ablation.paper != "SC-CLIP" else "voc21"
@@ -29,15 +42,23 @@ def test_rows_are_those_of_the_paper(name):
 
 
 def test_every_method_of_every_table_builds(toyland_clip):
-    for method in {method for ablation in ABLATIONS.values() for method in ablation.methods("toyland")}:
+    for method in {
+        method for ablation in ABLATIONS.values() for method in ablation.methods("toyland")
+    }:
         name, options = parse_spec(method)
         options.update(dict(proxy="colour") if name == "ProxyCLIP" else {})
         assert build_method(name, toyland_clip, **options).name == name
     for ablation in ABLATIONS.values():
         for row in ablation.rows:
             assert bool(row.missing) == (row.method is None)
-            if row.toyland:  # what stands in for weights that must be downloaded; all else is the same
-                assert row.toyland.replace("=colour", "=vit_base_patch16_224.dino") == row.method == row.method_on("voc21")
+            if (
+                row.toyland
+            ):  # what stands in for weights that must be downloaded; all else is the same
+                assert (
+                    row.toyland.replace("=colour", "=vit_base_patch16_224.dino")
+                    == row.method
+                    == row.method_on("voc21")
+                )
 
 
 def test_each_answer_about_sae_and_hai_has_features_of_its_own(clip):
@@ -55,13 +76,26 @@ def test_each_answer_about_sae_and_hai_has_features_of_its_own(clip):
 
 def test_the_shares_of_table_3_flag_as_many_tokens():
     state = type("State", (), dict(patches=torch.randn(3, 196, 8)))
-    shares = [float(row.method.split("contamination=")[1]) for row in ABLATIONS["sc-clip-table3"].rows if "contamination" in row.method]
-    counts = [build_detector("LOF", contamination=share)(state)[0].sum(1).tolist() for share in shares]
-    assert counts == [[n] * 3 for n in (1, 3, 5, 15)] and build_detector("LOF")(state)[0].sum(1).tolist() == [10] * 3
+    shares = [
+        float(row.method.split("contamination=")[1])
+        for row in ABLATIONS["sc-clip-table3"].rows
+        if "contamination" in row.method
+    ]
+    counts = [
+        build_detector("LOF", contamination=share)(state)[0].sum(1).tolist() for share in shares
+    ]
+    assert (
+        counts == [[n] * 3 for n in (1, 3, 5, 15)]
+        and build_detector("LOF")(state)[0].sum(1).tolist() == [10] * 3
+    )
 
 
 def test_the_table_by_hand():
-    rows = (Row("baseline (ClearCLIP)", "A"), Row("baseline+SOM", None, "no such option"), Row("baseline+SOM+SAE", "B"))
+    rows = (
+        Row("baseline (ClearCLIP)", "A"),
+        Row("baseline+SOM", None, "no such option"),
+        Row("baseline+SOM+SAE", "B"),
+    )
     ablation = Ablation("modules", "SFP", "Tab2", rows, {"ViT-B/16": "ViT-B/16"})
     measured = {("A", "ViT-B/16", "ade20k"): 16.0, ("B", "ViT-B/16", "ade20k"): 15.0}
     lines = ablation_table(ablation, "ViT-B/16", ["ade20k"], measured).splitlines()
@@ -77,27 +111,50 @@ def test_the_table_by_hand():
 def test_clipseg_without_g_is_its_attention_without_g(toyland_clip):
     """epsilon=0 of Table 4's third row: R vanishes."""
     similarity = torch.rand(1, 1, 9, 9)
-    assert not build_method("CLIPSeg", toyland_clip, attention_layer=10, epsilon=0.0).reachability(similarity).any()
+    assert (
+        not build_method("CLIPSeg", toyland_clip, attention_layer=10, epsilon=0.0)
+        .reachability(similarity)
+        .any()
+    )
 
 
 def test_lists_of_layers_pass_through_the_grid():
-    for method in ("SC-CLIP:fusion=sum,fuse_layers=[[5,5],[9,9]]", "SC-CLIP:aggregation=none,fuse_layers=[]"):
+    for method in (
+        "SC-CLIP:fusion=sum,fuse_layers=[[5,5],[9,9]]",
+        "SC-CLIP:aggregation=none,fuse_layers=[]",
+    ):
         found = method_options(Cell(method, "Toyland", "toyland", (), "unused").config().model)
         assert {key: found[key] for key in parse_spec(method)[1]} == parse_spec(method)[1]
 
 
 def test_the_tool(tool, monkeypatch, tmp_path):
     """A row is measured through the grid; one without an option is named."""
-    rows = (Row("Q-Q", "SC-CLIP:correlation=q,fuse_layers=[[5,5],[9,9]]"), Row("K-K", None, "it is left out here"))
-    monkeypatch.setitem(ABLATIONS, "tiny", Ablation("two rows", "SC-CLIP", "Tab8", rows, {"ViT-B/16": "ViT-B/16"}))
+    rows = (
+        Row("Q-Q", "SC-CLIP:correlation=q,fuse_layers=[[5,5],[9,9]]"),
+        Row("K-K", None, "it is left out here"),
+    )
+    monkeypatch.setitem(
+        ABLATIONS, "tiny", Ablation("two rows", "SC-CLIP", "Tab8", rows, {"ViT-B/16": "ViT-B/16"})
+    )
     for key, value in dict(PYTHONPATH=ROOT, OMP_NUM_THREADS=1, SFP_DATA=tmp_path).items():
         monkeypatch.setenv(key, str(value))
     cell = Cell(rows[0].method, "Toyland", "toyland", (), str(tmp_path / "out/own"))
-    arguments = ["tiny", "--out", tmp_path / "out", "--save", tmp_path / "tables.md", "--cfg-options", "test_dataloader.dataset.scenes=1"]
+    arguments = [
+        "tiny",
+        "--out",
+        tmp_path / "out",
+        "--save",
+        tmp_path / "tables.md",
+        "--cfg-options",
+        "test_dataloader.dataset.scenes=1",
+    ]
     code, output, error = tool("ablate", *arguments)
     assert code == 0, error
     assert f"| Q-Q | `{rows[0].method}` | {read_miou(cell.folder):.1f} |  | 40.9 |  |" in output
-    assert "| K-K | no option |  |  | 41.2 | +0.3 |" in output and "- Not measured: K-K: it is left out here." in output
+    assert (
+        "| K-K | no option |  |  | 41.2 | +0.3 |" in output
+        and "- Not measured: K-K: it is left out here." in output
+    )
     assert (tmp_path / "tables.md").read_text() in output
     assert "sfp-questions" in tool("ablate", "--list")[1]
     code, _, error = tool("ablate", "sfp-tabel2")
@@ -117,6 +174,9 @@ def test_signs_are_counted_where_the_paper_has_a_change():
     """SFP's Table 3 falls from row to row; of what is measured here one row rises and one is missing."""
     ablation = ABLATIONS["sfp-table3"]
     values = [50.0, 49.0, 51.0, None, 48.0]
-    measured = {(row.method, "Toyland", "toyland"): value for row, value in zip(ablation.rows, values, strict=True)}
+    measured = {
+        (row.method, "Toyland", "toyland"): value
+        for row, value in zip(ablation.rows, values, strict=True)
+    }
     assert equal_signs(ablation, "Toyland", "toyland", measured) == (2, 3)
     assert equal_signs(ABLATIONS["sfp-questions"], "Toyland", "toyland", measured) == (0, 0)

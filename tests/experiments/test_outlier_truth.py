@@ -35,13 +35,21 @@ def figures(windows, toyland_clip):
 
 
 def test_toylands_outliers_are_like_clips(figures):
-    assert set(figures) == set(TOKEN_FIGURES) and all(len(values) == 12 for values in figures.values())
+    assert set(figures) == set(TOKEN_FIGURES) and all(
+        len(values) == 12 for values in figures.values()
+    )
     middle, deep = slice(6, 11), slice(7, 11)  # layers 7..11, 8..11
     assert max(figures["length"][:6]) < 1.5 and min(figures["length"][middle]) > 2.5
     assert max(figures["cls"][:7]) < 2 and min(figures["cls"][deep]) > 40
     assert min(figures["patches"][deep]) > 10 and min(figures["own"][:11]) > 95
-    for layer in (9, 10):  # after layers 10 and 11 they carry the picture's words, not their place's
-        assert figures["right"][layer] < figures["repaired"][layer] - 15 and figures["elsewhere"][layer] > 40
+    for layer in (
+        9,
+        10,
+    ):  # after layers 10 and 11 they carry the picture's words, not their place's
+        assert (
+            figures["right"][layer] < figures["repaired"][layer] - 15
+            and figures["elsewhere"][layer] > 40
+        )
 
 
 def test_the_twin_has_none(windows):
@@ -59,7 +67,9 @@ def test_who_finds_them(windows, toyland_clip):
     found = detection_figures(toyland_clip, toyland_clip.normalise(images), truth, [som, l2])
     assert max(found["SOM"]["flagged"]) < 8 and max(found["SOM"]["flagged"][:7]) < 1
     assert min(found["SOM"]["precision"][7:]) > 65 and min(found["SOM"]["recall"][7:]) > 50
-    assert found["L2"]["precision"] == pytest.approx(found["L2"]["recall"])  # it takes ten, which is their number
+    assert found["L2"]["precision"] == pytest.approx(
+        found["L2"]["recall"]
+    )  # it takes ten, which is their number
     assert min(found["L2"]["recall"][6:]) > 60
 
 

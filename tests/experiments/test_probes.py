@@ -31,7 +31,9 @@ from sfp.outliers import build_detector
 @pytest.fixture(scope="module")
 def window(toyland_clip):
     scene = toyland.make_scene("tune", 0)
-    image = toyland_clip.normalise(torch.from_numpy(scene.image.copy()).permute(2, 0, 1))[None, :, 60:284, 60:284]
+    image = toyland_clip.normalise(torch.from_numpy(scene.image.copy()).permute(2, 0, 1))[
+        None, :, 60:284, 60:284
+    ]
     return image, torch.from_numpy(scene.labels.astype(np.int64))[None, 60:284, 60:284]
 
 
@@ -39,14 +41,20 @@ def test_sampled_coherence_is_scikit_learns_on_the_same_pairs():
     features, labels = torch.randn(60, 16), torch.randint(0, 4, (60,))
     features[labels == 0] += 1.0
     first, second = drawn_pairs(60, 500, 3)
-    assert len({(i, j) for i, j in zip(first.tolist(), second.tolist(), strict=True) if i < j}) == 500
+    assert (
+        len({(i, j) for i, j in zip(first.tolist(), second.tolist(), strict=True) if i < j}) == 500
+    )
     cosines = torch.nn.functional.cosine_similarity(features[first], features[second]).numpy()
     expected = roc_auc_score((labels[first] == labels[second]).numpy(), cosines)
     assert sampled_coherence(features, labels, 500, seed=3) == pytest.approx(expected, abs=1e-6)
-    assert sampled_coherence(features, labels, 10**6) == pytest.approx(coherence(features, labels), abs=1e-6)
+    assert sampled_coherence(features, labels, 10**6) == pytest.approx(
+        coherence(features, labels), abs=1e-6
+    )
     ignored = labels.clone()
     ignored[10:] = 255
-    assert sampled_coherence(features, ignored, 10**6) == pytest.approx(coherence(features[:10], labels[:10]), abs=1e-6)
+    assert sampled_coherence(features, ignored, 10**6) == pytest.approx(
+        coherence(features[:10], labels[:10]), abs=1e-6
+    )
     assert sampled_coherence(features, torch.zeros(60), 500) is None
 
 
@@ -84,28 +92,74 @@ def test_the_last_layers_values_are_those_of_bare_maskclip(toyland_clip, window)
 def test_layers_of_toyland(toyland_clip, window):
     text = torch.nn.functional.normalize(torch.randn(32, toyland_clip.embed_dim), dim=1)
     detectors = [build_detector("SOM"), build_detector("L2")]
-    found = probe_layers(toyland_clip, *window, text, [i // 2 for i in range(32)], detectors=detectors, pairs=2000)
-    names = {"q", "k", "v", "tokens", "components", "alignment", "accuracy", "entropy", "cls entropy", "SOM", "L2", "SOM & L2"}
+    found = probe_layers(
+        toyland_clip, *window, text, [i // 2 for i in range(32)], detectors=detectors, pairs=2000
+    )
+    names = {
+        "q",
+        "k",
+        "v",
+        "tokens",
+        "components",
+        "alignment",
+        "accuracy",
+        "entropy",
+        "cls entropy",
+        "SOM",
+        "L2",
+        "SOM & L2",
+    }
     assert set(found) == {(name, layer) for name in names for layer in range(1, 13)}
     assert all(found["L2", layer] == [pytest.approx(10 / 196)] for layer in range(1, 13))
-    assert all(0.4 < found["k", layer][0] <= 1 and 0 < found["entropy", layer][0] < 1 for layer in range(1, 13))
+    assert all(
+        0.4 < found["k", layer][0] <= 1 and 0 < found["entropy", layer][0] < 1
+        for layer in range(1, 13)
+    )
     masks = []
     with torch.inference_mode():
-        toyland_clip.trunk.run(window[0], [Hook(lambda state: masks.append(detectors[0](state)[0]), [9], Attention.MAP)])
+        toyland_clip.trunk.run(
+            window[0],
+            [Hook(lambda state: masks.append(detectors[0](state)[0]), [9], Attention.MAP)],
+        )
     assert found["SOM", 9] == [pytest.approx(masks[0].float().mean().item())]
 
 
 def test_the_tool(tool, tmp_path):
-    arguments = [ROOT / "configs/cfg_toyland.py", "--images", 2, "--detectors", "SOM", "LOF", "--pairs", 1000]
-    arguments += ["--csv", tmp_path / "probe.csv", "--plot", tmp_path / "probe.png", "--out", tmp_path / "probe.json"]
-    data = ["--cfg-options", f"test_dataloader.dataset.data_root={tmp_path}/toyland", "test_dataloader.dataset.scenes=2"]
+    arguments = [
+        ROOT / "configs/cfg_toyland.py",
+        "--images",
+        2,
+        "--detectors",
+        "SOM",
+        "LOF",
+        "--pairs",
+        1000,
+    ]
+    arguments += [
+        "--csv",
+        tmp_path / "probe.csv",
+        "--plot",
+        tmp_path / "probe.png",
+        "--out",
+        tmp_path / "probe.json",
+    ]
+    data = [
+        "--cfg-options",
+        f"test_dataloader.dataset.data_root={tmp_path}/toyland",
+        "test_dataloader.dataset.scenes=2",
+    ]
     code, output, error = tool("probe_layers", *arguments, *data)
     assert code == 0, error
     card = json.loads((tmp_path / "probe.json").read_text())
     rows = list(csv.DictReader((tmp_path / "probe.csv").open()))
     by_place = {(row["probe"], row["layer"]): float(row["mean"]) for row in rows}
-    assert by_place["SOM & LOF", "11"] == pytest.approx(card["overlap"]["SOM & LOF"]["11"], abs=1e-6)
-    assert by_place["accuracy", "12"] == pytest.approx(card["accuracy"]["12"], abs=1e-6) and card["accuracy"]["12"] > 0.4
+    assert by_place["SOM & LOF", "11"] == pytest.approx(
+        card["overlap"]["SOM & LOF"]["11"], abs=1e-6
+    )
+    assert (
+        by_place["accuracy", "12"] == pytest.approx(card["accuracy"]["12"], abs=1e-6)
+        and card["accuracy"]["12"] > 0.4
+    )
     assert "SOM & LOF" in output and (tmp_path / "probe.png").stat().st_size > 20000
     code, _, error = tool("probe_layers", *arguments[:3], "--detectors", "SOM", "SOM")
     assert code == 2 and "names one twice" in error

@@ -37,17 +37,44 @@ def windows_of(segmenter, inspection):
 
 def test_shapes(inspection, toyland_clip):
     (h, w), layers, width = inspection.grid, 12, toyland_clip.trunk.width
-    assert inspection.layers == layers and inspection.image.shape == (16 * h, 16 * w, 3) and min(h, w) == 14
-    assert inspection.features.shape == (h, w, toyland_clip.embed_dim) and inspection.features.dtype == np.float32
+    assert (
+        inspection.layers == layers
+        and inspection.image.shape == (16 * h, 16 * w, 3)
+        and min(h, w) == 14
+    )
+    assert (
+        inspection.features.shape == (h, w, toyland_clip.embed_dim)
+        and inspection.features.dtype == np.float32
+    )
     for stream in (inspection.plain, inspection.purified):
-        assert stream.tokens.shape == (layers, 1 + h * w, width) and stream.tokens.dtype == np.float32
-        assert stream.attention.shape == (layers, 1 + h * w, 1 + h * w) and stream.attention.dtype == np.float32
-        for maps in (stream.cls_attention, stream.self_attention, stream.received_attention, stream.norms, stream.repaired):
+        assert (
+            stream.tokens.shape == (layers, 1 + h * w, width) and stream.tokens.dtype == np.float32
+        )
+        assert (
+            stream.attention.shape == (layers, 1 + h * w, 1 + h * w)
+            and stream.attention.dtype == np.float32
+        )
+        for maps in (
+            stream.cls_attention,
+            stream.self_attention,
+            stream.received_attention,
+            stream.norms,
+            stream.repaired,
+        ):
             assert maps.shape == (layers, h, w)
         assert list(stream.outliers) == ["SOM", "L2", "LOF"]
-        for mask, scores in zip(stream.outliers.values(), stream.outlier_scores.values(), strict=True):
-            assert mask.shape == scores.shape == (layers, h, w) and mask.dtype == bool and scores.dtype == np.float32
-        assert stream.pca(3).shape == (h, w, 3) and 0 <= stream.pca(3).min() <= stream.pca(3).max() <= 1
+        for mask, scores in zip(
+            stream.outliers.values(), stream.outlier_scores.values(), strict=True
+        ):
+            assert (
+                mask.shape == scores.shape == (layers, h, w)
+                and mask.dtype == bool
+                and scores.dtype == np.float32
+            )
+        assert (
+            stream.pca(3).shape == (h, w, 3)
+            and 0 <= stream.pca(3).min() <= stream.pca(3).max() <= 1
+        )
         assert stream.attention_of(3, PATCH).shape == stream.similarity(3, PATCH).shape == (h, w)
     assert inspection.feature_colours.shape == (h, w, 3)
 
@@ -69,18 +96,28 @@ def test_masks_are_those_of_the_detectors_and_follow_from_the_maps(inspection, s
         segmenter.pipeline.method.trunk.run(windows_of(segmenter, inspection), [hook])
     for layer, state in states.items():
         for name, masks in plain.outliers.items():
-            assert np.array_equal(sfp.build_detector(name)(state)[0][0].numpy(), masks[layer - 1].ravel())
+            assert np.array_equal(
+                sfp.build_detector(name)(state)[0][0].numpy(), masks[layer - 1].ravel()
+            )
         assert np.allclose(state.tokens[0].numpy(), plain.tokens[layer - 1], atol=1e-4)
 
 
 def test_purification_changes_what_follows_it(scene, toyland_clip):
     inspection = sfp.Segmenter("SFP", toyland_clip, purify_layers=[8, 10]).inspect(scene.image)
     plain, purified = inspection.plain, inspection.purified
-    assert np.array_equal(plain.tokens[:7], purified.tokens[:7]) and np.array_equal(plain.attention[:8], purified.attention[:8])
-    assert not plain.repaired.any() and [layer for layer in range(1, 13) if purified.repaired[layer - 1].any()] == [8, 10]
+    assert np.array_equal(plain.tokens[:7], purified.tokens[:7]) and np.array_equal(
+        plain.attention[:8], purified.attention[:8]
+    )
+    assert not plain.repaired.any() and [
+        layer for layer in range(1, 13) if purified.repaired[layer - 1].any()
+    ] == [8, 10]
     changed = (plain.tokens[7, 1:] != purified.tokens[7, 1:]).any(-1).reshape(inspection.grid)
-    assert changed.any() and not (changed & ~purified.repaired[7]).any()  # only repaired tokens differ at once
-    assert np.array_equal(purified.repaired[7], purified.outliers["SOM"][7])  # detectors look before the repair
+    assert (
+        changed.any() and not (changed & ~purified.repaired[7]).any()
+    )  # only repaired tokens differ at once
+    assert np.array_equal(
+        purified.repaired[7], purified.outliers["SOM"][7]
+    )  # detectors look before the repair
     assert np.abs(plain.attention[8] - purified.attention[8]).max() > 1e-4
     assert inspection.protocol["purified_layers"] == [8, 10]
 
@@ -92,7 +129,9 @@ def test_the_features_are_the_methods(inspection, segmenter):
 
 def test_a_method_without_purification_is_compared_with_som(scene, toyland_clip):
     inspection = sfp.Segmenter("CLIP", toyland_clip).inspect(scene.image, detectors=["SOM"])
-    assert inspection.protocol["purifier"].startswith("SOM(") and inspection.protocol["purified_layers"] == list(range(1, 12))
+    assert inspection.protocol["purifier"].startswith("SOM(") and inspection.protocol[
+        "purified_layers"
+    ] == list(range(1, 12))
     assert inspection.purified.repaired.any()
 
 
@@ -113,12 +152,19 @@ def test_similarity_is_the_cosine(inspection):
 
 def test_boxes_and_places(scene, segmenter, inspection):
     height, width = scene.labels.shape
-    assert inspection.box[:2] == (0, 0) and 0.9 * width < inspection.box[2] <= width and 0.9 * height < inspection.box[3] <= height
+    assert (
+        inspection.box[:2] == (0, 0)
+        and 0.9 * width < inspection.box[2] <= width
+        and 0.9 * height < inspection.box[3] <= height
+    )
     part = segmenter.inspect(scene.image, box=(100, 50, 340, 290), detectors=["SOM"])
     assert part.grid == (14, 14) and part.box == (100, 50, 340, 290)
     expected = resize_short_side(scene.image[50:290, 100:340], 224).permute(1, 2, 0).numpy()
     assert np.array_equal(part.image, expected)
-    assert inspection.patch_at(0, 0) == (0, 0) and inspection.patch_at(7 * 16 + 3, 5 * 16 + 15) == PATCH
+    assert (
+        inspection.patch_at(0, 0) == (0, 0)
+        and inspection.patch_at(7 * 16 + 3, 5 * 16 + 15) == PATCH
+    )
     assert segmenter.inspect(scene.image, short_side=112).grid[0] == 7
 
 
@@ -132,7 +178,11 @@ def test_figures(inspection):
         feature_figure(inspection),
     ):
         pixels = np.asarray(figure)
-        assert pixels.ndim == 3 and min(pixels.shape[:2]) > 150 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
+        assert (
+            pixels.ndim == 3
+            and min(pixels.shape[:2]) > 150
+            and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
+        )
     assert inspection._repr_png_().startswith(b"\x89PNG") and "12 layers" in repr(inspection)
 
 

@@ -43,14 +43,23 @@ CONFIG = """
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("added")
     (root / "box_method.py").write_text(textwrap.dedent(SOURCE))
-    (root / "cfg_mine.py").write_text(textwrap.dedent(CONFIG.format(configs=ROOT / "configs", data=root / "toyland")))
+    (root / "cfg_mine.py").write_text(
+        textwrap.dedent(CONFIG.format(configs=ROOT / "configs", data=root / "toyland"))
+    )
     toyland.write_split(root / "toyland", "val", 2)
     return root
 
 
 def run(folder, *command: str, code: int = 0) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == code, done.stdout[-1500:] + done.stderr[-2500:]
     return done
 
@@ -58,7 +67,16 @@ def run(folder, *command: str, code: int = 0) -> subprocess.CompletedProcess:
 def test_command_line(folder):
     test = str(ROOT / "tools/test.py")
     options = ["model.side=5", "model.purify=True", "model.pm=DBSCAN", "model.purify_layers=[5,11]"]
-    run(folder, test, "cfg_mine.py", "--work-dir", "work", "--cfg-options", "model.method=Box", *options)
+    run(
+        folder,
+        test,
+        "cfg_mine.py",
+        "--work-dir",
+        "work",
+        "--cfg-options",
+        "model.method=Box",
+        *options,
+    )
     result = json.loads((folder / "work/results.json").read_text())
     assert result["method"] == "Box" and result["images"] == 2 and result["mIoU"] > 10
     assert result["pm"] == "DBSCAN" and result["options"]["side"] == 5
@@ -66,7 +84,17 @@ def test_command_line(folder):
 
 def test_mistakes_in_its_options_are_found_as_in_ours(folder):
     test = str(ROOT / "tools/test.py")
-    done = run(folder, test, "cfg_mine.py", "--work-dir", "w", "--cfg-options", "model.method=Box", "model.side=4", code=2)
+    done = run(
+        folder,
+        test,
+        "cfg_mine.py",
+        "--work-dir",
+        "w",
+        "--cfg-options",
+        "model.method=Box",
+        "model.side=4",
+        code=2,
+    )
     assert "Unknown side of method Box 4" in done.stderr and "Choose one of: 1, 3, 5" in done.stderr
 
 

@@ -31,7 +31,10 @@ def slow_clipseg(clip, window, layer, epsilon, tau, deep):
 
     def part(block, rows, which):
         cut = slice(which * width, (which + 1) * width)
-        return layer_norm(rows, block.ln_1) @ block.attn.in_proj_weight[cut].T + block.attn.in_proj_bias[cut]
+        return (
+            layer_norm(rows, block.ln_1) @ block.attn.in_proj_weight[cut].T
+            + block.attn.in_proj_bias[cut]
+        )
 
     keys = part(blocks[layer - 1], stream[layer - 1][0, 1:], 1)
     keys = keys / keys.norm(dim=1, keepdim=True)
@@ -78,7 +81,9 @@ class TestReachability:
     def test_weights_are_epsilon_on_the_diagonal_too(self):
         weights = build().reachability(self.similarity)
         assert weights[0, 2] == weights[5, 5] == 0.75 and weights[0, 3] == 0
-        assert build(relation_weight="similarity").reachability(self.similarity)[0, 2] == pytest.approx(0.1)
+        assert build(relation_weight="similarity").reachability(self.similarity)[
+            0, 2
+        ] == pytest.approx(0.1)
 
     def test_two_hop_needs_a_common_neighbour(self):
         chain = torch.eye(4)
@@ -116,7 +121,11 @@ class TestReachability:
             assert torch.equal(labels[:, None] == labels[None], same)
 
     def test_a_long_chain(self):
-        near = torch.eye(200, dtype=torch.bool) | torch.diag(torch.ones(199), 1).bool() | torch.diag(torch.ones(199), -1).bool()
+        near = (
+            torch.eye(200, dtype=torch.bool)
+            | torch.diag(torch.ones(199), 1).bool()
+            | torch.diag(torch.ones(199), -1).bool()
+        )
         assert (components(near) == 0).all()
 
 
@@ -133,8 +142,16 @@ def test_dsi_with_start_minus_one_is_v_l():
     method, window = build(deep_layers=-1), parity.case_image("vit12/win0")
     stream = method.stream(window)
     assert method.deep_layers == ()
-    assert torch.equal(method.integrated_values(stream, {}), method.last_block.values(method.last_block.normed(stream)))
-    assert build().deep_layers == build(deep_layers=-3).deep_layers == build(deep_layers=[11, 10]).deep_layers == (10, 11)
+    assert torch.equal(
+        method.integrated_values(stream, {}),
+        method.last_block.values(method.last_block.normed(stream)),
+    )
+    assert (
+        build().deep_layers
+        == build(deep_layers=-3).deep_layers
+        == build(deep_layers=[11, 10]).deep_layers
+        == (10, 11)
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +171,9 @@ def test_sum_and_mean_differ_only_by_the_bias():
     """methods.md 0.3: the readout undoes the scale; only b_o feels it."""
     window = parity.case_image("vit12/win1")
     mean, total = build()(window), build(deep_merge="sum")(window)
-    assert torch.cosine_similarity(mean, total, dim=-1).min() > 0.99 and not torch.equal(mean, total)
+    assert torch.cosine_similarity(mean, total, dim=-1).min() > 0.99 and not torch.equal(
+        mean, total
+    )
 
 
 def test_the_layer_follows_the_backbone():
@@ -171,15 +190,21 @@ def test_the_last_blocks_own_keys_and_its_trained_attention():
     method = build(attention="q-k", deep_layers=-1)
     stream, block = method.stream(window), clip.trunk.blocks[-1]
     q, k, v = (part[0, :, 1:] for part in block.qkv(block.normed(stream)))
-    trained = torch.stack([(q[h] @ k[h].T / q.shape[-1] ** 0.5).softmax(1) @ v[h] for h in range(len(q))])
-    torch.testing.assert_close(method.tokens(window), block.project(trained[None]), atol=1e-5, rtol=1e-4)
+    trained = torch.stack(
+        [(q[h] @ k[h].T / q.shape[-1] ** 0.5).softmax(1) @ v[h] for h in range(len(q))]
+    )
+    torch.testing.assert_close(
+        method.tokens(window), block.project(trained[None]), atol=1e-5, rtol=1e-4
+    )
     keys = torch.cat(list(k), 1)
     keys = keys / keys.norm(dim=1, keepdim=True)
     coherent = (6 * keys @ keys.T).softmax(1) @ v
     for layer in (12, -1):
         found = build(attention_layer=layer, epsilon=0.0, deep_layers=-1)
         assert found.attention_layer == 12
-        torch.testing.assert_close(found.tokens(window), block.project(coherent[None]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            found.tokens(window), block.project(coherent[None]), atol=1e-5, rtol=1e-4
+        )
     assert torch.equal(build(attention_layer=-7)(window), build()(window))
 
 

@@ -18,7 +18,13 @@ CASES = sorted(parity.INDEX["cliptrase_dbscan"])
 def build(case: str, **options):
     settings = parity.INDEX["cliptrase_dbscan"].get(case, {"eps": None, "min_samples": None})
     clip = parity_clip(case.split("/")[0])
-    return build_method("CLIPtrase", clip, cluster_eps=settings["eps"], cluster_min_samples=settings["min_samples"], **options)
+    return build_method(
+        "CLIPtrase",
+        clip,
+        cluster_eps=settings["eps"],
+        cluster_min_samples=settings["min_samples"],
+        **options,
+    )
 
 
 @pytest.mark.parametrize("case", parity.cases("cliptrase"))
@@ -26,7 +32,9 @@ def build(case: str, **options):
 def test_affinity_equals_official_code(case):
     arrays = parity.golden("cliptrase")
     _, affinity = build(case).affinity(parity.case_image(case))
-    np.testing.assert_allclose(affinity[0, arrays[f"{case}/tok"]], arrays[f"{case}/attn"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        affinity[0, arrays[f"{case}/tok"]], arrays[f"{case}/attn"], atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -47,12 +55,18 @@ def test_a_batch_votes_per_window():
     together = method.scores(torch.cat([parity.case_image(name) for name in names]), text)
     assert together.shape == (3, 224, 224, 7)
     for scores, name in zip(together, names, strict=True):
-        torch.testing.assert_close(scores, method.scores(parity.case_image(name), text)[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            scores, method.scores(parity.case_image(name), text)[0], atol=1e-5, rtol=1e-4
+        )
 
 
 def test_published_settings_find_no_cluster_here_and_keep_the_pixels():
     """0.7 and 3 find none on made-up weights: the argmax of each pixel stays."""
-    clip, window, text = parity_clip("vit12"), parity.case_image("vit12/win0"), parity.text_features()
+    clip, window, text = (
+        parity_clip("vit12"),
+        parity.case_image("vit12/win0"),
+        parity.text_features(),
+    )
     plain = build_method("CLIPtrase", clip).scores(window, text).permute(0, 3, 1, 2)
     pixels = torch.nn.functional.interpolate(plain, size=(224, 224), mode="bilinear").argmax(1)
     method = build_method("CLIPtrase", clip, cluster_vote="majority", cluster_eps=1e-3)
@@ -60,11 +74,16 @@ def test_published_settings_find_no_cluster_here_and_keep_the_pixels():
 
 
 class TestVote:
-    scores = torch.tensor([[[0.9, 0.2, 0.2, 0.6]], [[0.1, 0.3, 0.4, 0.1]]])  # two texts, one row of four pixels
+    scores = torch.tensor(
+        [[[0.9, 0.2, 0.2, 0.6]], [[0.1, 0.3, 0.4, 0.1]]]
+    )  # two texts, one row of four pixels
     clusters = torch.tensor([[0, 0, 0, 1]])
 
     def test_majority(self):
-        assert vote(self.scores, self.clusters, "majority").tolist() == [[[0, 0, 0, 1]], [[1, 1, 1, 0]]]
+        assert vote(self.scores, self.clusters, "majority").tolist() == [
+            [[0, 0, 0, 1]],
+            [[1, 1, 1, 0]],
+        ]
 
     def test_mean(self):
         expected = torch.tensor([[[1.3 / 3] * 3 + [0.6]], [[0.8 / 3] * 3 + [0.1]]])
@@ -90,7 +109,10 @@ def test_class_scores_multiply(clip):
     plain = build_method("CLIPtrase", clip).scores(window, text)
     weighted = build_method("CLIPtrase", clip, class_scores=True).scores(window, text)
     factor = weighted / plain
-    assert torch.allclose(factor, factor[:, :1, :1].expand_as(factor), rtol=1e-2) and factor.abs().max() > 1
+    assert (
+        torch.allclose(factor, factor[:, :1, :1].expand_as(factor), rtol=1e-2)
+        and factor.abs().max() > 1
+    )
 
 
 def test_the_vote_reaches_the_labels(clip):
@@ -104,11 +126,15 @@ def test_the_vote_reaches_the_labels(clip):
     ((labels, _),) = walk([image], words, text, [(224, 224)])
     assert np.array_equal(labels[::2, ::2], parity.golden("cliptrase")["vit12/win0/labels"])
     wide = parity.image("full.0", 336, 448)
-    ((labels, _),) = Pipeline(method, TextBank(clip, cache_dir=False), Protocol())([wide], words, text, [(300, 400)])
+    ((labels, _),) = Pipeline(method, TextBank(clip, cache_dir=False), Protocol())(
+        [wide], words, text, [(300, 400)]
+    )
     assert labels.shape == (300, 400)
 
 
-@pytest.mark.parametrize("options", [dict(cluster_vote="most"), dict(cluster_eps=0.0), dict(cluster_min_samples=0)])
+@pytest.mark.parametrize(
+    "options", [dict(cluster_vote="most"), dict(cluster_eps=0.0), dict(cluster_min_samples=0)]
+)
 def test_wrong_options(options, clip):
     with pytest.raises(SFPError, match="cluster_"):
         build_method("CLIPtrase", clip, **options)

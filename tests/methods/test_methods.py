@@ -43,7 +43,9 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_the_published_names_are_there():
     assert set(METHODS) >= PUBLISHED
-    assert {"SOM", "L2", "LOF", "DBSCAN", "HDBSCAN", "AttentionColumn", "IsolationForest"} <= set(DETECTORS)
+    assert {"SOM", "L2", "LOF", "DBSCAN", "HDBSCAN", "AttentionColumn", "IsolationForest"} <= set(
+        DETECTORS
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -83,7 +85,9 @@ def test_no_nan_on_constant_windows(name, pm, clip):
 
 
 @pytest.mark.parametrize("empty", ["keep", "zero", "iterate", "nearest"])
-@pytest.mark.parametrize("options", [dict(pm="SOM", cls_factor=1e6, max_outliers=None), dict(pm="L2", ratio=1.0)])
+@pytest.mark.parametrize(
+    "options", [dict(pm="SOM", cls_factor=1e6, max_outliers=None), dict(pm="L2", ratio=1.0)]
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_no_nan_where_every_token_is_an_outlier(name, options, empty, clip):
     method = build(name, clip, purify=True, repair_empty=empty, **options)
@@ -94,7 +98,9 @@ def test_no_nan_where_every_token_is_an_outlier(name, options, empty, clip):
 def test_no_outliers_is_the_same_as_no_purification(name, clip):
     none = build(name, clip, purify=True, pm="SOM", cls_factor=0.0)(windows("win0"))
     plain = build(name, clip, purify=False)(windows("win0"))
-    assert relative(none, plain) < 1e-5  # not bit for bit: SOM asks for explicit attention, the other runs fused
+    assert (
+        relative(none, plain) < 1e-5
+    )  # not bit for bit: SOM asks for explicit attention, the other runs fused
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -128,7 +134,9 @@ def test_half_precision_is_close(name, precision):
     assert torch.isfinite(rough).all()
     cosine = torch.cosine_similarity(rough.float(), exact, dim=-1)
     assert cosine.mean() > 0.995
-    assert torch.isfinite(build(name, half, purify=True)(windows("win0"))).all()  # decisions flip, so no closeness is asked
+    assert torch.isfinite(
+        build(name, half, purify=True)(windows("win0"))
+    ).all()  # decisions flip, so no closeness is asked
 
 
 @pytest.mark.slow
@@ -140,7 +148,9 @@ def test_compiled_it_is_the_same(name, toyland_clip):
     torch._dynamo.reset()
     views = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     method = build(name, toyland_clip, compiled="default")
-    torch.testing.assert_close(method(views), build(name, toyland_clip)(views), atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        method(views), build(name, toyland_clip)(views), atol=2e-4, rtol=1e-3
+    )
     assert torch._dynamo.utils.counters["graph_break"] == {}
 
 
@@ -192,7 +202,9 @@ def test_narrow_heads(name):
     features = build(name, narrow, purify=True)(windows("win0"))
     assert features.shape == (1, 14, 14, 64) and torch.isfinite(features).all()
     if name != "MaskCLIP":
-        assert not torch.allclose(features, build(name, parity_clip("vit12"), purify=True)(windows("win0")), atol=1e-3)
+        assert not torch.allclose(
+            features, build(name, parity_clip("vit12"), purify=True)(windows("win0")), atol=1e-3
+        )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -200,24 +212,42 @@ def test_shallow_models(name):
     """A ViT of 6 blocks: published layers that it lacks are scaled."""
     from sfp.clip import load_clip
 
-    kept = {key: value for key, value in parity.state_dict("vit12-p32").items() if not re.match(r"visual\..*resblocks\.([6-9]|1\d)\.", key)}
-    features = build(name, load_clip(pretrained=kept, device="cpu"))(parity.case_image("vit12-p32/win0"))
+    kept = {
+        key: value
+        for key, value in parity.state_dict("vit12-p32").items()
+        if not re.match(r"visual\..*resblocks\.([6-9]|1\d)\.", key)
+    }
+    features = build(name, load_clip(pretrained=kept, device="cpu"))(
+        parity.case_image("vit12-p32/win0")
+    )
     assert features.shape == (1, 7, 7, 64) and torch.isfinite(features).all()
 
 
 def test_constants_scaled_by_depth_are_said_once():
     clip, method_module = parity_clip("vit12-p32"), sys.modules["sfp.methods._method"]
     method_module._said.clear()
-    with pytest.warns(UserWarning, match="SC-CLIP was published without constants for ViTs of 12 blocks with patch 32.*pre_layer=9"):
+    with pytest.warns(
+        UserWarning,
+        match="SC-CLIP was published without constants for ViTs of 12 blocks with patch 32.*pre_layer=9",
+    ):
         build_method("SC-CLIP", clip)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build_method("SC-CLIP", clip)
         build_method("SC-CLIP", parity_clip("vit12"))  # B/16's are published
         method_module._said.clear()
-        build_method("SC-CLIP", clip, pre_layer=8, post_layer=4, fuse_layers=(4, 9), res_cls=0.3)  # all given: nothing is chosen
-        large = build_method("SC-CLIP", parity_clip("vit24-p14"))  # L/14's, by its authors' answer in an issue
-    assert (large.pre_layer, large.post_layer, large.fuse_layers, large.res_cls) == (17, 7, (9, 19), 0.1)
+        build_method(
+            "SC-CLIP", clip, pre_layer=8, post_layer=4, fuse_layers=(4, 9), res_cls=0.3
+        )  # all given: nothing is chosen
+        large = build_method(
+            "SC-CLIP", parity_clip("vit24-p14")
+        )  # L/14's, by its authors' answer in an issue
+    assert (large.pre_layer, large.post_layer, large.fuse_layers, large.res_cls) == (
+        17,
+        7,
+        (9, 19),
+        0.1,
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -228,7 +258,9 @@ def test_positions_can_be_resized_in_another_way(name, clip):
     changed = build(name, clip, positional_resize=other)(window)
     assert not torch.allclose(method(window), changed, atol=1e-4)
     native = windows("win0")
-    torch.testing.assert_close(method(native), build(name, clip, positional_resize=other)(native), atol=0, rtol=0)
+    torch.testing.assert_close(
+        method(native), build(name, clip, positional_resize=other)(native), atol=0, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -249,7 +281,11 @@ def test_scores_are_cosines_unless_asked_otherwise(name, clip):
         ("SFP", dict(purify_layers=[12]), ("purify_layers", "12", "1 to 11")),
         ("SFP", dict(hai_first_layer=0), ("hai_first_layer", "1 to 11")),
         ("SFP-release", dict(fuse_layers=(10, 4)), ("fuse_layers", "(10, 4)")),
-        ("SFP-release", dict(fuse_layers=4), ("fuse_layers", "is 4; give a list, each a whole number")),
+        (
+            "SFP-release",
+            dict(fuse_layers=4),
+            ("fuse_layers", "is 4; give a list, each a whole number"),
+        ),
         ("SFP-release", dict(res_cls="much"), ("res_cls", "'much'", "number such as 0.3")),
         ("SFP", dict(sae="no"), ("give True or False",)),
         ("SFP", dict(cls_factor="big"), ("cls_factor of detector SOM",)),

@@ -48,10 +48,14 @@ def test_equals_official_code(file, case):
     logits = unit(features) @ parity.text_features().T
     np.testing.assert_allclose(logits.permute(2, 0, 1), arrays[f"{case}/logits"], atol=1e-5, rtol=0)
     tok = arrays[f"{case}/tok"]
-    np.testing.assert_allclose(features.flatten(0, 1)[tok], arrays[f"{case}/feat"], atol=5e-5, rtol=0)
+    np.testing.assert_allclose(
+        features.flatten(0, 1)[tok], arrays[f"{case}/feat"], atol=5e-5, rtol=0
+    )
 
 
-@pytest.mark.parametrize(("file", "case"), [c for c in CASES if c[0].startswith("sfp_") or c[0] == "scclip"])
+@pytest.mark.parametrize(
+    ("file", "case"), [c for c in CASES if c[0].startswith("sfp_") or c[0] == "scclip"]
+)
 def test_outliers_and_their_repair_equal_official_code(file, case):
     arrays, method = parity.golden(file), build(file, case)
     states = []
@@ -59,15 +63,23 @@ def test_outliers_and_their_repair_equal_official_code(file, case):
     method.trunk.run(parity.case_image(case), method.hooks(Hook(states.append, [last])), last=last)
     (state,) = states
     np.testing.assert_array_equal(state.outliers[0].nonzero()[:, 0], arrays[f"{case}/outlier_idx"])
-    np.testing.assert_allclose(state.patches[0, arrays[f"{case}/tok"]], arrays[f"{case}/smoothed"], atol=2e-4, rtol=0)
+    np.testing.assert_allclose(
+        state.patches[0, arrays[f"{case}/tok"]], arrays[f"{case}/smoothed"], atol=2e-4, rtol=0
+    )
     if f"{case}/som_cls" in arrays:
         factor = 5 * method.res_cls
-        np.testing.assert_allclose(factor * state.cls_row.mean(1)[0], arrays[f"{case}/som_cls"], atol=3e-5, rtol=0)
-        np.testing.assert_allclose(state.diagonal.mean(1)[0], arrays[f"{case}/som_self"], atol=3e-5, rtol=0)
+        np.testing.assert_allclose(
+            factor * state.cls_row.mean(1)[0], arrays[f"{case}/som_cls"], atol=3e-5, rtol=0
+        )
+        np.testing.assert_allclose(
+            state.diagonal.mean(1)[0], arrays[f"{case}/som_self"], atol=3e-5, rtol=0
+        )
     elif f"{case}/l2" in arrays:
         np.testing.assert_allclose(state.outlier_scores[0], arrays[f"{case}/l2"], atol=3e-4, rtol=0)
     else:
-        np.testing.assert_allclose(state.outlier_scores[0], arrays[f"{case}/lof"], atol=1e-4, rtol=0)
+        np.testing.assert_allclose(
+            state.outlier_scores[0], arrays[f"{case}/lof"], atol=1e-4, rtol=0
+        )
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -77,7 +89,9 @@ def test_a_batch_of_windows_equals_each_golden(file):
     batch = torch.cat([parity.case_image(case) for case in cases])
     logits = unit(build(file, cases[0])(batch)) @ parity.text_features().T
     for row, case in zip(logits, cases, strict=True):
-        np.testing.assert_allclose(row.permute(2, 0, 1), arrays[f"{case}/logits"], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(
+            row.permute(2, 0, 1), arrays[f"{case}/logits"], atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (14, 20)])
@@ -85,13 +99,26 @@ def test_naclips_gaussian_equals_official_code(grid):
     h, w = grid
     omega = gaussian(grid, 5.0)
     expected = parity.golden("naclip")[f"gauss_{h}x{w}_row"]
-    np.testing.assert_allclose(omega[1:, 1:][[0, w + 3, h * w // 2 + 5]], expected, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        omega[1:, 1:][[0, w + 3, h * w // 2 + 5]], expected, atol=1e-6, rtol=0
+    )
     assert torch.equal(omega, omega.T) and not omega[0].any() and (omega.diagonal()[1:] == 1).all()
 
 
 @pytest.mark.parametrize("spec", parity.SPECS)
 def test_image_and_text_embeddings_equal_official_clip(spec):
     arrays, clip = parity.golden("vanilla"), parity_clip(spec)
-    np.testing.assert_allclose(clip.encode_text(parity.token_ids()), arrays[f"{spec}/text_embed"], atol=5e-5, rtol=0)
-    for case in [key.rpartition("/")[0] for key in arrays if key.startswith(f"{spec}/") and key.endswith("image_embed")]:
-        np.testing.assert_allclose(clip.encode_image(parity.case_image(case))[0], arrays[f"{case}/image_embed"], atol=5e-5, rtol=0)
+    np.testing.assert_allclose(
+        clip.encode_text(parity.token_ids()), arrays[f"{spec}/text_embed"], atol=5e-5, rtol=0
+    )
+    for case in [
+        key.rpartition("/")[0]
+        for key in arrays
+        if key.startswith(f"{spec}/") and key.endswith("image_embed")
+    ]:
+        np.testing.assert_allclose(
+            clip.encode_image(parity.case_image(case))[0],
+            arrays[f"{case}/image_embed"],
+            atol=5e-5,
+            rtol=0,
+        )

@@ -35,17 +35,26 @@ def test_equals_official_code(case):
     features, tok = method(window)[0], arrays[f"{case}/tok"]
     logits = unit(features) @ parity.text_features().T
     np.testing.assert_allclose(logits.permute(2, 0, 1), arrays[f"{case}/logits"], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(features.flatten(0, 1)[tok], arrays[f"{case}/feat"], atol=5e-5, rtol=0)
-    np.testing.assert_allclose(method.tokens(window)[0, tok], arrays[f"{case}/pre"], atol=2e-4, rtol=0)
+    np.testing.assert_allclose(
+        features.flatten(0, 1)[tok], arrays[f"{case}/feat"], atol=5e-5, rtol=0
+    )
+    np.testing.assert_allclose(
+        method.tokens(window)[0, tok], arrays[f"{case}/pre"], atol=2e-4, rtol=0
+    )
 
 
 def test_a_batch_takes_the_mean_per_window(clip):
     cases = ["vit12/win0_p8", "vit12/win1_p8", "vit12/win2_p8"]
     maps = torch.cat([proxy_of(case)(torch.zeros(1)) for case in cases])
     method = build_method("ProxyCLIP", clip, proxy=lambda windows: maps)
-    logits = unit(method(torch.cat([parity.case_image(case) for case in cases]))) @ parity.text_features().T
+    logits = (
+        unit(method(torch.cat([parity.case_image(case) for case in cases])))
+        @ parity.text_features().T
+    )
     for row, case in zip(logits, cases, strict=True):
-        np.testing.assert_allclose(row.permute(2, 0, 1), parity.golden("proxyclip")[f"{case}/logits"], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(
+            row.permute(2, 0, 1), parity.golden("proxyclip")[f"{case}/logits"], atol=1e-5, rtol=0
+        )
 
 
 def test_height_and_width_are_not_swapped(clip):
@@ -62,7 +71,9 @@ def test_height_and_width_are_not_swapped(clip):
 
 def test_rows_without_any_similar_patch_keep_themselves(clip):
     """beta mean(S) > 1 masks every entry, which is NaN in the authors' code."""
-    method = build_method("ProxyCLIP", clip, proxy=lambda windows: torch.ones(len(windows), 3, 14, 14))
+    method = build_method(
+        "ProxyCLIP", clip, proxy=lambda windows: torch.ones(len(windows), 3, 14, 14)
+    )
     assert torch.isfinite(method(parity.case_image("vit12/win0"))).all()
 
 
@@ -76,11 +87,15 @@ class TestTimm:
 
     def test_a_local_file_and_its_own_normalisation(self, weights):
         proxy = load_proxy(TINY, str(weights), CPU, torch.float32)
-        model = timm.create_model(TINY, num_classes=0, pretrained_cfg_overlay=dict(file=str(weights)), pretrained=True).eval()
+        model = timm.create_model(
+            TINY, num_classes=0, pretrained_cfg_overlay=dict(file=str(weights)), pretrained=True
+        ).eval()
         pixels = torch.rand(2, 3, 224, 224)
         clip = parity_clip("vit12")
         with torch.inference_mode():
-            expected = model.forward_features((pixels - 0.5) / 0.5)[:, 1:]  # this model's mean and deviation
+            expected = model.forward_features((pixels - 0.5) / 0.5)[
+                :, 1:
+            ]  # this model's mean and deviation
             found = proxy(clip.normalise(pixels * 255))
         assert found.shape == (2, 192, 14, 14)
         torch.testing.assert_close(found.flatten(2).transpose(1, 2), expected, atol=1e-3, rtol=1e-3)
@@ -91,11 +106,21 @@ class TestTimm:
 
     def test_registers_are_dropped(self, tmp_path):
         name = "vit_small_patch14_reg4_dinov2"
-        model = timm.create_model(name, num_classes=0, img_size=56, embed_dim=48, depth=2, num_heads=2)
+        model = timm.create_model(
+            name, num_classes=0, img_size=56, embed_dim=48, depth=2, num_heads=2
+        )
         from sfp.backbones.proxies import TimmProxy
 
         assert model.num_prefix_tokens == 5
-        model = timm.create_model(name, num_classes=0, img_size=56, embed_dim=48, depth=2, num_heads=2, dynamic_img_size=True)
+        model = timm.create_model(
+            name,
+            num_classes=0,
+            img_size=56,
+            embed_dim=48,
+            depth=2,
+            num_heads=2,
+            dynamic_img_size=True,
+        )
         assert TimmProxy(model)(torch.randn(1, 3, 56, 84)).shape == (1, 48, 4, 6)
 
     @pytest.mark.parametrize(
@@ -105,7 +130,11 @@ class TestTimm:
             ("vit_bass_patch8_224.dino", None, "vit_base_patch8_224.dino"),
             ("resnet18", None, "plain ViT"),
             (TINY, "absent.safetensors", "absent.safetensors"),
-            ("vit_base_patch8_224.dino", None, "proxy_weights"),  # not on this machine, and HF_HUB_OFFLINE is set
+            (
+                "vit_base_patch8_224.dino",
+                None,
+                "proxy_weights",
+            ),  # not on this machine, and HF_HUB_OFFLINE is set
         ],
     )
     def test_mistakes(self, name, weights, words, clip):
@@ -119,7 +148,9 @@ def test_colour_needs_no_weights(clip):
     assert load_proxy("colour", None, CPU, torch.float32)(window).shape == (1, 4, 28, 28)
     features = build_method("ProxyCLIP", clip, proxy="colour")(window)
     assert features.shape == (1, 28, 28, 64)
-    torch.testing.assert_close(features[:, :, :14], features[:, :1, :1].expand(1, 28, 14, 64), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        features[:, :, :14], features[:, :1, :1].expand(1, 28, 14, 64), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_padding_is_added_all_around_and_cut_off(clip):
@@ -142,7 +173,9 @@ def test_padding_is_added_all_around_and_cut_off(clip):
     assert method.scores(parity.case_image("vit12/win0"), text).shape == (1, 28, 28, 7)
 
 
-@pytest.mark.parametrize("proxy", [lambda windows: windows[:, 0], lambda windows: None, lambda windows: windows[:0]])
+@pytest.mark.parametrize(
+    "proxy", [lambda windows: windows[:, 0], lambda windows: None, lambda windows: windows[:0]]
+)
 def test_a_proxy_that_returns_something_else(proxy, clip):
     with pytest.raises(SFPError, match=r"must return a map \(B, C, h', w'\)"):
         build_method("ProxyCLIP", clip, proxy=proxy)(parity.case_image("vit12/win0"))

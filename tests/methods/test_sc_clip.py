@@ -17,7 +17,16 @@ BASELINE = dict(correlation="qk", enhance=False, aggregation="none", fuse_layers
 
 
 def slow_sc_clip(
-    clip, window, *, purify=True, correlation="k", enhance=True, aggregation="both", fused=range(4, 11), fusion="pass", colours=False
+    clip,
+    window,
+    *,
+    purify=True,
+    correlation="k",
+    enhance=True,
+    aggregation="both",
+    fused=range(4, 11),
+    fusion="pass",
+    colours=False,
 ):
     """Y of one window (N, C): layers and heads one by one, from open_clip's own modules."""
     modules, heads = clip.model.visual.transformer.resblocks, clip.trunk.heads
@@ -28,8 +37,13 @@ def slow_sc_clip(
 
     def heads_of(module, rows):
         """For each head Q, K and V."""
-        parts = (layer_norm(rows, module.ln_1) @ module.attn.in_proj_weight.T + module.attn.in_proj_bias).chunk(3, -1)
-        return [dict(zip("qkv", own, strict=True)) for own in zip(*(part.chunk(heads, -1) for part in parts), strict=True)]
+        parts = (
+            layer_norm(rows, module.ln_1) @ module.attn.in_proj_weight.T + module.attn.in_proj_bias
+        ).chunk(3, -1)
+        return [
+            dict(zip("qkv", own, strict=True))
+            for own in zip(*(part.chunk(heads, -1) for part in parts), strict=True)
+        ]
 
     def own_softmax(u):
         return (u @ u.T / u.shape[1] ** 0.5).softmax(1)
@@ -43,7 +57,14 @@ def slow_sc_clip(
         outliers = build_detector("LOF")(state)[0]
         last, pre = (repair(rows[None], outliers, grid)[0] for rows in (last, pre))
     if colours:  # cells of 8x8 pixels to patches of 16x16
-        pre = post = mean_colours(window)[0].unflatten(1, (grid[0], 2)).unflatten(3, (grid[1], 2)).mean((2, 4)).flatten(1).T
+        pre = post = (
+            mean_colours(window)[0]
+            .unflatten(1, (grid[0], 2))
+            .unflatten(3, (grid[1], 2))
+            .mean((2, 4))
+            .flatten(1)
+            .T
+        )
     g_pre, g_post = unit(pre) @ unit(pre).T, unit(post) @ unit(post).T
     bias = 3 * (g_pre - g_pre.mean())
     similar = bias.where(bias >= 0, torch.tensor(-torch.inf)).softmax(1)
@@ -55,7 +76,9 @@ def slow_sc_clip(
     def dec(rows, cls):
         mixed = []
         for head in heads_of(modules[-1], rows):
-            maps = [own_softmax(head[letter]) for letter in correlation] + ([similar] if enhance else [])
+            maps = [own_softmax(head[letter]) for letter in correlation] + (
+                [similar] if enhance else []
+            )
             mixed.append(sum(maps) @ head["v"] / len(maps))
         return modules[-1].attn.out_proj(torch.cat(mixed, 1)) + 0.3 * cls
 
@@ -70,7 +93,9 @@ def slow_sc_clip(
     if fused and fusion == "dual_path":
         for layer in fused:
             module = modules[layer - 1]
-            mixed = [own_softmax(head["v"]) @ head["v"] for head in heads_of(module, stream[layer - 1])]
+            mixed = [
+                own_softmax(head["v"]) @ head["v"] for head in heads_of(module, stream[layer - 1])
+            ]
             y = y + module.attn.out_proj(torch.cat(mixed, 1))[1:]
     return y
 
@@ -79,10 +104,16 @@ def slow_sc_clip(
     ("options", "slow"),
     [
         ({}, {}),
-        (BASELINE, dict(correlation="qk", enhance=False, aggregation="none", fused=(), purify=False)),
+        (
+            BASELINE,
+            dict(correlation="qk", enhance=False, aggregation="none", fused=(), purify=False),
+        ),
         (dict(aggregation="before", fuse_layers=[]), dict(aggregation="before", fused=())),
         (dict(aggregation="after", correlation="v"), dict(aggregation="after", correlation="v")),
-        (dict(correlation="q", fuse_layers=[[5, 5], [9, 10]]), dict(correlation="q", fused=(5, 9, 10))),
+        (
+            dict(correlation="q", fuse_layers=[[5, 5], [9, 10]]),
+            dict(correlation="q", fused=(5, 9, 10)),
+        ),
         (dict(fusion="sum", fuse_layers=[[5, 5], [9, 9]]), dict(fusion="sum", fused=(5, 9))),
         (dict(fusion="dual_path", enhance=False), dict(fusion="dual_path", enhance=False)),
         (dict(similarity="colour", correlation=""), dict(colours=True, correlation="")),
@@ -97,7 +128,9 @@ def test_equals_a_slow_reading(options, slow):
 
 
 def test_windows_of_another_shape_see_colours_on_their_own_grid():
-    features = build_method("SC-CLIP", parity_clip("vit12"), similarity="colour")(parity.image("rect.0", 120, 230)[None])
+    features = build_method("SC-CLIP", parity_clip("vit12"), similarity="colour")(
+        parity.image("rect.0", 120, 230)[None]
+    )
     assert features.shape == (1, 7, 14, 64) and torch.isfinite(features).all()
 
 

@@ -18,7 +18,9 @@ from sfp.methods._parts import second_path
 def test_feature_surgery_equals_official_code(case):
     method = build_method("CLIPSurgery", parity_clip(case.split("/")[0]), feature_surgery=True)
     found = method.scores(parity.case_image(case), parity.text_features())[0].permute(2, 0, 1)
-    np.testing.assert_allclose(found, parity.golden("clip_surgery")[f"{case}/surgery"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        found, parity.golden("clip_surgery")[f"{case}/surgery"], atol=1e-5, rtol=0
+    )
 
 
 def test_feature_surgery_weighs_classes_only(clip):
@@ -31,7 +33,12 @@ def test_feature_surgery_weighs_classes_only(clip):
         cls = unit(clip.encode_image(window))[0]
     weight = (2 * text @ cls).softmax(0)
     weight = weight / weight.mean()
-    torch.testing.assert_close(factor, weight[0] * cosines[0, 0, 0, 0] - weight[1] * cosines[0, 0, 0, 1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        factor,
+        weight[0] * cosines[0, 0, 0, 0] - weight[1] * cosines[0, 0, 0, 1],
+        atol=1e-5,
+        rtol=1e-4,
+    )
 
 
 def test_feature_surgery_of_a_single_text_subtracts_the_empty_one(clip):
@@ -52,10 +59,14 @@ def test_the_original_path_is_ordinary_clip(name, clip):
     assert torch.equal(new, clip.trunk.run(window, last=6))  # without terms it stays X^{L-6}
 
 
-@pytest.mark.parametrize(("name", "options"), [("CLIPSurgery", dict(blocks=0)), ("GEM", dict(depth=1))])
+@pytest.mark.parametrize(
+    ("name", "options"), [("CLIPSurgery", dict(blocks=0)), ("GEM", dict(depth=1))]
+)
 def test_without_blocks_it_is_ordinary_clip(name, options, clip):
     window = parity.case_image("vit12/win0")
-    assert torch.equal(build_method(name, clip, **options)(window), build_method("CLIP", clip)(window))
+    assert torch.equal(
+        build_method(name, clip, **options)(window), build_method("CLIP", clip)(window)
+    )
 
 
 @torch.inference_mode()
@@ -76,13 +87,19 @@ def test_gem_equals_a_slow_reading(clip):
             outputs.append((beta * u @ u.T).softmax(1) @ values)
         heads.append(sum(outputs) / 3)
     expected = (inputs + block.project(torch.stack(heads)[None]))[0, 1:]
-    torch.testing.assert_close(build_method("GEM", clip, depth=2).tokens(window)[0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        build_method("GEM", clip, depth=2).tokens(window)[0], expected, atol=1e-4, rtol=1e-4
+    )
 
 
-@pytest.mark.parametrize("options", [dict(iterations=0), dict(iterations=2), dict(temperature=10.0), dict(depth=4)])
+@pytest.mark.parametrize(
+    "options", [dict(iterations=0), dict(iterations=2), dict(temperature=10.0), dict(depth=4)]
+)
 def test_gems_options_change_the_features(options, clip):
     window = parity.case_image("vit12/win0")
-    assert not torch.allclose(build_method("GEM", clip)(window), build_method("GEM", clip, **options)(window))
+    assert not torch.allclose(
+        build_method("GEM", clip)(window), build_method("GEM", clip, **options)(window)
+    )
 
 
 def test_no_state_is_kept_between_window_sizes(clip):
@@ -93,7 +110,10 @@ def test_no_state_is_kept_between_window_sizes(clip):
     assert torch.equal(method(parity.case_image("vit12/win0")), before)
 
 
-@pytest.mark.parametrize(("name", "options"), [("CLIPSurgery", dict(blocks=-1)), ("GEM", dict(depth=0)), ("GEM", dict(iterations=-1))])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("CLIPSurgery", dict(blocks=-1)), ("GEM", dict(depth=0)), ("GEM", dict(iterations=-1))],
+)
 def test_wrong_options(name, options, clip):
     with pytest.raises(SFPError, match=r"at least [01]"):
         build_method(name, clip, **options)

@@ -95,7 +95,9 @@ def slow_sfp(
             total = total / total.sum(1, keepdim=True).clamp(min=1e-6)
             total = total / total.sum(0, keepdim=True).clamp(min=1e-6)
         features = total @ features
-    return (layer_norm(features, clip.model.visual.ln_post) @ clip.model.visual.proj).unflatten(0, grid)
+    return (layer_norm(features, clip.model.visual.ln_post) @ clip.model.visual.proj).unflatten(
+        0, grid
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,9 +125,13 @@ def test_equals_the_slow_reading_of_the_paper(options, clip):
         first_layer="hai_first_layer",
         norm="sae_norm",
     )
-    method = build_method("SFP", clip, **{spelled.get(key, key): value for key, value in options.items()})
+    method = build_method(
+        "SFP", clip, **{spelled.get(key, key): value for key, value in options.items()}
+    )
     window = parity.image("win1.1", 224, 320)[None]
-    torch.testing.assert_close(method(window)[0], slow_sfp(clip, window, **options), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        method(window)[0], slow_sfp(clip, window, **options), atol=2e-4, rtol=1e-4
+    )
 
 
 def test_the_class_token_reaches_sae_only_by_its_term(clip):
@@ -155,7 +161,14 @@ def test_hai_sums_attention_without_outlier_columns(clip):
     outliers = torch.tensor([[True, False, False, True], [False, False, False, False]])
     total: list[torch.Tensor] = []
     for _ in range(3):
-        state = LayerState(1, (2, 2), torch.zeros(2, 5, 8), torch.zeros(2, 5, 8), attention=attention, outliers=outliers)
+        state = LayerState(
+            1,
+            (2, 2),
+            torch.zeros(2, 5, 8),
+            torch.zeros(2, 5, 8),
+            attention=attention,
+            outliers=outliers,
+        )
         method._integrate(state, total)
     expected = 3 * attention[:, 1:, 1:]
     expected[0, :, [0, 3]] = 0
@@ -242,7 +255,9 @@ def test_attention_maps_are_made_only_where_they_are_asked_for(clip):
 
 def test_identical_tokens_keep_their_similarity_attention():
     """No row is empty where all similarities equal their mean, and the attention is uniform there."""
-    torch.testing.assert_close(masked_similarity_attention(torch.ones(1, 6, 6)), torch.full((1, 6, 6), 1 / 6))
+    torch.testing.assert_close(
+        masked_similarity_attention(torch.ones(1, 6, 6)), torch.full((1, 6, 6), 1 / 6)
+    )
     assert torch.isfinite(masked_similarity_attention(torch.zeros(1, 6, 6))).all()
 
 

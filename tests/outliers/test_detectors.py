@@ -18,7 +18,9 @@ def state(patches: torch.Tensor, grid=None, **attention) -> LayerState:
 
 def attended(cls: list[float], own: list[float]) -> LayerState:
     row, diagonal = torch.tensor([[cls]]), torch.tensor([[own]])
-    return state(torch.zeros(1, len(cls), 2), cls_row=row, cls_column=row.flip(-1), diagonal=diagonal)
+    return state(
+        torch.zeros(1, len(cls), 2), cls_row=row, cls_column=row.flip(-1), diagonal=diagonal
+    )
 
 
 class TestSOM:
@@ -44,7 +46,10 @@ class TestSOM:
 
     def test_heads_are_averaged_or_their_largest_compared(self):
         layer = state(
-            torch.zeros(1, 1, 2), cls_row=torch.tensor([[[0.9], [0.1]]]), cls_column=None, diagonal=torch.tensor([[[0.6], [0.6]]])
+            torch.zeros(1, 1, 2),
+            cls_row=torch.tensor([[[0.9], [0.1]]]),
+            cls_column=None,
+            diagonal=torch.tensor([[[0.6], [0.6]]]),
         )
         assert build_detector("SOM")(layer)[0].tolist() == [[False]]
         assert build_detector("SOM", heads="max")(layer)[0].tolist() == [[True]]
@@ -60,7 +65,9 @@ class TestL2:
     layer = state(torch.tensor([[[3.0, 4.0], [0.0, 1.0], [6.0, 8.0], [2.0, 0.0]]]))
 
     def test_scores_are_norms(self):
-        torch.testing.assert_close(build_detector("L2")(self.layer)[1], torch.tensor([[5.0, 1.0, 10.0, 2.0]]))
+        torch.testing.assert_close(
+            build_detector("L2")(self.layer)[1], torch.tensor([[5.0, 1.0, 10.0, 2.0]])
+        )
 
     @pytest.mark.parametrize(
         ("options", "expected"),
@@ -91,7 +98,9 @@ class TestLOF:
         squared = ((points[:, None] - points[None]) ** 2).sum(-1)
         order = squared.argsort(1)
         k_distance = squared.gather(1, order)[:, 30]
-        expected = torch.stack([k_distance[i] * (1 / k_distance[order[i, 1:31]]).mean() for i in range(60)])
+        expected = torch.stack(
+            [k_distance[i] * (1 / k_distance[order[i, 1:31]]).mean() for i in range(60)]
+        )
         _, scores = build_detector("LOF")(state(points.float()[None]))
         torch.testing.assert_close(scores[0], expected.float(), atol=1e-4, rtol=1e-4)
 
@@ -101,7 +110,9 @@ class TestLOF:
         mask, scores = build_detector("LOF", contamination=0.01)(state(points))
         assert mask[0].nonzero().tolist() == [[17]]
         order = torch.randperm(100)
-        torch.testing.assert_close(build_detector("LOF")(state(points[:, order]))[1], scores[:, order])
+        torch.testing.assert_close(
+            build_detector("LOF")(state(points[:, order]))[1], scores[:, order]
+        )
 
     @pytest.mark.parametrize("tokens", [1, 2, 5, 30])
     def test_small_windows(self, tokens):
@@ -125,7 +136,13 @@ def test_masks_are_per_image(name):
     detector = build_detector(name)
     both, _ = detector(state(patches, (8, 8), **parts))
     for i in range(2):
-        one, _ = detector(state(patches[i : i + 1], (8, 8), **{key: value[i : i + 1] for key, value in parts.items()}))
+        one, _ = detector(
+            state(
+                patches[i : i + 1],
+                (8, 8),
+                **{key: value[i : i + 1] for key, value in parts.items()},
+            )
+        )
         assert both.dtype == torch.bool and torch.equal(one[0], both[i])
 
 
@@ -158,7 +175,11 @@ class TestDBSCAN:
 
     def test_noise_is_an_outlier_whatever_its_norm(self):
         mask, scores = build_detector("DBSCAN", eps=0.1)(state(self.two_bundles()))
-        assert mask[0].nonzero()[:, 0].tolist() == [40, 41] == scores[0].topk(2).indices.sort().values.tolist()
+        assert (
+            mask[0].nonzero()[:, 0].tolist()
+            == [40, 41]
+            == scores[0].topk(2).indices.sort().values.tolist()
+        )
 
     @pytest.mark.parametrize("rule", ["quantile", "elbow"])
     def test_eps_from_the_image(self, rule):
@@ -168,7 +189,9 @@ class TestDBSCAN:
     def test_small_clusters_count_on_request(self):
         tokens = torch.cat([self.two_bundles(0), torch.eye(8)[[6] * 6][None]], 1)
         assert not build_detector("DBSCAN", eps=0.1)(state(tokens))[0].any()
-        assert build_detector("DBSCAN", eps=0.1, min_size=7)(state(tokens))[0][0].nonzero()[:, 0].tolist() == list(range(40, 46))
+        assert build_detector("DBSCAN", eps=0.1, min_size=7)(state(tokens))[0][0].nonzero()[
+            :, 0
+        ].tolist() == list(range(40, 46))
 
     def test_no_cluster_no_outlier(self):
         assert not build_detector("DBSCAN", eps=1e-3)(state(torch.eye(30)[None]))[0].any()
@@ -179,7 +202,9 @@ class TestDBSCAN:
         patches = torch.randn(2, 64, 4)
         mask, _ = build_detector("DBSCAN", eps=0.1, min_samples=4)(state(patches))
         for own, points in zip(mask, patches, strict=True):
-            expected = DBSCAN(eps=0.1, min_samples=4, metric="cosine").fit_predict(points.numpy()) < 0
+            expected = (
+                DBSCAN(eps=0.1, min_samples=4, metric="cosine").fit_predict(points.numpy()) < 0
+            )
             assert torch.equal(own, torch.from_numpy(expected)) and own.any() and not own.all()
 
 
@@ -195,7 +220,9 @@ class TestHDBSCAN:
 
 
 class TestAttentionColumn:
-    attention = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.0, 0.5, 0.1, 0.4], [0.0, 0.1, 0.2, 0.7], [0.0, 0.2, 0.2, 0.6]]])
+    attention = torch.tensor(
+        [[[0.1, 0.2, 0.3, 0.4], [0.0, 0.5, 0.1, 0.4], [0.0, 0.1, 0.2, 0.7], [0.0, 0.2, 0.2, 0.6]]]
+    )
     layer = state(torch.zeros(1, 3, 2), attention=attention)
 
     def test_scores_are_column_means_over_patches(self):
@@ -210,7 +237,9 @@ class TestAttentionColumn:
         torch.testing.assert_close(scores, torch.tensor([[0.3 / 2, 0.3 / 2, 1.1 / 2]]))
 
     def test_z_score(self):
-        assert build_detector("AttentionColumn", z=1.0)(self.layer)[0].tolist() == [[False, False, True]]
+        assert build_detector("AttentionColumn", z=1.0)(self.layer)[0].tolist() == [
+            [False, False, True]
+        ]
         flat = state(torch.zeros(1, 3, 2), attention=torch.full((1, 4, 4), 0.25))
         assert not build_detector("AttentionColumn", z=0.0)(flat)[0].any()
 
@@ -221,7 +250,9 @@ class TestIsolationForest:
         points[0, 17] += 30
         detector = build_detector("IsolationForest", contamination=0.01, trees=30)
         mask, scores = detector(state(points))
-        assert mask[0].nonzero().tolist() == [[17]] and torch.equal(detector(state(points))[1], scores)
+        assert mask[0].nonzero().tolist() == [[17]] and torch.equal(
+            detector(state(points))[1], scores
+        )
 
     @pytest.mark.parametrize(("tokens", "flagged"), [(49, 3), (196, 10)])
     def test_flag_counts(self, tokens, flagged):
@@ -229,7 +260,9 @@ class TestIsolationForest:
         assert mask.sum() == flagged
 
 
-@pytest.mark.parametrize("name", [name for name in list_detectors() if name not in ("L2", "AttentionColumn")])
+@pytest.mark.parametrize(
+    "name", [name for name in list_detectors() if name not in ("L2", "AttentionColumn")]
+)
 def test_equal_tokens_hold_no_outlier(name):
     """Of a constant window nothing stands out; L2 and AttentionColumn take a fixed number by definition."""
     even = torch.full((1, 1, 50), 0.02)

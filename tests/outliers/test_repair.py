@@ -35,7 +35,9 @@ def test_equals_the_loop_in_a_batch(grid, share):
     torch.testing.assert_close(repair(patches, outliers, grid), expected)
 
 
-def slow_filling(patches: torch.Tensor, outliers: torch.Tensor, grid: tuple[int, int], filling: str) -> torch.Tensor:
+def slow_filling(
+    patches: torch.Tensor, outliers: torch.Tensor, grid: tuple[int, int], filling: str
+) -> torch.Tensor:
     """One image (N, C), each outlier from its clean neighbours in row order."""
     fixed = patches.clone()
     for i in outliers.nonzero()[:, 0].tolist():
@@ -55,7 +57,9 @@ def slow_filling(patches: torch.Tensor, outliers: torch.Tensor, grid: tuple[int,
             ordered = rows.sort(0).values
             fixed[i] = (ordered[(len(rows) - 1) // 2] + ordered[len(rows) // 2]) / 2
         else:
-            weights = 1 / steps.sqrt() if filling == "weighted" else torch.where(steps == 1, 0.5, 0.25)
+            weights = (
+                1 / steps.sqrt() if filling == "weighted" else torch.where(steps == 1, 0.5, 0.25)
+            )
             fixed[i] = (weights[:, None] * rows).sum(0) / weights.sum()
     return fixed
 
@@ -65,10 +69,14 @@ def slow_filling(patches: torch.Tensor, outliers: torch.Tensor, grid: tuple[int,
 def test_other_fillings_equal_the_loop(filling, grid):
     patches = torch.randn(4, grid[0] * grid[1], 3)
     outliers = torch.rand(patches.shape[:2]) < torch.tensor([0.1, 0.5, 0.9, 1.0])[:, None]
-    expected = torch.stack([slow_filling(p, o, grid, filling) for p, o in zip(patches, outliers, strict=True)])
+    expected = torch.stack(
+        [slow_filling(p, o, grid, filling) for p, o in zip(patches, outliers, strict=True)]
+    )
     torch.testing.assert_close(repair(patches, outliers, grid, filling=filling), expected)
     poisoned = patches.masked_fill(outliers[..., None], torch.nan)
-    some = repair(poisoned[:2], outliers[:2], grid, filling=filling, empty="zero")  # an outlier's own value enters nothing
+    some = repair(
+        poisoned[:2], outliers[:2], grid, filling=filling, empty="zero"
+    )  # an outlier's own value enters nothing
     assert torch.isfinite(some).all()
 
 

@@ -23,7 +23,9 @@ def reference(scores, size, groups, logit_scale=40.0, prob_thd=0.0, area_thd=Non
     if tuple(scores.shape[1:]) != tuple(size):
         scores = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
     queries = (scores * logit_scale).softmax(0)
-    classes = torch.stack([queries[groups == c].max(0).values for c in range(int(groups.max()) + 1)])
+    classes = torch.stack(
+        [queries[groups == c].max(0).values for c in range(int(groups.max()) + 1)]
+    )
     if area_thd is not None:
         counts = torch.tensor([(classes.argmax(0) == c).sum() for c in range(len(classes))])
         for c in range(1, len(classes)):
@@ -36,7 +38,14 @@ def reference(scores, size, groups, logit_scale=40.0, prob_thd=0.0, area_thd=Non
 
 @pytest.mark.parametrize("size", [(33, 47), (90, 61), (20, 30)])
 @pytest.mark.parametrize(
-    "options", [{}, dict(prob_thd=0.4), dict(area_thd=0.2), dict(prob_thd=0.3, area_thd=0.15, logit_scale=10.0)], ids=str
+    "options",
+    [
+        {},
+        dict(prob_thd=0.4),
+        dict(area_thd=0.2),
+        dict(prob_thd=0.3, area_thd=0.15, logit_scale=10.0),
+    ],
+    ids=str,
 )
 def test_equals_the_reference_also_in_small_tiles(size, options, monkeypatch):
     scores = torch.randn(7, 20, 30) * 0.05
@@ -44,7 +53,9 @@ def test_equals_the_reference_also_in_small_tiles(size, options, monkeypatch):
     labels, classes = reference(scores, size, groups, **options)
     for pixels in (1 << 20, 3 * size[1], 11):  # whole, three rows, a part of a row
         monkeypatch.setattr(score_map, "_CACHE_BYTES", pixels * 7 * 4)
-        found, kept = decode(ScoreMap.of_pixels(scores).resized(size), groups, keep_probabilities=True, **options)
+        found, kept = decode(
+            ScoreMap.of_pixels(scores).resized(size), groups, keep_probabilities=True, **options
+        )
         torch.testing.assert_close(kept, classes, atol=1e-6, rtol=1e-5)
         top = classes.topk(2, dim=0).values
         sure = (top[0] - top[1] > 1e-5) & ((top[0] - options.get("prob_thd", 0)).abs() > 1e-5)
@@ -53,7 +64,12 @@ def test_equals_the_reference_also_in_small_tiles(size, options, monkeypatch):
 
 def test_synonyms_take_the_maximum_not_the_sum():
     scores = torch.tensor([0.30, 0.29, 0.29]).view(3, 1, 1).expand(3, 4, 4)
-    labels, kept = decode(ScoreMap.of_pixels(scores), torch.tensor([0, 1, 1]), logit_scale=10.0, keep_probabilities=True)
+    labels, kept = decode(
+        ScoreMap.of_pixels(scores),
+        torch.tensor([0, 1, 1]),
+        logit_scale=10.0,
+        keep_probabilities=True,
+    )
     assert not labels.any() and kept.sum(0).max() < 1
 
 
@@ -94,13 +110,17 @@ def test_memory_does_not_grow_with_queries_times_pixels(queries, classes, size, 
         decode(scores, groups, prob_thd=0.001)
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=200
+    )
     assert float(done.stdout) < mebibytes, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("iterations", [1, 10])
 def test_pamr_equals_the_official_code(iterations):
-    refined = pamr(parity.image("pamr.0", 96, 128)[None], parity.score_maps("pamr", 4, 96, 128), iterations)
+    refined = pamr(
+        parity.image("pamr.0", 96, 128)[None], parity.score_maps("pamr", 4, 96, 128), iterations
+    )
     expected = parity.golden("pamr")[f"iter{iterations}"]
     np.testing.assert_allclose(refined[0, :, ::4, ::4], expected, atol=1e-4, rtol=0)
 

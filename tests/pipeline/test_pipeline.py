@@ -23,14 +23,22 @@ PROTOCOLS = {
 
 
 def vocabulary(groups) -> Vocabulary:
-    return Vocabulary(tuple(f"class {c}" for c in sorted(set(groups))), tuple(f"query {q}" for q in range(len(groups))), groups)
+    return Vocabulary(
+        tuple(f"class {c}" for c in sorted(set(groups))),
+        tuple(f"query {q}" for q in range(len(groups))),
+        groups,
+    )
 
 
 def pipeline(clip, protocol: Protocol, method: str = "SFP-release", **options) -> Pipeline:
-    return Pipeline(build_method(method, clip, **options), TextBank(clip, cache_dir=False), protocol)
+    return Pipeline(
+        build_method(method, clip, **options), TextBank(clip, cache_dir=False), protocol
+    )
 
 
-@pytest.mark.parametrize(("file", "method"), [("segmentor_sfp", "SFP-release"), ("segmentor_scclip", "SC-CLIP")])
+@pytest.mark.parametrize(
+    ("file", "method"), [("segmentor_sfp", "SFP-release"), ("segmentor_scclip", "SC-CLIP")]
+)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("image", ["full", "odd"])
 def test_equals_the_official_segmentor(image, protocol, file, method, clip):
@@ -39,19 +47,33 @@ def test_equals_the_official_segmentor(image, protocol, file, method, clip):
     pixels = parity.image(parity.INDEX["segmentor_images"][image], *parity.INDEX["sizes"][image])
     expected = arrays[f"{image}/{protocol}/labels"]
     walk = pipeline(clip, settings, method)
-    ((labels, probabilities),) = walk([pixels], vocabulary(groups), parity.text_features(), [expected.shape], True)
-    np.testing.assert_allclose(probabilities[:, ::9, ::9], arrays[f"{image}/{protocol}/prob"], atol=1e-4, rtol=0)
-    sure = np.unpackbits(arrays[f"{image}/{protocol}/sure"])[: expected.size].reshape(expected.shape).astype(bool)
+    ((labels, probabilities),) = walk(
+        [pixels], vocabulary(groups), parity.text_features(), [expected.shape], True
+    )
+    np.testing.assert_allclose(
+        probabilities[:, ::9, ::9], arrays[f"{image}/{protocol}/prob"], atol=1e-4, rtol=0
+    )
+    sure = (
+        np.unpackbits(arrays[f"{image}/{protocol}/sure"])[: expected.size]
+        .reshape(expected.shape)
+        .astype(bool)
+    )
     assert sure.mean() > 0.999
     np.testing.assert_array_equal(labels.numpy()[sure], expected[sure])
 
 
 def test_batches_of_any_size_and_mixed_images_equal_single_ones(clip):
-    images = [parity.image("full.0", 240, 300), parity.image("odd.0", 300, 240), parity.image("win0.7", 100, 130)]
+    images = [
+        parity.image("full.0", 240, 300),
+        parity.image("odd.0", 300, 240),
+        parity.image("win0.7", 100, 130),
+    ]
     sizes = [(260, 330), (300, 240), (200, 260)]
     words, text = vocabulary(tuple(range(7))), parity.text_features()
     walk = pipeline(clip, Protocol(), "SFP")
-    singles = [walk([image], words, text, [size])[0][0] for image, size in zip(images, sizes, strict=True)]
+    singles = [
+        walk([image], words, text, [size])[0][0] for image, size in zip(images, sizes, strict=True)
+    ]
     for at_once in (1, 3, 32):
         walk.windows_at_once = at_once
         for (labels, _), single in zip(walk(images, words, text, sizes), singles, strict=True):
@@ -84,7 +106,9 @@ def test_a_batch_that_runs_out_of_memory_is_lowered_and_changes_nothing():
         except sfp.SFPError as error:
             print(error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=200
+    )
     assert "lowered True same True" in done.stdout, done.stderr[-2000:]
     assert "does not fit into the memory of cpu" in done.stdout
 
@@ -98,7 +122,11 @@ def test_window_zero_is_the_whole_image(clip):
 
 
 def test_pamr_and_thresholds_change_the_labels(clip):
-    image, words, text = parity.image("full.0", 336, 448), vocabulary(tuple(range(7))), parity.text_features()
+    image, words, text = (
+        parity.image("full.0", 336, 448),
+        vocabulary(tuple(range(7))),
+        parity.text_features(),
+    )
     plain = pipeline(clip, Protocol())([image], words, text, [(336, 448)])[0][0]
     refined = pipeline(clip, Protocol(pamr_iterations=5))([image], words, text, [(336, 448)])[0][0]
     background = pipeline(clip, Protocol(prob_thd=0.9))([image], words, text, [(336, 448)])[0][0]
@@ -127,14 +155,21 @@ def test_nan_pixels_are_refused(clip):
     image = parity.image("full.0", 240, 240)
     image[0, 3, 3] = float("nan")
     with pytest.raises(SFPError, match="NaN or infinite"):
-        pipeline(clip, Protocol())([image], vocabulary(tuple(range(7))), parity.text_features(), [(240, 240)])
+        pipeline(clip, Protocol())(
+            [image], vocabulary(tuple(range(7))), parity.text_features(), [(240, 240)]
+        )
 
 
 class TestVocabulary:
     def test_synonyms(self):
         words = Vocabulary.from_names(["cat", ["sofa", "couch"], "window"])
         assert words.names == ("cat", "sofa", "window")
-        assert words.queries == ("cat", "sofa", "couch", "window") and words.class_of_query == (0, 1, 1, 2)
+        assert words.queries == ("cat", "sofa", "couch", "window") and words.class_of_query == (
+            0,
+            1,
+            1,
+            2,
+        )
 
     def test_a_word_may_serve_two_classes_of_a_names_file(self):
         """COCO-Object's official file has "bed" both as a class and among the background words."""
@@ -162,7 +197,11 @@ class TestVocabulary:
         file.write_text("sky, wall\ncat\nbackground \n")
         assert Vocabulary.from_file(file).names == ("sky", "cat", "background")
         assert Vocabulary.from_file(file, "; ").names[0] == "sky, wall"
-        for content, words in (("", "no names"), ("cat\n\ndog\n", "empty name at place 2"), ("cat\ncat\n", "duplicate")):
+        for content, words in (
+            ("", "no names"),
+            ("cat\n\ndog\n", "empty name at place 2"),
+            ("cat\ncat\n", "duplicate"),
+        ):
             file.write_text(content)
             with pytest.raises(SFPError, match=words):
                 Vocabulary.from_file(file)

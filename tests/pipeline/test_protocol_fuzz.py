@@ -42,7 +42,9 @@ def bilinear(values: np.ndarray, height: int, width: int) -> np.ndarray:
     return out
 
 
-def averaged(image: torch.Tensor, text: torch.Tensor, method, crop: int, stride: int, size: tuple[int, int]) -> np.ndarray:
+def averaged(
+    image: torch.Tensor, text: torch.Tensor, method, crop: int, stride: int, size: tuple[int, int]
+) -> np.ndarray:
     """Averaged scores (H, W, Q) at the label map's size (4.3): each window alone through the model."""
     height, width = image.shape[1:]
     rows = windows_along(height, crop, stride) if crop else [(0, height)]
@@ -62,10 +64,18 @@ def class_probabilities(scores: np.ndarray, groups: list[int], scale: float) -> 
     logits = scale * scores
     logits -= logits.max(-1, keepdims=True)
     queries = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    return np.stack([queries[..., [q for q, own in enumerate(groups) if own == c]].max(-1) for c in range(max(groups) + 1)], -1)
+    return np.stack(
+        [
+            queries[..., [q for q, own in enumerate(groups) if own == c]].max(-1)
+            for c in range(max(groups) + 1)
+        ],
+        -1,
+    )
 
 
-def allowed(probabilities: np.ndarray, prob_thd: float, area_thd: float | None) -> np.ndarray | None:
+def allowed(
+    probabilities: np.ndarray, prob_thd: float, area_thd: float | None
+) -> np.ndarray | None:
     """Which labels are right where (H, W, K): one, or several where float32 may decide otherwise (3.3, 3 and 4); None where the area
     rule may."""
     classes = probabilities.shape[-1]
@@ -76,7 +86,9 @@ def allowed(probabilities: np.ndarray, prob_thd: float, area_thd: float | None) 
         counts = np.bincount(probabilities.argmax(-1).ravel(), minlength=classes)
         foreground = counts[1:].sum()
         for c in range(1, classes):
-            if abs(counts[c] - area_thd * foreground) <= 2 * unsure + 1e-3 and not (unsure == 0 and counts[c] == area_thd * foreground):
+            if abs(counts[c] - area_thd * foreground) <= 2 * unsure + 1e-3 and not (
+                unsure == 0 and counts[c] == area_thd * foreground
+            ):
                 return None
             if not counts[c] > area_thd * foreground:
                 probabilities[..., c] = 0
@@ -104,13 +116,19 @@ class Case:
 @st.composite
 def cases(draw) -> Case:
     window = draw(st.one_of(st.just(0), st.integers(PATCH, 56)))
-    images = draw(st.lists(st.tuples(st.integers(PATCH, 60), st.integers(PATCH, 60)), min_size=1, max_size=2))
+    images = draw(
+        st.lists(st.tuples(st.integers(PATCH, 60), st.integers(PATCH, 60)), min_size=1, max_size=2)
+    )
     most = max(max(image) for image in images)
     least = max(1, (most - window) // 3) if window else 1  # few windows
     stride = draw(st.integers(min(least, window), window)) if window else 7
     label_maps = [draw(st.tuples(st.integers(1, 36), st.integers(1, 36))) for _ in images]
     groups = [
-        [c for c, words in enumerate(draw(st.lists(st.integers(1, 3), min_size=1, max_size=5))) for _ in range(words)]
+        [
+            c
+            for c, words in enumerate(draw(st.lists(st.integers(1, 3), min_size=1, max_size=5)))
+            for _ in range(words)
+        ]
         for _ in range(draw(st.integers(1, 2)))
     ]
     protocol = Protocol(
@@ -120,7 +138,11 @@ def cases(draw) -> Case:
         prob_thd=draw(st.one_of(st.just(0.0), st.floats(0, 1, width=16))),
         area_thd=draw(st.one_of(st.none(), st.floats(0, 1, width=16))),
     )
-    at_once, tile_bytes, seed = draw(st.integers(1, 5)), draw(st.sampled_from([64, 1000, 1 << 22])), draw(st.integers(0, 9))
+    at_once, tile_bytes, seed = (
+        draw(st.integers(1, 5)),
+        draw(st.sampled_from([64, 1000, 1 << 22])),
+        draw(st.integers(0, 9)),
+    )
     return Case(images, label_maps, protocol, groups, at_once, tile_bytes, seed)
 
 
@@ -132,8 +154,14 @@ def test_equals_the_plain_reading(clip, case):
     pipeline = Pipeline(method, TextBank(clip, cache_dir=False), case.protocol, case.at_once)
     tasks = []
     for groups in case.groups:
-        words = Vocabulary(tuple(f"c{c}" for c in sorted(set(groups))), tuple(f"q{q}" for q in range(len(groups))), tuple(groups))
-        text = torch.nn.functional.normalize(torch.randn(len(groups), clip.embed_dim, generator=random), dim=1)
+        words = Vocabulary(
+            tuple(f"c{c}" for c in sorted(set(groups))),
+            tuple(f"q{q}" for q in range(len(groups))),
+            tuple(groups),
+        )
+        text = torch.nn.functional.normalize(
+            torch.randn(len(groups), clip.embed_dim, generator=random), dim=1
+        )
         tasks.append(Task(words, text, case.protocol))
     usual, score_map._CACHE_BYTES = score_map._CACHE_BYTES, case.tile_bytes
     try:
@@ -143,9 +171,13 @@ def test_equals_the_plain_reading(clip, case):
         score_map._CACHE_BYTES = usual
     for task, of_task, plain in zip(tasks, found, without, strict=True):
         groups = list(task.vocabulary.class_of_query)
-        for image, size, (labels, kept), (again, nothing) in zip(images, case.sizes, of_task, plain, strict=True):
+        for image, size, (labels, kept), (again, nothing) in zip(
+            images, case.sizes, of_task, plain, strict=True
+        ):
             with torch.inference_mode():
-                scores = averaged(image, task.text, method, case.protocol.window, case.protocol.stride, size)
+                scores = averaged(
+                    image, task.text, method, case.protocol.window, case.protocol.stride, size
+                )
             probabilities = class_probabilities(scores, groups, case.protocol.logit_scale)
             assert labels.shape == size and nothing is None and torch.equal(labels, again)
             right = allowed(probabilities, case.protocol.prob_thd, case.protocol.area_thd)
@@ -153,4 +185,6 @@ def test_equals_the_plain_reading(clip, case):
                 continue
             assert np.take_along_axis(right, labels.numpy()[..., None], -1).all()
             if case.protocol.area_thd is None:
-                np.testing.assert_allclose(kept.permute(1, 2, 0).numpy(), probabilities, atol=CLOSE, rtol=0)
+                np.testing.assert_allclose(
+                    kept.permute(1, 2, 0).numpy(), probabilities, atol=CLOSE, rtol=0
+                )

@@ -22,7 +22,9 @@ def test_the_counts_of_the_specification(size, crop, stride, rows, columns):
     assert len(windows) == rows * columns
 
 
-@pytest.mark.parametrize("size", [(336, 448), (300, 413), (100, 500), (224, 225), (31, 7), (700, 333)])
+@pytest.mark.parametrize(
+    "size", [(336, 448), (300, 413), (100, 500), (224, 225), (31, 7), (700, 333)]
+)
 @pytest.mark.parametrize(("crop", "stride"), [(224, 112), (224, 224), (64, 17), (0, 1)])
 def test_every_pixel_is_covered_and_windows_are_inside(size, crop, stride):
     visits = torch.zeros(size)

@@ -29,7 +29,9 @@ def world(tmp_path, monkeypatch):
     for name in (*(name for names in OWN.values() for name in names), *FOREIGN):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes(1 << 20))
-    for key, value in dict(SFP_CACHE="sfp", HOME="home", SFP_DATA="data", TORCHINDUCTOR_CACHE_DIR="inductor").items():
+    for key, value in dict(
+        SFP_CACHE="sfp", HOME="home", SFP_DATA="data", TORCHINDUCTOR_CACHE_DIR="inductor"
+    ).items():
         monkeypatch.setenv(key, str(tmp_path / value))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path
@@ -48,9 +50,13 @@ def world(tmp_path, monkeypatch):
 )
 def test_what_is_listed_and_cleared(arguments, gone, world, tool):
     code, out, _ = tool("cache", *arguments)
-    assert code == 0 and out.count("cleared") == sum({"text": 1, "downloads": 3, "compiled": 1}[name] for name in gone)
+    assert code == 0 and out.count("cleared") == sum(
+        {"text": 1, "downloads": 3, "compiled": 1}[name] for name in gone
+    )
     for line, words in zip(
-        (line for line in out.splitlines() if " files " in line), ("1 files", "1 files", "2 files", "2 files", "1 files"), strict=True
+        (line for line in out.splitlines() if " files " in line),
+        ("1 files", "1 files", "2 files", "2 files", "1 files"),
+        strict=True,
     ):
         assert words in line and f"{words[0]}.0 MiB" in line and str(world) in line
     for name, names in OWN.items():
@@ -62,4 +68,9 @@ def test_empty(tmp_path, tool, monkeypatch):
     monkeypatch.setenv("SFP_CACHE", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     code, out, _ = tool("cache", "--data", tmp_path)
-    assert code == 0 and Path(ROOT).exists() and "text            0 files       0.0 MiB" in out and not list(tmp_path.iterdir())
+    assert (
+        code == 0
+        and Path(ROOT).exists()
+        and "text            0 files       0.0 MiB" in out
+        and not list(tmp_path.iterdir())
+    )

@@ -8,7 +8,18 @@ import json
 def test_labels_agree(tool, tmp_path):
     out = tmp_path / "precision.json"
     code, text, error = tool(
-        "compare_precision", "--methods", "ClearCLIP", "SC-CLIP", "SFP", "--no-purify", "--scenes", 2, "--device", "cpu", "--out", out
+        "compare_precision",
+        "--methods",
+        "ClearCLIP",
+        "SC-CLIP",
+        "SFP",
+        "--no-purify",
+        "--scenes",
+        2,
+        "--device",
+        "cpu",
+        "--out",
+        out,
     )
     assert code == 0, error
     figures = json.loads(out.read_text())["figures"]
@@ -17,4 +28,7 @@ def test_labels_agree(tool, tmp_path):
         assert rows["fp32"]["equal"] == 100
         for precision in ("bf16", "fp16"):
             assert rows[precision]["equal"] >= 99.5, (method, precision)
-            assert abs(rows[precision]["mIoU"] - rows["fp32"]["mIoU"]) < 0.3, (method, precision)  # of two scenes
+            assert abs(rows[precision]["mIoU"] - rows["fp32"]["mIoU"]) < 0.3, (
+                method,
+                precision,
+            )  # of two scenes

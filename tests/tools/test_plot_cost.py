@@ -22,11 +22,23 @@ def test_the_points(tool, tmp_path):
     result(tmp_path / "grid/b", method="CLIP", seconds=3.0, mIoU=5.0)
     result(tmp_path / "grid/c", method="SCLIP", shared_with=["voc20"])
     result(tmp_path / "grid/d", method="GEM", images_resumed=100, seconds=1.0)
-    code, output, error = tool("plot_cost", tmp_path / "grid", "--out", tmp_path / "cost.png", "--csv", tmp_path / "cost.csv")
+    code, output, error = tool(
+        "plot_cost",
+        tmp_path / "grid",
+        "--out",
+        tmp_path / "cost.png",
+        "--csv",
+        tmp_path / "cost.csv",
+    )
     assert code == 0, error
     lines = output.splitlines()
-    assert len(lines) == 2 and lines[0].endswith("25.0 ms    5.0 mIoU  CLIP (no purification), Toyland, ToylandDataset, fp32 on cpu")
+    assert len(lines) == 2 and lines[0].endswith(
+        "25.0 ms    5.0 mIoU  CLIP (no purification), Toyland, ToylandDataset, fp32 on cpu"
+    )
     assert "50.0 ms   50.0 mIoU  SFP, hai=False (SOM)" in lines[1]
     points = list(csv.DictReader((tmp_path / "cost.csv").open()))
-    assert [(p["method"], p["milliseconds"]) for p in points] == [("CLIP", "25.00"), ("SFP, hai=False", "50.00")]
+    assert [(p["method"], p["milliseconds"]) for p in points] == [
+        ("CLIP", "25.00"),
+        ("SFP, hai=False", "50.00"),
+    ]
     assert (tmp_path / "cost.png").stat().st_size > 5000

@@ -38,15 +38,26 @@ _HEIGHT, _COLUMNS = 150, 5
 # 256 colours are less than half the bytes; label maps keep about the colours of their legend by another choice of the 256
 _PALETTED = dict.fromkeys(("attention.png", "outliers.png", "patch.png"), Image.Quantize.MEDIANCUT)
 _PALETTED["toyland.png"] = Image.Quantize.MAXCOVERAGE
-_OPTIONS = {"ProxyCLIP": dict(proxy="colour"), "CLIPSeg": dict(attention_layer=2)}  # as configs/methods has them for Toyland
+_OPTIONS = {
+    "ProxyCLIP": dict(proxy="colour"),
+    "CLIPSeg": dict(attention_layer=2),
+}  # as configs/methods has them for Toyland
 _PALETTE = np.array(toyland.PALETTE, np.uint8)
 _LEGEND = list(zip(toyland.CLASSES, toyland.PALETTE, strict=True))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder for the pictures")
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=[name for name in PICTURES if name != "page.png"], help="which")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        default=[name for name in PICTURES if name != "page.png"],
+        help="which",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(draw_all, parser.parse_args())
 
@@ -111,7 +122,12 @@ def few_methods() -> Image.Image:
     rows = []
     for number in _SCENES:
         labels = [*(label_map(method, number) for method in _FEW), scene(number).labels]
-        rows.append([Panel(Image.fromarray(picture)) for picture in (scene(number).image, *(_PALETTE[each] for each in labels))])
+        rows.append(
+            [
+                Panel(Image.fromarray(picture))
+                for picture in (scene(number).image, *(_PALETTE[each] for each in labels))
+            ]
+        )
     return Sheet(rows, ["image", *_FEW, "truth"], legend=_LEGEND, height=_HEIGHT).draw()
 
 
@@ -121,10 +137,22 @@ def all_methods() -> Image.Image:
     panels = [Panel(photograph(), "image")]
     for method in list_methods():
         labels = label_map(method, _SCENE)
-        panels.append(Panel(Image.fromarray(_PALETTE[labels]), f"{method}: {100 * (labels == truth).mean():.0f}% right"))
+        panels.append(
+            Panel(
+                Image.fromarray(_PALETTE[labels]),
+                f"{method}: {100 * (labels == truth).mean():.0f}% right",
+            )
+        )
     panels.append(Panel(Image.fromarray(_PALETTE[truth]), "truth"))
-    rows = [[*panels[i : i + _COLUMNS], *[None] * (i + _COLUMNS - len(panels))] for i in range(0, len(panels), _COLUMNS)]
-    seen = [entry for label, entry in enumerate(_LEGEND) if any((label_map(m, _SCENE) == label).any() for m in list_methods())]
+    rows = [
+        [*panels[i : i + _COLUMNS], *[None] * (i + _COLUMNS - len(panels))]
+        for i in range(0, len(panels), _COLUMNS)
+    ]
+    seen = [
+        entry
+        for label, entry in enumerate(_LEGEND)
+        if any((label_map(m, _SCENE) == label).any() for m in list_methods())
+    ]
     return Sheet(rows, [""] * _COLUMNS, legend=seen, height=_HEIGHT).draw()
 
 
@@ -138,12 +166,21 @@ def page() -> Image.Image:
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        raise SFPError("There is no Chromium to draw page.png with; install it (Debian: apt-get install chromium).")
+        raise SFPError(
+            "There is no Chromium to draw page.png with; install it (Debian: apt-get install chromium)."
+        )
     command = [sys.executable, "-m", "sfp.page", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        sync_playwright() as playwright,
+    ):
         try:
-            address = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            address = next(
+                found[0] for line in server.stdout if (found := re.search(r"http://\S+", line))
+            )
+            browser = playwright.chromium.launch(
+                executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+            )
             window = browser.new_page(viewport=dict(width=1280, height=1010))
             window.goto(address)
             window.wait_for_selector("#sfp-picture img")

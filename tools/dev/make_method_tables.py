@@ -37,7 +37,13 @@ VARIANTS = {
     "CLIPtrase": ["cluster_vote=majority,window=0", "cluster_vote=mean", "cluster_vote=majority"],
     "CLIPSeg": ["deep_layers=-1", "relation=two_hop", "attention_layer=7"],
     "SC-CLIP": ["purify=False"],
-    "SFP-release": ["purify=False", "pm=L2", "pm=LOF", "release=2025-12", "release=2025-12,purify=False"],
+    "SFP-release": [
+        "purify=False",
+        "pm=L2",
+        "pm=LOF",
+        "release=2025-12",
+        "release=2025-12,purify=False",
+    ],
     "SFP": [
         "purify=False",
         "hai=False",
@@ -99,8 +105,17 @@ figure with real weights has been measured here.
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--again", action="store_true", help="measure everything again")
-    parser.add_argument("--check", action="store_true", help="measure and write nothing; fail where the tables are not up to date")
-    parser.add_argument("--out", type=Path, default=ROOT / "work_dirs/method_tables", help="folder for the grid's results")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="measure and write nothing; fail where the tables are not up to date",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "work_dirs/method_tables",
+        help="folder for the grid's results",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(make, parser.parse_args())
 
@@ -122,7 +137,9 @@ def rows() -> list[tuple[str, str, int | None]]:
         for backbone in BUILT_IN:
             specs = (published(name), f"{name}:purify=False", f"{name}:{SOM}")
             found += [(backbone, spec, None) for spec in specs]
-        found += [("Toyland", with_options(name, variant), None) for variant in VARIANTS.get(name, [])]
+        found += [
+            ("Toyland", with_options(name, variant), None) for variant in VARIANTS.get(name, [])
+        ]
     for name in PURIFIED:
         specs = ("purify=False", *(f"purify=True,pm={pm}" for pm in list_detectors()))
         found += [("Toyland", f"{name}:{options}", FEW) for options in specs]
@@ -150,7 +167,10 @@ def measure(backbone: str, spec: str, scenes: int | None, out: Path) -> dict:
     for group in groups:
         run_group(group, workers=0)
     result = json.loads((cell.folder / "results.json").read_text())
-    return {key: result[key] for key in ("mIoU", "aAcc", "images", "precision", "device", "weights_sha256")}
+    return {
+        key: result[key]
+        for key in ("mIoU", "aAcc", "images", "precision", "device", "weights_sha256")
+    }
 
 
 def make(args: argparse.Namespace) -> None:
@@ -164,17 +184,23 @@ def make(args: argparse.Namespace) -> None:
     figures = {key: known[key] for key in wanted if key in known}
     missing = [key for key in wanted if key not in figures]
     if args.check and missing:
-        raise SFPError(f"docs/toyland.json lacks {missing[0]!r}; run tools/dev/make_method_tables.py.")
+        raise SFPError(
+            f"docs/toyland.json lacks {missing[0]!r}; run tools/dev/make_method_tables.py."
+        )
     for key in tqdm(missing, unit="row"):
         figures[key] = measure(*wanted[key], args.out)
         with whole_file(FIGURES) as partial:
-            partial.write_text(json.dumps({key: figures[key] for key in wanted if key in figures}, indent=1) + "\n")
+            partial.write_text(
+                json.dumps({key: figures[key] for key in wanted if key in figures}, indent=1) + "\n"
+            )
     before, rest = README.read_text().split(START)
     after = rest.split(END)[1]
     texts = {PAGE: page(figures), README: f"{before}{START}\n{short_table(figures)}{END}{after}"}
     for path, text in texts.items():
         if args.check and (not path.is_file() or path.read_text() != text):
-            raise SFPError(f"{path.relative_to(ROOT)} is not what tools/dev/make_method_tables.py writes; run it.")
+            raise SFPError(
+                f"{path.relative_to(ROOT)} is not what tools/dev/make_method_tables.py writes; run it."
+            )
         if not args.check:
             with whole_file(path) as partial:
                 partial.write_text(text)
@@ -194,10 +220,22 @@ def short_table(figures: dict) -> str:
     body = []
     for name in list_methods():
         cls = METHODS.get(name)
-        cells = (figure(figures, model, spec) for model in BUILT_IN for spec in (published(name), f"{name}:{SOM}"))
+        cells = (
+            figure(figures, model, spec)
+            for model in BUILT_IN
+            for spec in (published(name), f"{name}:{SOM}")
+        )
         body.append([f"[{name}]({file_of(cls)})", cls.card.paper, *cells])
     return markdown_table(
-        ["method", "paper", "#as published", "#with SOM in all layers", "#Toyland-clean: as published", "#with SOM"], body
+        [
+            "method",
+            "paper",
+            "#as published",
+            "#with SOM in all layers",
+            "#Toyland-clean: as published",
+            "#with SOM",
+        ],
+        body,
     )
 
 
@@ -223,11 +261,23 @@ def page(figures: dict) -> str:
             ]
         )
         for variant in VARIANTS.get(name, []):
-            variants.append([name, f"`{variant}`", figure(figures, "Toyland", with_options(name, variant))])
+            variants.append(
+                [name, f"`{variant}`", figure(figures, "Toyland", with_options(name, variant))]
+            )
     for pm in [None, *list_detectors()]:
         options = "purify=False" if pm is None else f"purify=True,pm={pm}"
-        where = "" if pm is None else f"[{file_of(DETECTORS.get(pm)).name}](../{file_of(DETECTORS.get(pm))})"
-        detectors.append([pm or "off", where, *(figure(figures, "Toyland", f"{name}:{options}", FEW) for name in PURIFIED)])
+        where = (
+            ""
+            if pm is None
+            else f"[{file_of(DETECTORS.get(pm)).name}](../{file_of(DETECTORS.get(pm))})"
+        )
+        detectors.append(
+            [
+                pm or "off",
+                where,
+                *(figure(figures, "Toyland", f"{name}:{options}", FEW) for name in PURIFIED),
+            ]
+        )
     sample = next(iter(figures.values()))
     return f"""# Methods and detectors
 

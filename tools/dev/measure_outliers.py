@@ -36,7 +36,9 @@ from sfp.outliers import build_detector, list_detectors
 from sfp.pipeline.windows import cut, window_grid
 
 ROOT = Path(__file__).parent.parent.parent
-PAGE, FIGURES, PICTURE = (ROOT / "docs" / name for name in ("outliers.md", "outliers.json", "outliers/detection.png"))
+PAGE, FIGURES, PICTURE = (
+    ROOT / "docs" / name for name in ("outliers.md", "outliers.json", "outliers/detection.png")
+)
 START, END = "<!-- {}: made by tools/dev/measure_outliers.py -->", "<!-- end -->"
 WINDOW, STRIDE, SHORT_SIDE = 224, 112, 336
 
@@ -45,8 +47,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--split", choices=toyland.SPLITS[1:], default="tune", help="of the scenes")
     parser.add_argument("--scenes", type=int, default=12, help="how many; all their windows count")
-    parser.add_argument("--again", action="store_true", help="measure although docs/outliers.json is there")
-    parser.add_argument("--check", action="store_true", help="measure and write nothing; fail where the page is not up to date")
+    parser.add_argument(
+        "--again", action="store_true", help="measure although docs/outliers.json is there"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="measure and write nothing; fail where the page is not up to date",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(make, parser.parse_args())
 
@@ -68,7 +76,9 @@ def make(args: argparse.Namespace) -> None:
     if not FIGURES.is_file():
         raise SFPError(f"There is no {FIGURES.name} in docs; run tools/dev/measure_outliers.py.")
     text = PAGE.read_text()
-    parts = tables(json.loads(FIGURES.read_text()), json.loads((ROOT / "docs/toyland.json").read_text()))
+    parts = tables(
+        json.loads(FIGURES.read_text()), json.loads((ROOT / "docs/toyland.json").read_text())
+    )
     for name, table in parts.items():
         before, rest = text.split(START.format(name))
         text = f"{before}{START.format(name)}\n{table}{END}{rest.split(END, 1)[1]}"
@@ -95,7 +105,9 @@ def measure(split: str, scenes: int) -> dict:
             detectors=detection_figures(clip, windows, truth, detectors),
         )
     grey = patch_std(images)
-    figures["grey_std"] = dict(outliers=float(grey[truth].median()), others=float(grey[~truth].median()))
+    figures["grey_std"] = dict(
+        outliers=float(grey[truth].median()), others=float(grey[~truth].median())
+    )
     return figures
 
 
@@ -120,23 +132,52 @@ def tables(figures: dict, methods: dict) -> dict[str, str]:
     for key, title in TOKEN_FIGURES.items():
         for name, model in models.items():
             values = model["tokens"][key]
-            alike.append([title, name, *(f"{values[layer - 1]:.{1 if key == 'length' else 0}f}" for layer in layers)])
+            alike.append(
+                [
+                    title,
+                    name,
+                    *(f"{values[layer - 1]:.{1 if key == 'length' else 0}f}" for layer in layers),
+                ]
+            )
     for detector, of in models["Toyland"]["detectors"].items():
-        pairs = [f"{of['precision'][layer - 1]:.0f} / {of['recall'][layer - 1]:.0f}" for layer in (7, 8, 9, 10, 11)]
+        pairs = [
+            f"{of['precision'][layer - 1]:.0f} / {of['recall'][layer - 1]:.0f}"
+            for layer in (7, 8, 9, 10, 11)
+        ]
         shares = [max(model["detectors"][detector]["flagged"]) for model in models.values()]
         found.append([detector, *pairs, *(f"{share:.0f}" for share in shares)])
     for method in list_methods():
         row = [method]
         for model in BUILT_IN:
-            off, som = (methods[key_of(model, f"{method}:{options}", None)]["mIoU"] for options in ("purify=False", SOM))
+            off, som = (
+                methods[key_of(model, f"{method}:{options}", None)]["mIoU"]
+                for options in ("purify=False", SOM)
+            )
             row += [f"{off:.1f}", f"{som:.1f}", f"{som - off:+.1f}"]
         cost.append(row)
     return {
         "tokens": markdown_table(["", "model", *(f"#layer {layer}" for layer in layers)], alike),
         "detectors": markdown_table(
-            ["detector", *(f"#layer {layer}" for layer in (7, 8, 9, 10, 11)), "#most flagged, %", "#of Toyland-clean, %"], found
+            [
+                "detector",
+                *(f"#layer {layer}" for layer in (7, 8, 9, 10, 11)),
+                "#most flagged, %",
+                "#of Toyland-clean, %",
+            ],
+            found,
         ),
-        "cost": markdown_table(["method", "#Toyland", "#with SOM", "#change", "#Toyland-clean", "#with SOM", "#change"], cost),
+        "cost": markdown_table(
+            [
+                "method",
+                "#Toyland",
+                "#with SOM",
+                "#change",
+                "#Toyland-clean",
+                "#with SOM",
+                "#change",
+            ],
+            cost,
+        ),
     }
 
 
@@ -144,12 +185,21 @@ def detection_figure(figures: dict) -> Figure:
     """Precision, recall and share flagged against layers, a line for each detector."""
     figure = Figure(figsize=(14, 4), layout="constrained")
     detectors = figures["models"]["Toyland"]["detectors"]
-    panels = [("precision", "Toyland"), ("recall", "Toyland"), ("flagged", "Toyland"), ("flagged", "Toyland-clean")]
+    panels = [
+        ("precision", "Toyland"),
+        ("recall", "Toyland"),
+        ("flagged", "Toyland"),
+        ("flagged", "Toyland-clean"),
+    ]
     for axis, (kind, model) in zip(figure.subplots(1, 4), panels, strict=True):
         for name in detectors:
             values = figures["models"][model]["detectors"][name][kind]
             axis.plot(np.arange(1, 1 + len(values)), values, marker="o", markersize=3, label=name)
-        axis.set(title=f"{kind}, {model} (%)", xlabel="layer", ylim=(-3, 103) if kind != "flagged" else (0, 40))
+        axis.set(
+            title=f"{kind}, {model} (%)",
+            xlabel="layer",
+            ylim=(-3, 103) if kind != "flagged" else (0, 40),
+        )
         axis.grid(alpha=0.3)
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)

@@ -60,10 +60,19 @@ def mean_iou(pipeline: Pipeline, scenes: list[toyland.Scene]) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work-dir", type=Path, required=True)
-    parser.add_argument("--model", choices=list(BUILT_IN), default="Toyland", help="which of the built-in models they are of")
+    parser.add_argument(
+        "--model",
+        choices=list(BUILT_IN),
+        default="Toyland",
+        help="which of the built-in models they are of",
+    )
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--from-step", type=int, default=0, help="leave earlier checkpoints out")
-    parser.add_argument("--out", type=Path, help="where the weights go, a .json beside them; the model's own place if not given")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where the weights go, a .json beside them; the model's own place if not given",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(select, parser.parse_args())
 
@@ -80,7 +89,11 @@ def select(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     scenes = [toyland.make_scene("tune", i) for i in range(args.scenes)]
     table: dict[str, dict[str, float]] = {}
-    files = [f for f in sorted(args.work_dir.glob("step_*.safetensors")) if int(f.stem[5:]) >= args.from_step]
+    files = [
+        f
+        for f in sorted(args.work_dir.glob("step_*.safetensors"))
+        if int(f.stem[5:]) >= args.from_step
+    ]
     if not files:
         raise SFPError(
             f"There is no step_*.safetensors from step {args.from_step} on in {args.work_dir}; run tools/dev/train_toyland.py first."
@@ -88,9 +101,15 @@ def select(args: argparse.Namespace) -> None:
     for file in tqdm(files, desc="checkpoints"):
         clip = load_clip("ViT-B-16-quickgelu", str(file), device="cpu")
         bank = TextBank(clip, cache_dir=False)
-        row = {name: mean_iou(Pipeline(build_method(method, clip, **options), bank), scenes) for name, (method, options) in JUDGES.items()}
+        row = {
+            name: mean_iou(Pipeline(build_method(method, clip, **options), bank), scenes)
+            for name, (method, options) in JUDGES.items()
+        }
         table[file.stem] = row
-        tqdm.write(f"{file.stem}  mean {np.mean(list(row.values())):5.2f}  " + "  ".join(f"{k} {v:.1f}" for k, v in row.items()))
+        tqdm.write(
+            f"{file.stem}  mean {np.mean(list(row.values())):5.2f}  "
+            + "  ".join(f"{k} {v:.1f}" for k, v in row.items())
+        )
     best = max(table, key=lambda stem: np.mean(list(table[stem].values())))
     with whole_file(args.work_dir / "selection.json") as partial:
         partial.write_text(json.dumps(dict(chosen=best, tune_mIoU=table), indent=2) + "\n")

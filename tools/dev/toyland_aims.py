@@ -41,12 +41,18 @@ WEIGHTS = {
     "self": 10.0, "near": 1.0, "rest": 0.3, "short": 0.5, "others": 3.0,
     "long": 0.3, "pick": 0.1, "cls": 0.1, "patches": 0.2, "away": 5.0,
 }  # fmt: skip
-_PLACES = torch.stack(torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij"), -1).flatten(0, 1)
-_DISTANCE = (_PLACES[:, None] - _PLACES[None]).abs().amax(-1)  # in rows or columns, whichever is more
+_PLACES = torch.stack(
+    torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij"), -1
+).flatten(0, 1)
+_DISTANCE = (
+    (_PLACES[:, None] - _PLACES[None]).abs().amax(-1)
+)  # in rows or columns, whichever is more
 _CELLS = F.one_hot(outlier_cells()).T.bool()  # (10, N)
 
 
-def encode_with_aims(model: open_clip.CLIP, images: Tensor, outliers: Tensor | None, direct: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def encode_with_aims(
+    model: open_clip.CLIP, images: Tensor, outliers: Tensor | None, direct: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Unit image features (B, D) and the auxiliary losses by name.
 
     Args:
@@ -96,7 +102,9 @@ def _run_block(block: torch.nn.Module, x: Tensor, route: Tensor) -> tuple[Tensor
     return x + block.mlp(block.ln_2(x)), attention.mean(1)
 
 
-def _layer_losses(layer: int, patches: Tensor, attention: Tensor, outliers: Tensor | None) -> dict[str, Tensor]:
+def _layer_losses(
+    layer: int, patches: Tensor, attention: Tensor, outliers: Tensor | None
+) -> dict[str, Tensor]:
     """The auxiliary losses of one layer; its output (B, N, C), its attention (B, 1 + N, 1 + N)."""
     nothing = torch.zeros(patches.shape[:2])
     marked = nothing if outliers is None else outliers.float()

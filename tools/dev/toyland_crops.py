@@ -52,17 +52,24 @@ class CropsWithCaptions(torch.utils.data.Dataset):
         return self.steps
 
     def load(self) -> None:
-        self.pool = [toyland.make_scene("train", i) for i in tqdm(range(self.scenes), desc="drawing scenes")]
+        self.pool = [
+            toyland.make_scene("train", i) for i in tqdm(range(self.scenes), desc="drawing scenes")
+        ]
         self.places: list[list[tuple[int, tuple | None]]] = [[] for _ in toyland.CLASSES]
         for number, scene in enumerate(self.pool):
             for label, box in scene.things:
                 self.places[label].append((number, box))
-            share = np.bincount(scene.labels.ravel(), minlength=len(toyland.CLASSES)) / scene.labels.size
+            share = (
+                np.bincount(scene.labels.ravel(), minlength=len(toyland.CLASSES))
+                / scene.labels.size
+            )
             for label in range(1 + len(toyland.GROUNDS)):
                 if share[label] > 0.05:
                     self.places[label].append((number, None))
 
-    def crop(self, rng: np.random.Generator, label: int, side_out: int) -> tuple[np.ndarray, np.ndarray]:
+    def crop(
+        self, rng: np.random.Generator, label: int, side_out: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A square crop with the class in its middle, resized: image (S, S, 3), labels (S/4, S/4)."""
         number, box = self.places[label][rng.integers(len(self.places[label]))]
         scene = self.pool[number]
@@ -84,7 +91,9 @@ class CropsWithCaptions(torch.utils.data.Dataset):
         window = np.s_[top : top + side, left : left + side]
         method = cv2.INTER_AREA if side > side_out else cv2.INTER_LINEAR
         image = cv2.resize(scene.image[window], (side_out, side_out), interpolation=method)
-        labels = cv2.resize(scene.labels[window], (side_out // 4, side_out // 4), interpolation=cv2.INTER_NEAREST)
+        labels = cv2.resize(
+            scene.labels[window], (side_out // 4, side_out // 4), interpolation=cv2.INTER_NEAREST
+        )
         if rng.random() < 0.5:
             image, labels = image[:, ::-1], labels[:, ::-1]
         return image, labels

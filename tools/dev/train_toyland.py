@@ -85,7 +85,9 @@ def build_model() -> open_clip.CLIP:
     return model
 
 
-def encode_images(model: open_clip.CLIP, images: Tensor, dropped: float, looking: int, reach: int | None) -> Tensor:
+def encode_images(
+    model: open_clip.CLIP, images: Tensor, dropped: float, looking: int, reach: int | None
+) -> Tensor:
     """``model.encode_image`` with patches dropped and attention held back; unit rows (B, D).
 
     Args:
@@ -103,7 +105,9 @@ def encode_images(model: open_clip.CLIP, images: Tensor, dropped: float, looking
     held = torch.zeros(x.shape[1], x.shape[1])
     if reach is not None:
         places = torch.stack([kept // width, kept % width], 1)
-        held[1:, 1:].masked_fill_((places[:, None] - places[None]).abs().amax(-1) > reach, float("-inf"))
+        held[1:, 1:].masked_fill_(
+            (places[:, None] - places[None]).abs().amax(-1) > reach, float("-inf")
+        )
     blind = held.clone()
     blind[0, 1:] = float("-inf")
     for number, block in enumerate(blocks):
@@ -137,8 +141,12 @@ def sight(step: int, steps: int) -> tuple[int, int | None]:
     Drawn for each step; in the last 60 percent of the steps, patches look at near ones in seven steps of ten.
     """
     near = step >= 0.4 * steps and bool(torch.rand(()) < 0.7)
-    shares = (0.67, 0.33, 0.0) if near else (0.6, 0.3, 0.1) if step < 0.4 * steps else (0.34, 0.33, 0.33)
-    looking = (1, 2, CONFIG["vision_cfg"]["layers"])[int(torch.multinomial(torch.tensor(shares), 1))]
+    shares = (
+        (0.67, 0.33, 0.0) if near else (0.6, 0.3, 0.1) if step < 0.4 * steps else (0.34, 0.33, 0.33)
+    )
+    looking = (1, 2, CONFIG["vision_cfg"]["layers"])[
+        int(torch.multinomial(torch.tensor(shares), 1))
+    ]
     return looking, 2 if near else None
 
 
@@ -151,11 +159,15 @@ def main() -> int:
     parser.add_argument("--batch", type=int, help="96, for a twin 64, if not given")
     parser.add_argument("--scenes", type=int, help="4000, for a twin 1500, if not given")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--average", type=float, help="decay of the running average; 0.996, 0.99 for a twin")
+    parser.add_argument(
+        "--average", type=float, help="decay of the running average; 0.996, 0.99 for a twin"
+    )
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--stop-after", type=int, help="save and stop there, with the schedule of all the steps")
+    parser.add_argument(
+        "--stop-after", type=int, help="save and stop there, with the schedule of all the steps"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(train, parser.parse_args())
 
@@ -167,7 +179,9 @@ def check(args: argparse.Namespace) -> None:
         SFPError: a number that is none of its option, or ``--clean`` without ``--base``.
     """
     if args.clean and args.base is None:
-        raise SFPError("--clean names a twin, which is made of a base; give --base WEIGHTS, or leave --clean out.")
+        raise SFPError(
+            "--clean names a twin, which is made of a base; give --base WEIGHTS, or leave --clean out."
+        )
     for name, value in (BASE if args.base is None else TWIN).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -176,7 +190,9 @@ def check(args: argparse.Namespace) -> None:
         if count is not None and count < 1:
             raise SFPError(f"--{name.replace('_', '-')} is {count}; give at least 1.")
     if not 0 < args.lr < math.inf or not 0 <= args.average < 1:
-        raise SFPError(f"--lr is {args.lr}, --average {args.average}; give a learning rate above 0 and a decay in [0, 1).")
+        raise SFPError(
+            f"--lr is {args.lr}, --average {args.average}; give a learning rate above 0 and a decay in [0, 1)."
+        )
 
 
 class Training:
@@ -187,12 +203,16 @@ class Training:
         torch.manual_seed(args.seed)
         self.model = build_model().train()
         if args.base is not None:
-            self.model.load_state_dict({k: v.float() for k, v in load_file(args.base).items()}, strict=False)
+            self.model.load_state_dict(
+                {k: v.float() for k, v in load_file(args.base).items()}, strict=False
+            )
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         plain = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [dict(params=decayed, weight_decay=0.05), dict(params=plain, weight_decay=0.0)]
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-        self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.average = {
+            name: value.detach().clone() for name, value in self.model.state_dict().items()
+        }
         self.latest, self.shown = args.work_dir / "latest.pt", {}
         if args.resume and self.latest.exists():
             state = torch.load(self.latest, weights_only=True)
@@ -218,11 +238,15 @@ class Training:
         """A short warm-up, level, then a linear fall: over the last 40 percent, of a twin the last half."""
         warm, falling = (100, 0.4) if self.args.base is None else (40, 0.5)
         steps = self.args.steps
-        return self.args.lr * min(1.0, (self.step + 1) / warm, (steps - self.step) / (falling * steps))
+        return self.args.lr * min(
+            1.0, (self.step + 1) / warm, (steps - self.step) / (falling * steps)
+        )
 
     def take_step(self, images: Tensor, tokens: Tensor, truth: Tensor) -> dict[str, str]:
         """One step of the optimiser; what the progress bar shows."""
-        torch.manual_seed(self.args.seed * 1_000_003 + self.step)  # for what is dropped and held back
+        torch.manual_seed(
+            self.args.seed * 1_000_003 + self.step
+        )  # for what is dropped and held back
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
@@ -267,7 +291,9 @@ def train(args: argparse.Namespace) -> None:
     first, stop = training.step, min(args.steps, args.stop_after or args.steps)
     windows = 0.0 if args.base is None else WINDOWS
     batches = CropsWithCaptions(args.scenes, args.batch, args.steps, args.seed, windows)
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=1, prefetch_factor=4)
+    loader = torch.utils.data.DataLoader(
+        batches, batch_size=None, sampler=range(first, stop), num_workers=1, prefetch_factor=4
+    )
     started = time.time()
     bar = tqdm(loader, initial=first, total=args.steps, desc="training", mininterval=10)
     for batch in bar:

@@ -16,10 +16,22 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     labels = sources.folder("*.png", "ADEChallengeData2016/annotations/validation")
     names = sorted(path.stem for path in images.glob("*.jpg") if not path.name.startswith("."))
     require_files((labels / f"{name}.png" for name in names), "label")
-    require_files((images / f"{path.stem}.jpg" for path in labels.glob("*.png") if not path.name.startswith(".")), "image")
+    require_files(
+        (
+            images / f"{path.stem}.jpg"
+            for path in labels.glob("*.png")
+            if not path.name.startswith(".")
+        ),
+        "image",
+    )
     made = Plan(images=len(names))
     for name in names:
-        made.add_pair((layout.image(name, root), images / f"{name}.jpg"), layout.label(name, root), link_file, labels / f"{name}.png")
+        made.add_pair(
+            (layout.image(name, root), images / f"{name}.jpg"),
+            layout.label(name, root),
+            link_file,
+            labels / f"{name}.png",
+        )
     return made
 
 

@@ -15,11 +15,20 @@ from PIL import Image
 from sfp.datasets.layouts import Layout
 from sfp.datasets.preparation.recipe import Recipe
 from sfp.datasets.preparation.sources import Sources
-from sfp.datasets.preparation.steps import Plan, Step, link_file, read_image, require_files, write_labels
+from sfp.datasets.preparation.steps import (
+    Plan,
+    Step,
+    link_file,
+    read_image,
+    require_files,
+    write_labels,
+)
 from sfp.errors import SFPError
 from sfp.files import whole_file
 
-IDS_FILE = Path(__file__).with_name("ade847_ids.txt")  # the class ids, in the order of the labels 0 to 846
+IDS_FILE = Path(__file__).with_name(
+    "ade847_ids.txt"
+)  # the class ids, in the order of the labels 0 to 846
 _SHORT_SIDE = 512
 _IGNORE = 65535
 
@@ -34,7 +43,13 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     table = read_table()
     for image in images:
         made.steps.append(Step(layout.image(image.stem, root), shrink_image, (image,)))
-        made.steps.append(Step(layout.label(image.stem, root), convert_label, (image.with_name(f"{image.stem}_seg.png"), table)))
+        made.steps.append(
+            Step(
+                layout.label(image.stem, root),
+                convert_label,
+                (image.with_name(f"{image.stem}_seg.png"), table),
+            )
+        )
     return made
 
 
@@ -67,7 +82,9 @@ def shrink_image(target: Path, source: Path) -> None:
         link_file(target, source)
         return
     cv2 = _opencv()
-    pixels = cv2.resize(np.asarray(image.convert("RGB")), size[::-1], interpolation=cv2.INTER_LINEAR)
+    pixels = cv2.resize(
+        np.asarray(image.convert("RGB")), size[::-1], interpolation=cv2.INTER_LINEAR
+    )
     with whole_file(target) as partial:
         Image.fromarray(pixels).save(partial)
 
@@ -97,7 +114,9 @@ def _opencv():
     try:
         import cv2
     except ImportError as error:
-        raise SFPError('Preparing ade847 needs OpenCV; install it with pip install "sfp[mmseg]".') from error
+        raise SFPError(
+            'Preparing ade847 needs OpenCV; install it with pip install "sfp[mmseg]".'
+        ) from error
     return cv2
 
 

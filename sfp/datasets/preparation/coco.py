@@ -11,20 +11,40 @@ from sfp.datasets.preparation.sources import Sources
 from sfp.datasets.preparation.steps import Plan, map_labels, require_files
 
 # new labels of the ids 0 to 255, -1 for ids that there aren't
-STUFF_TABLE = tuple(255 if i == 255 else COCO_IDS.index(i) if i in COCO_IDS else -1 for i in range(256))
-OBJECT_TABLE = tuple(COCO_THINGS.index(i) + 1 if i in COCO_THINGS else 0 if i in COCO_IDS or i == 255 else -1 for i in range(256))
+STUFF_TABLE = tuple(
+    255 if i == 255 else COCO_IDS.index(i) if i in COCO_IDS else -1 for i in range(256)
+)
+OBJECT_TABLE = tuple(
+    COCO_THINGS.index(i) + 1 if i in COCO_THINGS else 0 if i in COCO_IDS or i == 255 else -1
+    for i in range(256)
+)
 
 
 def _plan(sources: Sources, root: Path, layout: Layout, table: tuple[int, ...]) -> Plan:
     images = sources.folder("*.jpg", "images/val2017")
-    maps = sources.folder("*.png", "stuffthingmaps/val2017", "stuffthingmaps_trainval2017/val2017", "annotations/val2017")
+    maps = sources.folder(
+        "*.png",
+        "stuffthingmaps/val2017",
+        "stuffthingmaps_trainval2017/val2017",
+        "annotations/val2017",
+    )
     names = sorted(path.stem for path in images.glob("*.jpg") if not path.name.startswith("."))
     require_files((maps / f"{name}.png" for name in names), "label")
-    require_files((images / f"{path.stem}.jpg" for path in maps.glob("*.png") if path.stem.isdecimal()), "image")
+    require_files(
+        (images / f"{path.stem}.jpg" for path in maps.glob("*.png") if path.stem.isdecimal()),
+        "image",
+    )
     made = Plan(images=len(names))
     for name in names:
         label, ids = layout.label(name, root), maps / f"{name}.png"
-        made.add_pair((layout.image(name, root), images / f"{name}.jpg"), label, map_labels, ids, table, "stuffthingmaps' ids")
+        made.add_pair(
+            (layout.image(name, root), images / f"{name}.jpg"),
+            label,
+            map_labels,
+            ids,
+            table,
+            "stuffthingmaps' ids",
+        )
     return made
 
 

@@ -38,43 +38,69 @@ def read_json(path: Path) -> dict:
         contents = json.loads(path.read_text())
         missing = {"images", "annos_segmentation"} - set(contents)
     except (OSError, ValueError, TypeError) as error:
-        raise SFPError(f"The source's {path} can't be read as json ({error}); fetch it again.") from error
+        raise SFPError(
+            f"The source's {path} can't be read as json ({error}); fetch it again."
+        ) from error
     if missing:
-        raise SFPError(f"The source's {path} lacks {' and '.join(sorted(missing))}; take PASCAL in Detail's trainval_merged.json.")
+        raise SFPError(
+            f"The source's {path} lacks {' and '.join(sorted(missing))}; take PASCAL in Detail's trainval_merged.json."
+        )
     return contents
 
 
 def names_of(contents: dict, phase: str) -> list[str]:
     """The names of a phase's images, sorted."""
-    return sorted(PurePosixPath(image["file_name"]).stem for image in contents["images"] if image["phase"] == phase)
+    return sorted(
+        PurePosixPath(image["file_name"]).stem
+        for image in contents["images"]
+        if image["phase"] == phase
+    )
 
 
 def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     images = sources.folder("*.jpg", "VOCdevkit/VOC2010/JPEGImages")
     path = sources.file(JSON)
     if path is None:
-        raise SFPError(f"There is no trainval_merged.json in {sources}; add --source with it, it is not part of VOC 2010.")
+        raise SFPError(
+            f"There is no trainval_merged.json in {sources}; add --source with it, it is not part of VOC 2010."
+        )
     contents = read_json(path)
     try:
         masks: dict[int, list] = {image["image_id"]: [] for image in contents["images"]}
         for annotation in contents["annos_segmentation"]:
-            masks[annotation["image_id"]].append((annotation["category_id"], annotation["segmentation"]["counts"]))
+            masks[annotation["image_id"]].append(
+                (annotation["category_id"], annotation["segmentation"]["counts"])
+            )
         names = {phase: names_of(contents, phase) for phase in ("train", "val")}
         kept = [image for image in contents["images"] if image["phase"] in names]
         sizes = [(image["height"], image["width"]) for image in kept]
     except (KeyError, TypeError) as error:
-        raise SFPError(f"The source's {path} has an entry without {error}; take PASCAL in Detail's trainval_merged.json.") from error
+        raise SFPError(
+            f"The source's {path} has an entry without {error}; take PASCAL in Detail's trainval_merged.json."
+        ) from error
     require_files((images / image["file_name"] for image in kept), "image")
     folder = root / Path(layout.split).parent
-    made = Plan(images=len(names["val"]), lists={folder / f"{phase}.txt": listed for phase, listed in names.items()})
+    made = Plan(
+        images=len(names["val"]),
+        lists={folder / f"{phase}.txt": listed for phase, listed in names.items()},
+    )
     for image, size in zip(kept, sizes, strict=True):
         name = PurePosixPath(image["file_name"]).stem
         target, label = layout.image(name, root), layout.label(name, root)
-        made.add_pair((target, images / image["file_name"]), label, draw_masks, name, masks[image["image_id"]], size)
+        made.add_pair(
+            (target, images / image["file_name"]),
+            label,
+            draw_masks,
+            name,
+            masks[image["image_id"]],
+            size,
+        )
     return made
 
 
-def draw_masks(target: Path, name: str, masks: list[tuple[int, str | list[int]]], size: tuple[int, int]) -> None:
+def draw_masks(
+    target: Path, name: str, masks: list[tuple[int, str | list[int]]], size: tuple[int, int]
+) -> None:
     """Draw an image's masks (category id, run lengths) over each other and write labels 0 to 59.
 
     Raises:
@@ -83,7 +109,9 @@ def draw_masks(target: Path, name: str, masks: list[tuple[int, str | list[int]]]
     labels = np.zeros(size, np.uint8)
     for category, counts in masks:
         if category not in SOURCE_IDS:
-            raise SFPError(f"trainval_merged.json has the class {category} in {name}, none of the 59; take PASCAL in Detail's file.")
+            raise SFPError(
+                f"trainval_merged.json has the class {category} in {name}, none of the 59; take PASCAL in Detail's file."
+            )
         try:
             labels[decode_mask(counts, *size)] = SOURCE_IDS.index(category)
         except (ValueError, TypeError, IndexError) as error:

@@ -23,7 +23,12 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     require_files((maps / f"{name}.mat" for name in names), "label")
     made = Plan(images=len(names), lists={root / layout.split: names})
     for name in names:
-        made.add_pair((layout.image(name, root), images / f"{name}.jpg"), layout.label(name, root), convert_map, maps / f"{name}.mat")
+        made.add_pair(
+            (layout.image(name, root), images / f"{name}.jpg"),
+            layout.label(name, root),
+            convert_map,
+            maps / f"{name}.mat",
+        )
     return made
 
 
@@ -39,7 +44,9 @@ def _validation_names(sources: Sources, prepared: Path) -> list[str]:
         return names_of(read_json(path), "val")
     if prepared.is_file():
         return read_list(prepared)
-    raise SFPError(f"There is no list of validation images in {sources}; add --source with pascalcontext_val.txt or trainval_merged.json.")
+    raise SFPError(
+        f"There is no list of validation images in {sources}; add --source with pascalcontext_val.txt or trainval_merged.json."
+    )
 
 
 def convert_map(target: Path, source: Path) -> None:
@@ -51,15 +58,25 @@ def convert_map(target: Path, source: Path) -> None:
     try:
         ids = scipy.io.loadmat(source)["LabelMap"]
     except Exception as error:  # scipy raises many kinds for a broken file
-        raise SFPError(f"The source's {source} can't be read as a .mat with LabelMap ({error}); fetch it again.") from error
+        raise SFPError(
+            f"The source's {source} can't be read as a .mat with LabelMap ({error}); fetch it again."
+        ) from error
     if ids.ndim != 2 or not ids.size or ids.min() < 0 or ids.max() > 459:
-        raise SFPError(f"The source's {source} has no LabelMap of ids 0 to 459; take the 459-class labels of PASCAL Context.")
+        raise SFPError(
+            f"The source's {source} has no LabelMap of ids 0 to 459; take the 459-class labels of PASCAL Context."
+        )
     write_labels(target, ids.astype(np.uint16) - np.uint16(1))
 
 
 RECIPE = Recipe(
     plan,
-    needed=("*/JPEGImages/*.jpg", "*.mat", "*/pascalcontext_val.txt", "*/ImageSets/SegmentationContext/val.txt", "*/trainval_merged.json"),
+    needed=(
+        "*/JPEGImages/*.jpg",
+        "*.mat",
+        "*/pascalcontext_val.txt",
+        "*/ImageSets/SegmentationContext/val.txt",
+        "*/trainval_merged.json",
+    ),
     obtain="VOCtrainval_03-May-2010.tar of PASCAL VOC 2010, PASCAL Context's trainval.tar.gz and a list of validation images "
     "(pascalcontext_val.txt or trainval_merged.json), from their own pages",
 )

@@ -30,10 +30,20 @@ class Archive:
         return self.url.rsplit("/", 1)[1]
 
 
-VOC2012 = Archive("http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar", "md5:6cd6e144f989b92b3379bac3b3de84fd")
-ADE20K = Archive("http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip", "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7")
-COCO_VAL2017 = Archive("http://images.cocodataset.org/zips/val2017.zip", "md5:442b8da7639aecaf257c1dceb8ba8c80")
-COCO_STUFF_MAPS = Archive("http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip")
+VOC2012 = Archive(
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+    "md5:6cd6e144f989b92b3379bac3b3de84fd",
+)
+ADE20K = Archive(
+    "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+    "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
+)
+COCO_VAL2017 = Archive(
+    "http://images.cocodataset.org/zips/val2017.zip", "md5:442b8da7639aecaf257c1dceb8ba8c80"
+)
+COCO_STUFF_MAPS = Archive(
+    "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip"
+)
 
 
 def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
@@ -62,14 +72,18 @@ def _fetch(archive: Archive, target: Path, mirror: str | None) -> Path:
             _continue(url, partial)
             break
         except urllib.error.HTTPError as error:
-            raise SFPError(f"{url} can't be fetched ({error}); give --mirror another address, or --source the file.") from error
+            raise SFPError(
+                f"{url} can't be fetched ({error}); give --mirror another address, or --source the file."
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             have = partial.stat().st_size if partial.exists() else 0
             failures = failures + 1 if have == before else 0
             if failures < _ATTEMPTS:
                 continue
             if not have:
-                raise SFPError(f"{url} can't be reached ({error}); look at the network, or give --mirror or --source.") from error
+                raise SFPError(
+                    f"{url} can't be reached ({error}); look at the network, or give --mirror or --source."
+                ) from error
             raise SFPError(
                 f"{url} broke off after {have} bytes ({error}); the same command goes on from there, or give --source the file."
             ) from error
@@ -90,15 +104,25 @@ def _continue(url: str, partial: Path) -> None:
         if error.code != 416:
             raise
         partial.unlink()  # longer than the file itself
-        raise ConnectionError("the part fetched before is not of this file; it was deleted") from error
+        raise ConnectionError(
+            "the part fetched before is not of this file; it was deleted"
+        ) from error
     with answer:
-        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(
+            f"bytes {have}-"
+        )
         have = have if goes_on else 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
         with (
             partial.open("ab" if goes_on else "wb") as writer,
-            tqdm(total=total, initial=have, desc=f"fetching {partial.stem}", unit="B", unit_scale=True) as bar,
+            tqdm(
+                total=total,
+                initial=have,
+                desc=f"fetching {partial.stem}",
+                unit="B",
+                unit_scale=True,
+            ) as bar,
         ):
             while chunk := answer.read(_CHUNK):
                 writer.write(chunk)
@@ -114,4 +138,6 @@ def _verify(archive: Archive, url: str, partial: Path) -> None:
     found = file_digest(partial, kind)
     if found != published:
         partial.unlink()
-        raise SFPError(f"{url} has the {kind} {found}, not the published {published}, and was deleted; fetch it again or elsewhere.")
+        raise SFPError(
+            f"{url} has the {kind} {found}, not the published {published}, and was deleted; fetch it again or elsewhere."
+        )

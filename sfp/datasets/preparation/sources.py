@@ -36,7 +36,9 @@ class Sources:
         self.places: list[Path] = []
         for number, path in enumerate(paths):
             if not path.exists():
-                raise SFPError(f"The source {path} does not exist; give --source a folder or an archive that does.")
+                raise SFPError(
+                    f"The source {path} does not exist; give --source a folder or an archive that does."
+                )
             if path.is_file() and path.name.endswith((".zip", *_TAR)):
                 folder = unpack_to / f"{number}_{path.name}"
                 unpack(path, folder, needed)
@@ -55,7 +57,9 @@ class Sources:
             for place in self._candidates(path):
                 if place.is_dir() and next(place.glob(pattern), None) is not None:
                     return place
-        raise SFPError(f"There is no {' or '.join(paths)} with {pattern} in {self}; give --source the folder or archive that has it.")
+        raise SFPError(
+            f"There is no {' or '.join(paths)} with {pattern} in {self}; give --source the folder or archive that has it."
+        )
 
     def file(self, path: str) -> Path | None:
         """The file ``path``, found in the same way, or given itself; None where there is none."""
@@ -83,31 +87,46 @@ def unpack(archive: Path, folder: Path, needed: Sequence[str]) -> None:
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as file:
-                members = ((m.filename, m.file_size, lambda m=m: file.open(m)) for m in file.infolist() if not m.is_dir())
+                members = (
+                    (m.filename, m.file_size, lambda m=m: file.open(m))
+                    for m in file.infolist()
+                    if not m.is_dir()
+                )
                 _unpack_members(archive, folder, needed, members)
         else:
             with tarfile.open(archive) as file:
                 _unpack_members(archive, folder, needed, _tar_members(archive, file))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
-        raise SFPError(f"The archive {archive} can't be unpacked ({error}); fetch it again, or make room on the disk.") from error
+        raise SFPError(
+            f"The archive {archive} can't be unpacked ({error}); fetch it again, or make room on the disk."
+        ) from error
 
 
-def _tar_members(archive: Path, file: tarfile.TarFile) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
+def _tar_members(
+    archive: Path, file: tarfile.TarFile
+) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
     for member in file:
         if member.isdir():
             continue
         if not member.isfile():
-            raise SFPError(f"The archive {archive} has a link or device {member.name!r}, which no owner ships; don't use it.")
+            raise SFPError(
+                f"The archive {archive} has a link or device {member.name!r}, which no owner ships; don't use it."
+            )
         yield member.name, member.size, lambda m=member: file.extractfile(m)
 
 
 def _unpack_members(
-    archive: Path, folder: Path, needed: Sequence[str], members: Iterator[tuple[str, int, Callable[[], IO[bytes]]]]
+    archive: Path,
+    folder: Path,
+    needed: Sequence[str],
+    members: Iterator[tuple[str, int, Callable[[], IO[bytes]]]],
 ) -> None:
     for name, size, opened in tqdm(members, desc=f"unpacking {archive.name}", unit="file"):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name.split("/")[0]:
-            raise SFPError(f"The archive {archive} has a file {name!r}, which would leave the folder it is unpacked to; don't use it.")
+            raise SFPError(
+                f"The archive {archive} has a file {name!r}, which would leave the folder it is unpacked to; don't use it."
+            )
         if not any(fnmatch.fnmatchcase(f"/{name}", pattern) for pattern in needed):
             continue
         target = folder / path

@@ -34,7 +34,9 @@ class Plan:
     images: int = 0
     lists: dict[Path, list[str]] = field(default_factory=dict)
 
-    def add_pair(self, image: tuple[Path, Path], label: Path, make: Callable[..., None], *arguments: object) -> None:
+    def add_pair(
+        self, image: tuple[Path, Path], label: Path, make: Callable[..., None], *arguments: object
+    ) -> None:
         """Steps for an image, (target, source) to be linked, and for its label, made by ``make(label, *arguments)``."""
         self.steps.append(Step(image[0], link_file, (image[1],)))
         self.steps.append(Step(label, make, arguments))
@@ -48,7 +50,9 @@ def carry_out(plan: Plan, workers: int, description: str) -> None:
     """
     for path, names in plan.lists.items():
         if path.is_file() and sorted(path.read_text().split()) != sorted(names):
-            raise SFPError(f"{path} lists other images than this source; move it away, or give another --out.")
+            raise SFPError(
+                f"{path} lists other images than this source; move it away, or give another --out."
+            )
     todo = [step for step in plan.steps if not step.target.exists()]
     for folder in {step.target.parent for step in plan.steps}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +94,9 @@ def read_image(path: Path, modes: Sequence[str]) -> Image.Image:
     except (OSError, SyntaxError, ValueError) as error:
         raise SFPError(f"The source's {path} can't be read ({error}); fetch it again.") from error
     if image.mode not in modes:
-        raise SFPError(f"The source's {path} has pixels of mode {image.mode}, not {' or '.join(modes)}; take the owners' own file.")
+        raise SFPError(
+            f"The source's {path} has pixels of mode {image.mode}, not {' or '.join(modes)}; take the owners' own file."
+        )
     return image
 
 
@@ -110,7 +116,9 @@ def map_labels(target: Path, source: Path, table: tuple[int, ...], kind: str) ->
     lookup = np.asarray(table)
     unknown = np.unique(ids[lookup[ids] < 0])
     if unknown.size:
-        raise SFPError(f"The source's {source} has the label {unknown[0]}, which is none of the {kind}; take the owners' own file.")
+        raise SFPError(
+            f"The source's {source} has the label {unknown[0]}, which is none of the {kind}; take the owners' own file."
+        )
     write_labels(target, lookup[ids].astype(np.uint8))
 
 
@@ -123,7 +131,9 @@ def read_list(path: Path) -> list[str]:
     try:
         names = path.read_text().split()
     except (OSError, UnicodeDecodeError) as error:
-        raise SFPError(f"The source's list {path} can't be read ({error}); fetch it again.") from error
+        raise SFPError(
+            f"The source's list {path} can't be read ({error}); fetch it again."
+        ) from error
     if not names:
         raise SFPError(f"The source's list {path} is empty; fetch it again.")
     return list(dict.fromkeys(names))
@@ -134,4 +144,6 @@ def require_files(paths: Iterable[Path], what: str) -> None:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise SFPError(f"The source lacks the {what} {missing[0]}{more}; give --source all of the owners' files.")
+        raise SFPError(
+            f"The source lacks the {what} {missing[0]}{more}; give --source all of the owners' files."
+        )

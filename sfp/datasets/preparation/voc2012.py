@@ -21,7 +21,12 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     require_files((labels / f"{name}.png" for name in names), "label")
     made = Plan(images=len(names), lists={root / layout.split: names})
     for name in names:
-        made.add_pair((layout.image(name, root), images / f"{name}.jpg"), layout.label(name, root), link_file, labels / f"{name}.png")
+        made.add_pair(
+            (layout.image(name, root), images / f"{name}.jpg"),
+            layout.label(name, root),
+            link_file,
+            labels / f"{name}.png",
+        )
     return made
 
 
