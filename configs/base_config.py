@@ -36,12 +36,6 @@ model = dict(
     prob_thd=0.0,
     windows_at_once=None,  # largest batch of windows; None: as many as go best on the device
     precision=None,  # fp32, bf16, fp16; None: fp32 on a CPU, fp16 on a GPU
-    data_preprocessor=dict(
-        type="UnevenSegDataPreProcessor",  # mmseg's, for batches of images of different sizes
-        mean=[122.771, 116.746, 104.094],
-        std=[68.501, 66.632, 70.323],
-        bgr_to_rgb=True,
-    ),
 )
 
 short_side = 336  # of the resized image; tools/test.py writes an override into the pipeline
@@ -61,33 +55,19 @@ test_dataloader = dict(
     num_workers=2,
     persistent_workers=False,
     drop_last=False,
-    sampler=dict(type="DisjointSampler"),
+    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(pipeline=test_pipeline),
 )
 test_cfg = dict(type="TestLoop")
 test_evaluator = dict(type="ClassIoUMetric")
 
+# for mmengine's own runner; tools/test.py needs none of it
 env_cfg = dict(
-    cudnn_benchmark=False,
-    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
-    dist_cfg=dict(backend="nccl"),
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")
 )
 model_wrapper_cfg = dict(
     type="MMSeparateDistributedDataParallel"
-)  # the default wrapper refuses a frozen model
-default_hooks = dict(
-    timer=dict(type="IterTimerHook"),
-    logger=dict(type="LoggerHook", interval=100000, log_metric_by_epoch=False),
-    visualization=dict(type="SegVisualizationHook", draw=False),
-)
-custom_hooks = [dict(type="ProgressBarHook")]
-visualizer = dict(
-    type="SegLocalVisualizer",
-    vis_backends=[dict(type="LocalVisBackend")],
-    alpha=0.6,
-    name="visualizer",
-)
-log_processor = dict(by_epoch=False)
+)  # the default one refuses a frozen model
 log_level = "INFO"
 load_from = None
 resume = False

@@ -1,4 +1,4 @@
-"""``Segmenter``: the Python door to the pipeline."""
+"""``Segmenter``: the pipeline as a Python library."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from sfp.outliers import Detector
 from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
 from sfp.pipeline.windows import window_grid
 from sfp.result import Segmentation
+from sfp.stages import Text
 
 Names: TypeAlias = Sequence[str | Sequence[str]]
 _MOST_SCORES = 4 << 30  # bytes of one picture's scores
@@ -42,47 +43,33 @@ _READ_AHEAD = 4
 
 @dataclass(frozen=True)
 class _Question:
-    """What is asked of an image: classes, their text, and the name, if any, of what none of them fits."""
+    """What is asked of an image: the names of the labels, the pipeline's task, and provenance."""
 
-    vocabulary: Vocabulary
-    text: Tensor
-    protocol: Protocol
-    background: str | None
-    card: dict[str, Any]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (
-            self.vocabulary.names
-            if self.background is None
-            else (self.background, *self.vocabulary.names)
-        )
-
-    @property
-    def task(self) -> Task:
-        """For the pipeline, whose class 0 is the fallback; a background that isn't asked for is decided afterwards."""
-        if self.background is None:
-            return Task(self.vocabulary, self.text, self.protocol)
-        return Task(self.vocabulary, self.text, replace(self.protocol, prob_thd=0.0, area_thd=None))
+    names: tuple[str, ...]
+    task: Task
+    provenance: dict[str, Any]
 
 
 class Segmenter:
     """Segments pictures by words.
 
-        segmenter = Segmenter("SFP")
-        result = segmenter("photo.jpg", ["cat", ["sofa", "couch"], "window"])
-        result.overlay().save("overlay.png")
+    >>> segmenter = Segmenter("SFP", model="Toyland", device="cpu")
+    >>> from sfp.datasets import toyland
+    >>> result = segmenter(toyland.make_scene("val", 0).image, ["sky", "grass", "sun"])
+    >>> result.labels.shape, result.names
+    ((377, 453), ('sky', 'grass', 'sun'))
 
     Text vectors of the last 32 vocabularies are kept, so the same names cost nothing again.
 
     Args:
         method: one of ``sfp.list_methods()``.
-        model, pretrained, device, precision, weights_sha256: see ``load_clip``; ``model="Toyland"`` needs no download. ``model`` may be a
-            frozen CLIP from ``load_clip``, which several segmenters then share.
+        model, pretrained, device, precision, quick_gelu, weights_sha256: see ``load_clip``;
+            ``model="Toyland"`` needs no download. ``model`` may be a frozen CLIP from ``load_clip``,
+            which several segmenters then share.
         short_side: the picture's short side is resized to it before windows are cut.
         prompts, text_cache: see ``TextBank``.
-        options: fields of ``Protocol`` (``window``, ``stride``, ``prob_thd`` ...) and options of the method
-            (``purify``, ``pm`` ...).
+        options: fields of ``Protocol`` (``window``, ``stride``, ``prob_thd``, ``refine`` ...) and
+            options of the method (``purify``, ``pm`` ...).
 
     Raises:
         SFPError: unknown method, model or option.
@@ -96,6 +83,7 @@ class Segmenter:
         device: str | torch.device | None = None,
         *,
         precision: str | None = None,
+        quick_gelu: bool | None = None,
         short_side: int = 336,
         prompts: str | Sequence[str] = "imagenet80",
         text_cache: str | os.PathLike | bool | None = None,
@@ -103,20 +91,20 @@ class Segmenter:
         **options: Any,
     ):
         resized_size(224, 224, short_side)  # raises for what is no number of pixels
-        in_protocol = {f.name for f in fields(Protocol)}
-        protocol = Protocol(**{key: value for key, value in options.items() if key in in_protocol})
-        clip = (
-            model
-            if isinstance(model, FrozenCLIP)
-            else load_clip(model, pretrained, device=device, precision=precision)
-        )
+        in_protocol = {field.name for field in fields(Protocol)}
+        of_protocol = {key: value for key, value in options.items() if key in in_protocol}
+        of_method = {key: value for key, value in options.items() if key not in in_protocol}
+        protocol = Protocol(**of_protocol)
+        clip = model
+        if not isinstance(model, FrozenCLIP):
+            clip = load_clip(
+                model, pretrained, device=device, precision=precision, quick_gelu=quick_gelu
+            )
         check_weights(clip, weights_sha256)
-        dense = build_method(
-            method, clip, **{key: value for key, value in options.items() if key not in in_protocol}
-        )
+        dense = build_method(method, clip, **of_method)
         self.pipeline = Pipeline(dense, TextBank(clip, prompts, text_cache), protocol)
         self.short_side = short_side
-        self._embed_text = functools.lru_cache(maxsize=32)(self.pipeline.embed_text)
+        self._encode_text = functools.lru_cache(maxsize=32)(self.pipeline.text_bank.encode)
 
     def __call__(
         self,
@@ -130,21 +118,24 @@ class Segmenter:
         """Segment one picture.
 
         Args:
-            image: a path, a PIL image, an array (H, W, 3) uint8 in RGB order, or a tensor (3, H, W) uint8 or float in
-                [0, 1]; grey and transparent ones too, see ``read_image``.
+            image: a path, a PIL image, an array (H, W, 3) uint8 in RGB order, or a tensor
+                (3, H, W) uint8 or float in [0, 1]; grey and transparent ones too, see
+                ``read_image``.
             names: what to look for; a name may be a list of synonyms.
-            background: the name of what none of ``names`` fits; it comes first in the result, as label 0. A text is only
-                a label: CLIP isn't asked for it, and a pixel gets it where no name is as probable as ``prob_thd``, which
-                is then also its score. A list of words, such as ["background", "wall", "floor"], is asked for like any
-                other name (as the datasets with a background class do), and unlikely pixels fall to it besides.
-            prob_thd: least probability of a pixel's name, the segmenter's own if None. Without ``background`` less
-                likely pixels become label 0, whatever its name.
-            keep_scores: keep the probabilities (K, H, W); without them a large picture takes far less memory, unless it has a
-                background that is only a label.
+            background: the name of what none of ``names`` fits; it comes first in the result, as
+                label 0. A text is only a label: CLIP isn't asked for it, and a pixel gets it where
+                no name is as probable as ``prob_thd``, which is then also its score. A list of
+                words, such as ["background", "wall", "floor"], is asked for like any other name (as
+                the datasets with a background class do), and unlikely pixels fall to it besides.
+            prob_thd: least probability of a pixel's name, the segmenter's own if None. Needs a
+                background, or names whose first is called so.
+            keep_scores: keep the probabilities (K, H, W); without them a large picture takes far
+                less memory.
 
         Raises:
-            SFPError: the image can't be read, is thinner than a patch, or its scores would take more than 4 GiB; names
-                are empty or stand twice; or nothing could ever fall to the background.
+            SFPError: the image can't be read, is thinner than a patch, or its scores would take
+                more than 4 GiB; names are empty or stand twice; or a threshold and the background
+                don't fit each other.
         """
         question = self._question(names, background, prob_thd)
         return self._answer([read_image(image)], [question], keep_scores)[0][0]
@@ -159,25 +150,27 @@ class Segmenter:
         keep_scores: bool = True,
         yield_errors: bool = False,
     ) -> Iterator[Segmentation | SFPError]:
-        """Segment many pictures: results in their order, equal to those of one by one.
+        """Segment many pictures: results in their order, those of one by one.
 
-        Pictures are read ahead by two threads, and windows of several go through the model as one batch. At any time at
-        most four pictures wait and 512 MiB of results (but at least one) are made at once, however many there are.
+        Pictures are read ahead by two threads, and windows of several go through the model as one
+        batch. At any time at most four pictures wait and 512 MiB of results (but at least one) are
+        made at once, however many there are.
 
         Args:
             images: any iterable of what ``__call__`` takes, a generator too.
             names, background, prob_thd, keep_scores: see ``__call__``.
-            yield_errors: an image that can't be segmented gives its ``SFPError`` in the place of a result.
+            yield_errors: an image that can't be segmented gives its ``SFPError`` in the place of a
+                result.
 
         Raises:
-            SFPError: see ``__call__``; that of an image when its turn comes, unless ``yield_errors``.
+            SFPError: see ``__call__``; that of an image when its turn comes, unless
+                ``yield_errors``.
         """
-        single = isinstance(images, (str, os.PathLike, Image.Image)) or (
-            isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4
-        )
-        if single:
+        array = isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4
+        if array or isinstance(images, (str, os.PathLike, Image.Image)):
             raise SFPError(
-                f"many got a single {type(images).__name__}; give a list of images, or call the segmenter on the one."
+                f"many got a single {type(images).__name__}; give a list of images,"
+                " or call the segmenter on the one."
             )
         if not isinstance(images, Iterable):
             raise SFPError(f"many got {images!r}; give a list of images.")
@@ -193,7 +186,10 @@ class Segmenter:
         prob_thd: float | None = None,
         keep_scores: bool = True,
     ) -> list[Segmentation]:
-        """Segment one picture by several lists of names in one pass of the model: for each what ``__call__`` gives.
+        """Segment one picture by several lists of names in one pass of the model.
+
+        Returns:
+            For each list what ``__call__`` gives.
 
         Raises:
             SFPError: see ``__call__``.
@@ -201,7 +197,8 @@ class Segmenter:
         questions = [self._question(names, background, prob_thd) for names in vocabularies]
         if not questions:
             return []
-        return [results[0] for results in self._answer([read_image(image)], questions, keep_scores)]
+        answers = self._answer([read_image(image)], questions, keep_scores)
+        return [results[0] for results in answers]
 
     def inspect(
         self,
@@ -211,16 +208,19 @@ class Segmenter:
         box: tuple[int, int, int, int] | None = None,
         detectors: Sequence[str | Detector] = ("SOM", "L2", "LOF"),
     ) -> Inspection:
-        """What each layer of CLIP does with one picture, before and after purification; see ``Inspection``.
+        """What each layer of CLIP does with one picture, before and after purification.
 
         Args:
             image: see ``__call__``.
-            short_side: the picture, or its ``box``, goes through the model as one window with this short side.
+            short_side: the picture, or its ``box``, goes through the model as one window with this
+                short side.
             box: (left, top, right, bottom) in pixels of the picture; all of it if None.
-            detectors: names of ``sfp.list_detectors()``, or detectors made by ``sfp.build_detector``.
+            detectors: names of ``sfp.list_detectors()``, or detectors made by
+                ``sfp.build_detector``.
 
         Raises:
-            SFPError: the image can't be read, the box is not inside it, or so many patches would take over 2 GiB.
+            SFPError: the image can't be read, the box is not inside it, or so many patches would
+                take over 2 GiB.
         """
         return inspect_image(
             self.pipeline.method,
@@ -237,18 +237,15 @@ class Segmenter:
         background: str | Sequence[str] | None = None,
         prob_thd: float | None = None,
     ) -> dict[str, Any]:
-        """What makes a result: method and its options, weights, prompts, sizes, thresholds, and the names that are asked.
+        """What makes a result: method, weights, prompts, sizes, thresholds, and the names asked for.
 
         Plain values, the same after a round trip through JSON.
         """
         if names is not None:
-            return self._question(names, background, prob_thd).card
-        method, clip, prompts = (
-            self.pipeline.method,
-            self.pipeline.method.clip,
-            list(self.pipeline.text_bank.prompts),
-        )
-        card = {
+            return self._question(names, background, prob_thd).provenance
+        method, prompts = self.pipeline.method, list(self.pipeline.text_bank.prompts)
+        clip = method.clip
+        provenance = {
             "sfp": sfp.__version__,
             "method": method.name,
             "options": method.options(),
@@ -256,80 +253,69 @@ class Segmenter:
             "model": clip.name,
             "pretrained": clip.pretrained,
             "weights_sha256": clip.fingerprint,
+            "backbones": {name: own.fingerprint for name, own in method.backbones.items()},
             "precision": clip.precision,
             "prompts": len(prompts),
             "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
             "short_side": self.short_side,
             **self.pipeline.protocol.as_dict(),
         }
-        return json.loads(json.dumps(card, default=repr))
+        return json.loads(json.dumps(provenance, default=repr))
 
     def _question(
         self, names: Names, background: str | Sequence[str] | None, prob_thd: float | None
     ) -> _Question:
-        asked = Vocabulary.from_names(names)  # wrong names are told by their own places
-        protocol = (
-            self.pipeline.protocol
-            if prob_thd is None
-            else replace(self.pipeline.protocol, prob_thd=prob_thd)
-        )
-        label = None
+        vocabulary, label = Vocabulary.from_names(names), None
+        protocol = self.pipeline.protocol
+        if prob_thd is not None:
+            protocol = replace(protocol, prob_thd=prob_thd)
         if isinstance(background, str):
-            label = Vocabulary.from_names(
-                [background, *names], "The background with the names"
-            ).names[0]
-            least = 1 / len(asked.queries)
-            if protocol.prob_thd <= least:
-                mend = (
-                    f"set prob_thd between {least:.2g} and 1" if least < 1 else "name more things"
-                )
-                raise SFPError(
-                    f"Nothing would fall to the background {label!r}: the best of {len(asked.queries)} words always has a probability of "
-                    f"at least {least:.2g}, and prob_thd is {protocol.prob_thd:g}; {mend}, or give the background as a list of words "
-                    f"to ask for, such as [{label!r}, 'wall', 'floor']."
-                )
-        elif background is not None:
-            check_type("background", background, str | Sequence[str] | None)
-            asked = Vocabulary.from_names([background, *names], "The background with the names")
-        card = {
-            **self.protocol(),
-            "prob_thd": protocol.prob_thd,
-            "words": asked.words,
-            "background": label,
-        }
-        return _Question(asked, self._embed_text(asked), protocol, label, card)
+            words = vocabulary.words
+            vocabulary = vocabulary.with_background(background)
+            label = vocabulary.names[0]
+            _require_reached(label, len(vocabulary.queries), protocol.prob_thd)
+        else:
+            check_type("background", background, Sequence[str] | None)
+            if background is not None:
+                where = "The background with the names"
+                vocabulary = Vocabulary.from_names([background, *names], where)
+            else:
+                protocol.require_background(vocabulary.names[0], "the names")
+            words = vocabulary.words
+        bank, queries = self.pipeline.text_bank, vocabulary.queries
+        text = Text(self._encode_text(queries), queries, vocabulary.class_of_query, bank)
+        provenance = self.protocol()
+        provenance |= dict(prob_thd=protocol.prob_thd, words=words, background=label)
+        return _Question(vocabulary.names, Task(text, protocol), provenance)
 
     def _answer(
         self, pictures: Sequence[np.ndarray], questions: Sequence[_Question], keep_scores: bool
     ) -> list[list[Segmentation]]:
-        """For each question a result for each picture.
-
-        A background that is only a label needs the scores, kept or not.
-        """
-        keep = keep_scores or any(question.background is not None for question in questions)
+        """For each question a result for each picture."""
+        kept = sum(len(question.names) for question in questions) if keep_scores else 0
         for pixels in pictures:
-            _check_scores(pixels, sum(len(question.names) for question in questions) if keep else 0)
+            _check_scores(pixels, kept)
         clip = self.pipeline.method.clip
         normalised = [
             clip.normalise(resize_short_side(pixels, self.short_side, clip.trunk.patch))
             for pixels in pictures
         ]
         sizes = [pixels.shape[:2] for pixels in pictures]
-        found = self.pipeline.segment(
-            normalised, [question.task for question in questions], [sizes] * len(questions), keep
-        )
-        answers = []
-        for question, maps in zip(questions, found, strict=True):
-            results = []
-            for pixels, (labels, scores) in zip(pictures, maps, strict=True):
-                if question.background is not None:
-                    labels, scores = leave_to_background(scores, question.protocol)
-                kept = scores.cpu().numpy() if keep_scores else None
-                results.append(
-                    Segmentation(labels.cpu().numpy(), question.names, kept, pixels, question.card)
+        tasks = [question.task for question in questions]
+        found = self.pipeline.segment(normalised, tasks, sizes, keep_scores)
+        return [
+            [
+                Segmentation(
+                    labels.cpu().numpy(),
+                    question.names,
+                    scores.cpu().numpy() if keep_scores else None,
+                    pixels,
+                    question.provenance,
                 )
-            answers.append(results)
-        return answers
+                for pixels, (labels, scores) in zip(pictures, maps, strict=True)
+            ]
+            for question, maps in zip(questions, found, strict=True)
+        ]
 
     def _stream(
         self,
@@ -338,7 +324,7 @@ class Segmenter:
         keep_scores: bool,
         yield_errors: bool,
     ) -> Iterator[Segmentation | SFPError]:
-        names = len(question.names) if keep_scores or question.background is not None else 0
+        names = len(question.names) if keep_scores else 0
         batch: list[np.ndarray] = []
         windows = size = 0
         for picture in _read_ahead(images):
@@ -363,45 +349,36 @@ class Segmenter:
             yield from self._answer(batch, [question], keep_scores)[0]
 
     def _cost(self, pixels: np.ndarray, names: int) -> tuple[int, int, int]:
-        """How many windows a picture has, how many make a batch, and the bytes of its results with the scores of ``names``."""
+        """A picture's number of windows, how many make a batch, and the bytes of its results."""
         _check_scores(pixels, names)
-        height, width = resized_size(
-            *pixels.shape[:2], self.short_side, self.pipeline.method.trunk.patch
-        )
-        protocol = self.pipeline.protocol
+        patch, protocol = self.pipeline.method.trunk.patch, self.pipeline.protocol
+        height, width = resized_size(*pixels.shape[:2], self.short_side, patch)
         windows = window_grid(height, width, protocol.window, protocol.stride)
-        return (
-            len(windows),
-            self.pipeline.batch_of(*windows[0].size),
-            pixels[..., 0].size * (4 * names + 11),
-        )
+        at_once = self.pipeline.batch_of(*windows[0].size)
+        return len(windows), at_once, pixels[..., 0].size * (4 * names + 11)
 
 
-def leave_to_background(probabilities: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor]:
-    """Labels and scores with a background that wasn't asked for, from the probabilities (K, H, W) of the names.
-
-    Names whose share of all pixels is not above ``area_thd`` are dropped, then pixels whose best name is less probable
-    than ``prob_thd`` become label 0, the background, whose score is that threshold everywhere.
-
-    Returns:
-        (H, W) int64 and (1 + K, H, W) float32.
-    """
-    if protocol.area_thd is not None:
-        counts = torch.bincount(probabilities.argmax(0).flatten(), minlength=len(probabilities))
-        dropped = counts <= protocol.area_thd * counts.sum()
-        probabilities = probabilities.masked_fill(dropped[:, None, None], 0.0)
-    best, label = probabilities.max(0)
-    labels = (label + 1).masked_fill(best < protocol.prob_thd, 0)
-    return labels, torch.cat([torch.full_like(probabilities[:1], protocol.prob_thd), probabilities])
+def _require_reached(background: str, words: int, prob_thd: float) -> None:
+    """Raises SFPError where no pixel could fall to a background that is only a label."""
+    least = 1 / words
+    if prob_thd > least:
+        return
+    hint = f"set prob_thd between {least:.2g} and 1" if least < 1 else "name more things"
+    raise SFPError(
+        f"Nothing would fall to the background {background!r}: the best of {words} words always has"
+        f" a probability of at least {least:.2g}, and prob_thd is {prob_thd:g}; {hint}, or give the"
+        f" background as a list of words to ask for, such as [{background!r}, 'wall', 'floor']."
+    )
 
 
 def _check_scores(pixels: np.ndarray, names: int) -> None:
+    """Raises SFPError where the scores of a picture would take too much memory."""
     height, width = pixels.shape[:2]
     if 4 * names * height * width > _MOST_SCORES:
         taken = 4 * names * height * width / (1 << 30)
         raise SFPError(
-            f"The scores of {names} names on {width}x{height} pixels would take {taken:.1f} GiB; pass keep_scores=False and no "
-            "background that is only a label, or make the picture smaller."
+            f"The scores of {names} names on {width}x{height} pixels would take {taken:.1f} GiB;"
+            " pass keep_scores=False, or make the picture smaller."
         )
 
 

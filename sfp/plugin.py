@@ -17,8 +17,6 @@ _MODULES = {
     "DATASETS": "sfp.datasets.mmseg_datasets",
     "TRANSFORMS": "sfp.datasets.wide_labels",
     "METRICS": "sfp.evaluation.metric",
-    "HOOKS": "sfp.evaluation.metric",
-    "DATA_SAMPLERS": "sfp.evaluation.metric",
 }
 
 

@@ -1,26 +1,60 @@
-"""A table from names to classes: methods and detectors register themselves in theirs."""
+"""Registries: classes by name, built with checked options. Methods, detectors, refiners and backbones."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
-from typing import Any, get_type_hints
+from collections.abc import Mapping
+from typing import Any, ClassVar, get_type_hints
 
 from sfp.errors import unknown_choice
 from sfp.options import check_type
 
 
+class Registered:
+    """Base of registered classes: annotated attributes of the class body are options, dataclass fields.
+
+    An attribute without annotation would be no option, though it looks like one: it is refused, unless a base
+    class declares it as a ``ClassVar``.
+    """
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        declared = {name for base in cls.__mro__ for name in inspect.get_annotations(base)}
+        for name, value in vars(cls).items():
+            plain = not callable(value) and not isinstance(value, _DESCRIPTORS)
+            if plain and not name.startswith("_") and name not in declared:
+                raise TypeError(
+                    f"{cls.__name__}.{name} has no type; write {name}: {type(value).__name__} = {value!r}"
+                    f" for an option, or {name}: ClassVar = ... for a constant."
+                )
+        dataclasses.dataclass(kw_only=True, repr=False, eq=False)(cls)
+
+    def __repr__(self) -> str:
+        options = ", ".join(
+            f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self)
+        )
+        return f"{self.name}({options})"
+
+
+_DESCRIPTORS = (property, classmethod, staticmethod, functools.cached_property)
+
+
 class Registry:
-    """Classes of one kind by name. Importing the package that they live in fills the table."""
+    """Classes of one kind by name. Importing the package that they live in fills it."""
 
     def __init__(self, kind: str, package: str):
         self.kind, self.package = kind, package
         self._classes: dict[str, type] = {}
+        self._unlisted: set[str] = set()
 
-    def register(self, name: str):
-        """Class decorator: enter a class under ``name``.
+    def register(self, name: str, listed: bool = True):
+        """Class decorator: enter a class under ``name``; ``names`` leaves it out unless it is listed.
 
         Raises:
             ValueError: the name is taken.
@@ -28,18 +62,19 @@ class Registry:
 
         def enter(cls: type) -> type:
             if name in self._classes:
-                raise ValueError(
-                    f"The {self.kind} name {name!r} is taken by {self._classes[name].__module__}."
-                )
+                taken = self._classes[name].__module__
+                raise ValueError(f"The {self.kind} name {name!r} is taken by {taken}.")
             cls.name = name
             self._classes[name] = cls
+            if not listed:
+                self._unlisted.add(name)
             return cls
 
         return enter
 
     def names(self) -> list[str]:
         self._import_all()
-        return sorted(self._classes)
+        return sorted(set(self._classes) - self._unlisted)
 
     def get(self, name: str) -> type:
         """The class of that name.
@@ -48,43 +83,32 @@ class Registry:
             SFPError: unknown name; the message offers the closest one.
         """
         self._import_all()
-        if name not in self._classes:
-            raise unknown_choice(self.kind, name, sorted(self._classes))
+        if not isinstance(name, str) or name not in self._classes:
+            raise unknown_choice(self.kind, name, self.names())
         return self._classes[name]
 
     def options(self, name: str) -> dict[str, Any]:
-        """Options of a class with their defaults, those that its base classes take included."""
-        found: dict[str, Any] = {}
-        for cls in reversed(self.get(name).__mro__[:-1]):
-            for parameter in inspect.signature(cls.__init__).parameters.values():
-                if parameter.kind is parameter.KEYWORD_ONLY:
-                    found[parameter.name] = parameter.default
-        return found
+        """The options of a class with their defaults."""
+        fields = dataclasses.fields(self.get(name))
+        return {field.name: field.default for field in fields if field.kw_only}
 
-    def check_options(self, name: str, options: dict[str, Any]) -> None:
-        """Raises SFPError for an option that the class lacks, or a value of another type than its annotation.
-
-        Where the class's ``choices`` name the values of an option, only these pass.
-        """
-        known = self.options(name)
-        choices: dict[str, tuple] = {}
-        hints: dict[str, Any] = {}
-        for cls in reversed(self.get(name).__mro__):
-            choices.update(vars(cls).get("choices", {}))
-            hints.update(get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__))
+    def check_options(self, name: str, options: Mapping[str, Any]) -> None:
+        """Raises SFPError for an option that the class lacks, or a value of another type."""
+        known, hints = self.options(name), get_type_hints(self.get(name), include_extras=True)
         for option, value in options.items():
             if option not in known:
                 raise unknown_choice(f"option of {self.kind} {name}", option, sorted(known))
-            if option not in choices:
-                check_type(
-                    f"{option} of {self.kind} {name}", value, hints.get(option, Any), known[option]
-                )
-            elif isinstance(value, (list, dict)) or value not in choices[option]:
-                raise unknown_choice(
-                    f"{option} of {self.kind} {name}",
-                    value,
-                    [str(choice) for choice in choices[option]],
-                )
+            what = f"{option} of {self.kind} {name}"
+            check_type(what, value, hints[option], known[option])
+
+    def build(self, name: str, **options: Any) -> Any:
+        """An object of that class.
+
+        Raises:
+            SFPError: unknown name or option, or a wrong value.
+        """
+        self.check_options(name, options)
+        return self.get(name)(**options)
 
     def _import_all(self) -> None:
         package = importlib.import_module(self.package)

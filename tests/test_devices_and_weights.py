@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sfp
-from sfp.clip.clip import unit
+from sfp.clip.clip import l2_normalise
 from sfp.datasets import toyland
 
 WEIGHTS = os.environ.get("SFP_TEST_WEIGHTS")  # the path of OpenAI's ViT-B-16.pt
@@ -45,6 +45,6 @@ def test_openai_weights_know_colours():
     assert clip.quick_gelu
     pictures = torch.zeros(2, 3, 224, 224)
     pictures[0, 0], pictures[1, 2] = 255, 255
-    images = unit(clip.encode_image(clip.normalise(pictures)))
-    words = unit(clip.encode_text(clip.tokenize(["a red picture", "a blue picture"])))
+    images = l2_normalise(clip.encode_image(clip.normalise(pictures)))
+    words = l2_normalise(clip.encode_text(clip.tokenize(["a red picture", "a blue picture"])))
     assert (images @ words.T).argmax(1).tolist() == [0, 1]

@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
-from sfp.evaluation.counts import Figures, count_image, sum_counts
+from sfp.evaluation.counts import Figures, sum_counts
 from sfp.evaluation.markdown import markdown_table
 from sfp.plugin import require_mmseg
 
@@ -70,50 +69,33 @@ def compare(args: argparse.Namespace) -> None:
     require_mmseg()
     from mmseg.registry import MODELS
 
-    from sfp.evaluation.config import building, read_config
-    from sfp.evaluation.dataset import build_dataset, check_task, spread_over
+    from sfp.evaluation.config import building, ignore_index, read_config, read_protocol
+    from sfp.evaluation.dataset import build_dataset, check_task, image_names, spread_over
+    from sfp.evaluation.loop import Part, evaluate
     from sfp.pipeline import Task
-    from sfp.segmentor import read_protocol
 
     if args.images is not None and args.images < 1:
         raise SFPError(f"--images is {args.images}; give at least 1.")
     for method in args.methods or [None]:
-        cfg = read_config(
-            args.config, [*([f"model.method={method}"] if method else []), *args.cfg_options]
-        )
+        chosen_method = [f"model.method={method}"] if method else []
+        cfg = read_config(args.config, [*chosen_method, *args.cfg_options])
         vocabularies = read_vocabularies(cfg, args.names, args.distractors)
-        dataset = build_dataset(cfg)
+        dataset, protocol = build_dataset(cfg), read_protocol(cfg.model)
         for label, (vocabulary, added) in vocabularies.items():
             if not added:
-                check_task(
-                    vocabulary, read_protocol(cfg.model), dataset, f"The vocabulary {label!r}"
-                )
+                check_task(vocabulary, protocol, dataset, f"The vocabulary {label!r}")
         with building("The model"):
             model = MODELS.build(cfg.model)
-        tasks = [
-            Task(v, model.pipeline.embed_text(v), model.pipeline.protocol)
-            for v, _ in vocabularies.values()
-        ]
-        chosen = spread_over(dataset, args.images or len(dataset))
-        counts: list[list[np.ndarray]] = [[] for _ in tasks]
-        for index in tqdm(chosen, desc=model.pipeline.method.name, unit="image"):
-            item = dataset[index]
-            sample = item["data_samples"]
-            batch = model.data_preprocessor(dict(inputs=[item["inputs"]], data_samples=[sample]))
-            sizes = [[tuple(sample.ori_shape[:2])] for _ in tasks]
-            found = model.pipeline.segment(list(batch["inputs"]), tasks, sizes)
-            for own, task, ((labels, _),) in zip(counts, tasks, found, strict=True):
-                own.append(
-                    count_image(
-                        labels.cpu(),
-                        sample.gt_sem_seg.data[0],
-                        len(task.vocabulary.names),
-                        name=sample.seg_map_path,
-                    )
-                )
-        print(
-            f"{model.pipeline.method.name}, {model.frozen.name}, {len(chosen)} images of {type(dataset).__name__}\n"
-        )
+        names = image_names(dataset)
+        chosen = [names[index] for index in spread_over(dataset, args.images or len(dataset))]
+        parts = []
+        for vocabulary, _ in vocabularies.values():
+            task = Task(model.pipeline.encode_text(vocabulary), protocol)
+            parts.append(Part(dataset, task, ignore_index(cfg), vocabulary.names, chosen))
+        evaluate(model, parts)
+        counts = [list(part.counts.values()) for part in parts]
+        name, images = model.pipeline.method.name, f"{len(chosen)} images"
+        print(f"{name}, {model.frozen.name}, {images} of {type(dataset).__name__}\n")
         print(table(vocabularies, counts, len(dataset.metainfo["classes"])))
 
 
@@ -124,8 +106,8 @@ def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> di
     Raises:
         SFPError: a file that isn't LABEL=FILE, a label that stands twice, or bad names.
     """
+    from sfp.evaluation.config import read_vocabulary
     from sfp.pipeline import Vocabulary
-    from sfp.segmentor import read_vocabulary
 
     separator = cfg.model.get("name_separator", ", ")
     official = read_vocabulary(cfg.model)

@@ -284,11 +284,11 @@ def measure_images(
     from sfp.pipeline.decode import decode
     from sfp.pipeline.score_map import ScoreMap
     from sfp.pipeline.windows import cut, window_grid
+    from sfp.stages import Text, View
 
     names = [f"thing {i}" for i in range(args.classes)]
-    text = torch.nn.functional.normalize(torch.randn(args.classes, clip.embed_dim), dim=-1).to(
-        clip.device
-    )
+    vectors = torch.randn(args.classes, clip.embed_dim)
+    text = Text(torch.nn.functional.normalize(vectors, dim=-1).to(clip.device))
     noise = np.random.default_rng(0).integers(
         0, 256, (args.image[0] // 8, args.image[1] // 8, 3), np.uint8
     )
@@ -305,6 +305,7 @@ def measure_images(
         image = load()
         grid = window_grid(*image.shape[1:], 224, 112)
         windows = torch.stack([cut(image, window) for window in grid])
+        boxes = torch.tensor([[w.top, w.left, w.bottom, w.right] for w in grid])
         for_plain = windows.to(plain.visual.conv1.weight.dtype)
         size = clip.model.visual.image_size[0]
         if windows.shape[-1] != size:  # open_clip takes its native size alone
@@ -312,8 +313,8 @@ def measure_images(
         parts = windows.split(clip.trunk.windows_at_once(*windows.shape[-2:]))
         for name, segmenter in segmenters.items():
             method = segmenter.pipeline.method
-            seen = [method.see(part) for part in parts]
-            maps = torch.cat([method.compare(part, text) for part in seen])
+            view = View(image, boxes, method.run(windows))
+            maps = method.score(view, text)
             stitched = ScoreMap.of_windows(maps, grid, image.shape[1:]).resized(tuple(args.image))
             calls = {
                 "plain": lambda: plain.encode_image(for_plain),
@@ -321,10 +322,8 @@ def measure_images(
                 "trunk": lambda: [
                     clip.trunk.run(part, last=clip.trunk.layers - 1) for part in parts
                 ],
-                "see": lambda method=method: [method.see(part) for part in parts],
-                "text similarity": lambda method=method, seen=seen: [
-                    method.compare(part, text) for part in seen
-                ],
+                "encode": lambda method=method: method.run(windows),
+                "text similarity": lambda method=method, view=view: method.score(view, text),
                 "stitch": lambda maps=maps: ScoreMap.of_windows(
                     maps, grid, image.shape[1:]
                 ).resized(tuple(args.image)),
@@ -335,7 +334,8 @@ def measure_images(
             }
             seconds = in_rounds(calls, args.rounds, clip.device)
             seconds["method"] = [
-                see - trunk for see, trunk in zip(seconds["see"], seconds["trunk"], strict=True)
+                encode - trunk
+                for encode, trunk in zip(seconds["encode"], seconds["trunk"], strict=True)
             ]
             row = {
                 "method": name,
@@ -402,9 +402,9 @@ def floors(
     """Milliseconds that each stage takes at least at these rates: by its operations or its bytes, whichever is more."""
     done = {
         stage: gflop(calls[stage]) * 1e9
-        for stage in ("trunk", "see", "text similarity", "stitch", "decode labels")
+        for stage in ("trunk", "encode", "text similarity", "stitch", "decode labels")
     }
-    done |= {"decode": 0.0, "method": done["see"] - done["trunk"]}
+    done |= {"decode": 0.0, "method": done["encode"] - done["trunk"]}
     return {stage: 1e3 * max(done[stage] / rates[0], least[stage] / rates[1]) for stage in STAGES}
 
 

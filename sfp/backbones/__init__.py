@@ -1,1 +1,5 @@
-"""Second frozen models, which methods look at images with besides CLIP."""
+"""Second frozen models, which some methods use besides CLIP: timm's ViTs, plain colours."""
+
+from sfp.backbones._backbone import Backbone, load_backbone
+
+__all__ = ["Backbone", "load_backbone"]

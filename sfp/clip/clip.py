@@ -59,7 +59,7 @@ class FrozenCLIP:
             )
         self.precision = precision
         self.model = model.float().eval().requires_grad_(False)
-        self.fingerprint = _fingerprint(model)  # of the weights as loaded, before any rounding
+        self.fingerprint = weights_sha256(model)  # of the weights as loaded, before any rounding
         _round_weights(model.visual, PRECISIONS[precision])
         self.model = model.to(device)
         self.trunk, self.text_tower = ImageTrunk(model.visual), TextTower(model)
@@ -139,7 +139,7 @@ def _round_weights(visual: nn.Module, dtype: torch.dtype) -> None:
     visual.proj.data = visual.proj.data.to(dtype)
 
 
-def _fingerprint(model: nn.Module) -> str:
+def weights_sha256(model: nn.Module) -> str:
     """SHA-256 of names, shapes and float32 bytes of all weights."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -148,6 +148,6 @@ def _fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def unit(vectors: Tensor) -> Tensor:
+def l2_normalise(vectors: Tensor) -> Tensor:
     """Rows of float32 length one; a zero row stays zero."""
     return F.normalize(vectors.float(), dim=-1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from sfp.clip.clip import unit
+from sfp.clip.clip import l2_normalise
 
 FEATURES = ("q", "k", "v", "tokens")
 
@@ -51,7 +51,7 @@ def coherence(features: Tensor, labels: Tensor, ignore: int = 255) -> float | No
         None where all pairs are of one kind.
     """
     kept = labels != ignore
-    rows, labels = unit(features[kept]), labels[kept]
+    rows, labels = l2_normalise(features[kept]), labels[kept]
     upper = torch.triu(torch.ones(len(labels), len(labels), dtype=torch.bool), diagonal=1)
     same = (labels[:, None] == labels[None, :])[upper]
     if bool(same.all()) or not bool(same.any()):

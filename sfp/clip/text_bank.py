@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from tqdm import tqdm
 
-from sfp.clip.clip import FrozenCLIP, unit
+from sfp.clip.clip import FrozenCLIP, l2_normalise
 from sfp.clip.prompts import PROMPT_SETS
 from sfp.errors import SFPError, unknown_choice
 from sfp.files import make_folder, sweep, whole_file
@@ -82,13 +82,17 @@ class TextBank:
         file = self._cache_file(unique)
         vectors = self._read(file, len(unique)) if file else None
         if vectors is None:
-            vectors = self._encode(unique)
+            vectors = l2_normalise(self._encode(unique).mean(1))
             if file:
                 _keep(file, vectors)
         vectors = vectors.to(self.clip.device)
         return vectors[
             torch.tensor([unique.index(query) for query in queries], device=vectors.device)
         ]
+
+    def encode_prompts(self, queries: Sequence[str]) -> Tensor:
+        """Unit vectors of each query in each single prompt, (Q, P, D) float32; not cached."""
+        return self._encode(list(queries)).to(self.clip.device)
 
     @torch.inference_mode()
     def _encode(self, queries: Sequence[str]) -> Tensor:
@@ -111,12 +115,14 @@ class TextBank:
             while first < len(unique):
                 longest = int(lengths[first])
                 some = order[first : first + max(1, tokens // longest)]
-                rows[some.to(rows.device)] = unit(self.clip.encode_text(ids[some, :longest]))
+                rows[some.to(rows.device)] = l2_normalise(
+                    self.clip.encode_text(ids[some, :longest])
+                )
                 first += len(some)
                 bar.update(len(some))
         place = {text: i for i, text in enumerate(unique)}
         rows = rows[torch.tensor([place[text] for text in texts], device=self.clip.device)]
-        return unit(rows.unflatten(0, (len(queries), len(self.prompts))).mean(1)).cpu()
+        return rows.unflatten(0, (len(queries), len(self.prompts))).cpu()
 
     def _cache_file(self, queries: Sequence[str]) -> Path | None:
         if self.cache_dir is None:

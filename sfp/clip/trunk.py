@@ -46,6 +46,7 @@ class LayerState:
         attention: a^l, the map averaged over heads, (B, 1 + N, 1 + N), if asked for.
         outliers: mask (B, N), set by the purifying hook.
         outlier_scores: the scores behind it, (B, N).
+        before_repair: the tokens as they were before that hook, (B, 1 + N, C); None without it.
     """
 
     layer: int
@@ -61,11 +62,17 @@ class LayerState:
     attention: Tensor | None = None
     outliers: Tensor | None = None
     outlier_scores: Tensor | None = None
+    before_repair: Tensor | None = None
 
     @property
     def patches(self) -> Tensor:
         """X^l_pat, (B, N, C)."""
         return self.tokens[:, 1:]
+
+    @property
+    def unrepaired(self) -> Tensor:
+        """X^l as the block made it, (B, 1 + N, C)."""
+        return self.tokens if self.before_repair is None else self.before_repair
 
     @property
     def cls(self) -> Tensor:
@@ -88,6 +95,28 @@ class Hook:
     layers: Collection[int]
     attention: Attention = Attention.NONE
     point: str = "block"
+
+
+def caching_hook(**layers: Collection[int]) -> tuple[Hook, dict[tuple[str, int], Tensor]]:
+    """A hook that keeps parts of layer states, and the cache that it fills.
+
+    Args:
+        layers: for each attribute of ``LayerState`` the layers at which it is kept.
+
+    Returns:
+        The hook, and the cache: ``cache["k", 7]`` are the keys of block 7.
+    """
+    cache: dict[tuple[str, int], Tensor] = {}
+
+    def keep(state: LayerState) -> None:
+        for name, wanted in layers.items():
+            if state.layer in wanted:
+                cache[name, state.layer] = getattr(state, name)
+
+    every = {layer for wanted in layers.values() for layer in wanted}
+    rows = {"cls_row", "cls_column", "diagonal"} & set(layers)
+    needed = Attention.MAP if "attention" in layers else Attention.ROWS if rows else Attention.NONE
+    return Hook(keep, every, needed), cache
 
 
 class ImageTrunk:

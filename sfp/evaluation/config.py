@@ -1,51 +1,74 @@
-"""Configs of evaluations: a dataset's config, a method's own settings from ``configs/methods``, overrides, in this order.
+"""Configs of evaluations: a dataset's config, a method's settings from ``configs/methods``, overrides.
 
-``settings`` chooses the protocol: ``own`` (unless told) is that of the method's authors, ``common`` the dataset's config for all
-methods, ``tcl`` the common one with TCL's sizes, short side 448 and windows of 448 at stride 224, on any dataset.
+``settings`` chooses the protocol: ``own``, the default, is that of the method's authors; ``common``
+the dataset's config for all methods; ``tcl`` the common one with TCL's sizes, short side 448 and
+windows of 448 at stride 224, on any dataset.
 """
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner
+from mmseg.registry import METRICS
 
 from sfp.errors import SFPError, unknown_choice
 from sfp.methods import list_methods
+from sfp.options import parse_options
+from sfp.pipeline import Protocol, Vocabulary
+from sfp.segmentor import SFPSegmentor
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 TCL = {"short_side": 448, "model.window": 448, "model.stride": 224}
+SETTINGS = ("own", "common", "tcl")
+_EXAMPLE = "configs/cfg_toyland.py"
+# what configs are made of: by the time of an override it has gone into other keys
+_READ_ALREADY = {
+    "data": "the environment variable SFP_DATA",
+    "data_roots": "test_dataloader.dataset.data_root",
+    "test_pipeline": "test_dataloader.dataset.pipeline",
+    "wide_test_pipeline": "test_dataloader.dataset.pipeline",
+    "dataset": "test_dataloader.dataset",
+    "custom_imports": "it in a config file",
+}
 
 
 def read_config(file: str | Path, options: list[str]) -> Config:
     """A config with overrides ``KEY=VALUE``.
 
-    ``model.method=NAME`` brings the settings of ``configs/methods/NAME.py``: its ``model``, what its ``datasets`` say
-    of the config's ``dataset``, and what its ``backbones`` say of both; with ``settings=common`` or ``settings=tcl`` its
-    ``model`` alone. A method without such a file comes as published: ``purify`` and ``pm`` of the config are another
-    method's. ``settings=tcl`` then sets TCL's short side, window and stride. Further overrides win. ``short_side`` is set
-    in the dataset's pipeline.
+    ``model.method=NAME`` brings the settings of ``configs/methods/NAME.py``: its ``model``, what its
+    ``datasets`` say of the config's ``dataset``, and what its ``backbones`` say of both; with
+    ``settings=common`` or ``settings=tcl`` its ``model`` alone. A method without such a file comes
+    as published: ``purify`` and ``pm`` of the config are another method's. ``settings=tcl`` then
+    sets TCL's short side, window and stride. Further overrides win. ``short_side`` is set in the
+    dataset's pipeline.
 
     Raises:
-        SFPError: no such file (the closest is offered), a mistake in it, or an option that isn't KEY=VALUE.
+        SFPError: no such file (the closest is offered), a mistake in it, or an option that isn't
+            KEY=VALUE.
     """
     path = Path(file)
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else CONFIGS
         known = sorted(folder.glob("cfg_*.py")) or sorted(CONFIGS.glob("cfg_*.py"))
         raise unknown_choice("config file", str(file), [str(p) for p in known])
+    if path.suffix != ".py":  # mmengine's reader of YAML runs what a file names
+        raise SFPError(f"The config {path} is no Python file; write it like {_EXAMPLE}.")
     cfg = _from_file(path)
-    overrides = _parse(options)
+    overrides = parse_options(options, "--cfg-options")
+    settings = overrides.get("settings", "own")
+    if settings not in SETTINGS:
+        raise unknown_choice("settings", settings, SETTINGS)
     _check_keys(cfg, overrides)
-    method, settings = overrides.get("model.method"), overrides.get("settings", "own")
+    method = overrides.get("model.method")
     if method is not None and "model" in cfg and method != cfg.model.get("method"):
         clip = overrides.get("model.clip", cfg.model.get("clip", ""))
         _take_method(cfg, method, clip, common=settings != "own")
@@ -60,79 +83,45 @@ def read_config(file: str | Path, options: list[str]) -> Config:
     for key in ("model", "test_dataloader", "test_evaluator"):
         if not isinstance(cfg.get(key), dict):
             raise SFPError(
-                f"The config {path} has no {key}=dict(...); name one that evaluates a dataset, such as configs/cfg_toyland.py."
+                f"The config {path} has no {key}=dict(...);"
+                f" name one that evaluates a dataset, such as {_EXAMPLE}."
             )
     dataset = cfg.test_dataloader.get("dataset")
     if not isinstance(dataset, dict) or "type" not in dataset:
         raise SFPError(
-            f"The config {path} has no test_dataloader.dataset.type; name one of a dataset, such as configs/cfg_toyland.py."
+            f"The config {path} has no test_dataloader.dataset.type;"
+            f" name one of a dataset, such as {_EXAMPLE}."
         )
     _set_short_side(cfg)
     return cfg
 
 
 def _from_file(path: Path) -> Config:
-    logging.disable(logging.INFO)  # mmengine tells of each environment variable that a config reads
+    logging.disable(logging.INFO)  # mmengine reports each environment variable that a config reads
     try:
-        cfg = Config.fromfile(path)
-        # mmengine prints it four times a run, and formatting takes a second each; its fromfile drops format_python_code
-        object.__setattr__(cfg, "_format_python_code", False)
-        return cfg
+        return Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise SFPError(
-            f"The config {path} can't be read ({type(error).__name__}: {error}); put it right, or name another."
+            f"The config {path} can't be read ({type(error).__name__}: {error});"
+            " put it right, or name another."
         ) from error
     finally:
         logging.disable(logging.NOTSET)
 
 
-def _parse(options: list[str]) -> dict:
-    """Overrides by dotted key."""
-    keys: set[str] = set()
-    for option in options:
-        key, equals, _ = option.partition("=")
-        if not equals or not all(part.strip() for part in key.split(".")):
-            raise SFPError(f"--cfg-options got {option!r}; write KEY=VALUE, such as model.pm=L2.")
-        if key in keys:
-            raise SFPError(
-                f"--cfg-options names {key} twice, the second time as {option!r}; keep one."
-            )
-        keys.add(key)
-    if not options:
-        return {}
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-    overrides = parser.parse_args(["--cfg-options", *options]).cfg_options
-    if overrides.get("settings", "own") not in ("own", "common", "tcl"):
-        raise unknown_choice("settings", overrides["settings"], ("own", "common", "tcl"))
-    return overrides
-
-
-def _check_keys(cfg: Config, overrides: dict) -> None:
+def _check_keys(cfg: Config, overrides: Mapping[str, Any]) -> None:
     """Raises SFPError for an override that would change nothing."""
-    known = {*cfg, *inspect.signature(Runner.__init__).parameters, "settings", "short_side"} - {
-        "self",
-        "cfg",
-    }
+    of_runner = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
+    known = {*cfg, *of_runner, "settings", "short_side"}
     for key in overrides:
         top = key.split(".")[0]
         if top not in known:
             raise unknown_choice("config key", key, sorted(known))
         if top in _READ_ALREADY:
             raise SFPError(
-                f"--cfg-options sets {key}, which the config has used already; set {_READ_ALREADY[top]} instead."
+                f"--cfg-options sets {key}, which the config has used already;"
+                f" set {_READ_ALREADY[top]} instead."
             )
-
-
-# what configs are made of: by the time of an override it has gone into other keys
-_READ_ALREADY = {
-    "data": "the environment variable SFP_DATA",
-    "data_roots": "test_dataloader.dataset.data_root",
-    "test_pipeline": "test_dataloader.dataset.pipeline",
-    "wide_test_pipeline": "test_dataloader.dataset.pipeline",
-    "dataset": "test_dataloader.dataset",
-    "custom_imports": "it in a config file",
-}
 
 
 def _take_method(cfg: Config, method: str, clip: str, common: bool) -> None:
@@ -158,42 +147,77 @@ def _set_short_side(cfg: Config) -> None:
         return
     if not isinstance(short_side, int) or short_side < 1:
         raise SFPError(f"short_side={short_side!r} is no number of pixels; give one such as 336.")
-    resizes = [
-        step
-        for step in cfg.test_dataloader.dataset.get("pipeline", [])
-        if step.get("type") == "Resize"
-    ]
+    steps = cfg.test_dataloader.dataset.get("pipeline", [])
+    resizes = [step for step in steps if step.get("type") == "Resize"]
     if not resizes:
         raise SFPError(
-            f"short_side={short_side} is given, but the pipeline of {cfg.filename} has no Resize; leave it out."
+            f"short_side={short_side} is given, but the pipeline of {cfg.filename} has no Resize;"
+            " leave it out."
         )
     for step in resizes:
         step.scale = (2048, short_side)
 
 
-@contextmanager
-def building(what: str) -> Iterator[None]:
-    """Errors of mmengine's builders as one sentence about a part of a config, such as a key that a class doesn't take.
+def method_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config's ``model`` says to the method: the keys that nothing else takes."""
+    segmentor = inspect.signature(SFPSegmentor.__init__).parameters
+    others = {"type", *segmentor, *Protocol.__dataclass_fields__}
+    return {key: value for key, value in model.items() if key not in others}
+
+
+def read_vocabulary(model: Mapping[str, Any]) -> Vocabulary:
+    """The classes that a config's ``model`` names; see ``Vocabulary.of_config``."""
+    keys = ("name_path", "names", "name_separator")
+    return Vocabulary.of_config(**{key: model[key] for key in keys if key in model})
+
+
+def read_protocol(model: Mapping[str, Any]) -> Protocol:
+    """What a config's ``model`` says of windows, thresholds and refinement.
 
     Raises:
-        SFPError: whatever went wrong; its own sentence where it has one.
+        SFPError: what ``Protocol`` refuses.
+    """
+    return Protocol(**{key: model[key] for key in Protocol.__dataclass_fields__ if key in model})
+
+
+def ignore_index(cfg: Config) -> int:
+    """Label of pixels that are not evaluated.
+
+    Raises:
+        SFPError: the evaluator is another one than ``ClassIoUMetric``, or the label no number.
+    """
+    if cfg.test_evaluator.get("type") != "ClassIoUMetric":
+        raise SFPError(
+            f"test_evaluator of {cfg.filename} has no ClassIoUMetric;"
+            " set it to dict(type='ClassIoUMetric')."
+        )
+    with building("The test_evaluator"):
+        return METRICS.build(cfg.test_evaluator).ignore_index
+
+
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """Errors of mmengine's builders as one sentence about a part of a config.
+
+    Raises:
+        SFPError: whatever went wrong, such as a key that a class doesn't take; its own sentence
+            where it has one.
     """
     try:
         yield
     except SFPError:
         raise
     except OSError as error:
-        where = error.filename or "a file of its own"
-        reason = error.strerror or error
+        where, reason = error.filename or "a file of its own", error.strerror or error
         raise SFPError(
-            f"{what} can't read or write {where} ({reason}); check the path, its permissions and the room on its disk."
+            f"{what} can't read or write {where} ({reason});"
+            " check the path, its permissions and the room on its disk."
         ) from error
     except Exception as error:  # a class of mmengine's, mmseg's or the user's
-        if "need at least one array to concatenate" in str(
-            error
-        ):  # mmengine's words for a dataset of length 0
+        if "need at least one array to concatenate" in str(error):  # its words for no images
             raise SFPError(
-                f"{what} has no images; check test_dataloader.dataset: its folders, list and suffixes."
+                f"{what} has no images;"
+                " check test_dataloader.dataset: its folders, list and suffixes."
             ) from error
         reason = (str(error).strip().splitlines() or [""])[-1].split(". ")[0]
         raise SFPError(
@@ -202,7 +226,7 @@ def building(what: str) -> Iterator[None]:
 
 
 def check_dataset(cfg: Config) -> None:
-    """Raises SFPError where a folder or list of the dataset is missing or empty, before any weights are loaded."""
+    """Raises SFPError where a folder or list of the dataset is missing or empty, before any loading."""
     dataset = cfg.test_dataloader.dataset
     if dataset.type == "ToylandDataset":
         return
@@ -215,7 +239,8 @@ def check_dataset(cfg: Config) -> None:
     for key, folder in dataset.get("data_prefix", {}).items():
         if folder and not (root / folder).is_dir():
             raise SFPError(
-                f"The folder {root / folder} (data_prefix.{key} of {dataset.type}) does not exist; {hint}."
+                f"The folder {root / folder} (data_prefix.{key} of {dataset.type}) does not exist;"
+                f" {hint}."
             )
     if next(root.glob(".unfinished_*"), None):
         raise SFPError(
@@ -226,21 +251,20 @@ def check_dataset(cfg: Config) -> None:
 
 
 def _check_list(path: Path, key: str, hint: str) -> None:
-    """Raises SFPError where a list of images is missing, is no text, is empty, or has an empty line or a name twice."""
+    """Raises SFPError where a list of images is missing or empty, or has a bad line or a name twice."""
     if not path.is_file():
         raise SFPError(f"The list {path} ({key}) does not exist; {hint}.")
+    again = "put a sound copy in its place"
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise SFPError(
-            f"The list {path} ({key}) can't be read ({error}); put a sound copy in its place."
-        ) from error
+        raise SFPError(f"The list {path} ({key}) can't be read ({error}); {again}.") from error
     if not any(lines):
-        raise SFPError(f"The list {path} ({key}) is empty; put a sound copy in its place.")
+        raise SFPError(f"The list {path} ({key}) is empty; {again}.")
     for number, line in enumerate(lines, 1):
         if not line or "\0" in line:
             raise SFPError(
-                f"Line {number} of the list {path} ({key}) is no name of an image; put a sound copy in its place."
+                f"Line {number} of the list {path} ({key}) is no name of an image; {again}."
             )
     name, times = Counter(lines).most_common(1)[0]
     if times > 1:

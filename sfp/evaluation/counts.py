@@ -1,4 +1,4 @@
-"""Exact counts of pixels per image and class, the figures made of them, and their store on disk, which survives ``kill -9``."""
+"""Exact counts of pixels per image and class, figures of them, and their store on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from sfp.errors import SFPError
 from sfp.files import make_folder, unwritable, whole_file
 
-_MEND = "mend that and give the same command again, which goes on from there"
+_HINT = "put that right and give the same command again, which goes on from there"
 
 
 def count_image(
@@ -92,20 +92,21 @@ class Figures:
 
 
 class CountStore:
-    """Counts of finished images in a folder, one file of lines for each rank, beside the card of the run they belong to.
+    """Counts of finished images in a folder, one file of lines for each rank.
 
-    Each line begins with a SHA-256 over itself and the card, so a line that is cut, damaged or of another run is known and
-    dropped: its image is counted again. The card in ``run.json`` only serves to say what differs.
+    Each line begins with a SHA-256 over itself and the run's provenance, so a line that is cut,
+    damaged or of another run is known and dropped: its image is counted again. ``run.json`` beside
+    them only serves to say what differs.
 
     Args:
         folder: where.
-        card: what the counts depend on: config, weights, dataset, code. Strings by name.
+        provenance: what the counts depend on: config, weights, dataset, code. Strings by name.
         rank: whose file is written. All files in the folder are read.
     """
 
-    def __init__(self, folder: Path, card: Mapping[str, str], rank: int = 0):
-        self.folder, self.card, self.rank = Path(folder), dict(card), rank
-        self._seal = hashlib.sha256(json.dumps(self.card, sort_keys=True).encode())
+    def __init__(self, folder: Path, provenance: Mapping[str, str], rank: int = 0):
+        self.folder, self.provenance, self.rank = Path(folder), dict(provenance), rank
+        self._seal = hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode())
         self._file = None
 
     def read(self, classes: int) -> dict[str, np.ndarray]:
@@ -115,12 +116,14 @@ class CountStore:
             SFPError: they belong to another run, which says what differs; or they can't be read.
         """
         try:
-            left = self._read_card()
-            changed = [key for key in self.card if left.get(key) != self.card[key]] if left else []
+            left = self._read_provenance()
+            changed = [key for key, own in self.provenance.items() if left.get(key) != own]
+            changed = changed if left else []
             if changed:
                 raise SFPError(
-                    f"The interrupted run in {self.folder.parent} had another {' and '.join(changed)}; "
-                    "start it afresh with --fresh, or choose another --work-dir."
+                    f"The interrupted run in {self.folder.parent} had another"
+                    f" {' and '.join(changed)}; start it afresh with --fresh,"
+                    " or choose another --work-dir."
                 )
             lines = [
                 line
@@ -129,7 +132,8 @@ class CountStore:
             ]
         except OSError as error:
             raise SFPError(
-                f"The interrupted run in {self.folder.parent} can't be read ({error}); choose another --work-dir."
+                f"The interrupted run in {self.folder.parent} can't be read ({error});"
+                " choose another --work-dir."
             ) from error
         found: dict[str, np.ndarray] = {}
         for line in lines:
@@ -147,8 +151,8 @@ class CountStore:
         digest.update(content)
         return digest.hexdigest()[:16].encode()
 
-    def _read_card(self) -> dict[str, Any]:
-        """The card of the run whose counts are there; nothing where it is missing or damaged."""
+    def _read_provenance(self) -> dict[str, Any]:
+        """What the counts in the folder depend on; nothing where it is missing or damaged."""
         try:
             left = json.loads((self.folder / "run.json").read_bytes())
         except (FileNotFoundError, ValueError, RecursionError):  # the last of many brackets
@@ -171,20 +175,20 @@ class CountStore:
             while line:  # unbuffered: one write, unless the disk is full
                 line = line[self._file.write(line) :]
         except OSError as error:
-            raise unwritable(file, error, _MEND) from error
+            raise unwritable(file, error, _HINT) from error
 
     def _open(self, file: Path) -> None:
-        make_folder(self.folder, _MEND)
+        make_folder(self.folder, _HINT)
         try:
-            if self._read_card() != self.card:
-                with whole_file(self.folder / "run.json", _MEND) as partial:
-                    partial.write_text(json.dumps(self.card, indent=1) + "\n")
+            if self._read_provenance() != self.provenance:
+                with whole_file(self.folder / "run.json", _HINT) as partial:
+                    partial.write_text(json.dumps(self.provenance, indent=1) + "\n")
             cut = file.is_file() and file.read_bytes()[-1:] not in (b"", b"\n")
             self._file = file.open("ab", buffering=0)
             if cut:
                 self._file.write(b"\n")
         except OSError as error:
-            raise unwritable(file, error, _MEND) from error
+            raise unwritable(file, error, _HINT) from error
 
     def clear(self) -> None:
         """Forget everything."""

@@ -1,4 +1,4 @@
-"""The dataset that a config evaluates: building it, what must fit it, and errors that name the file."""
+"""The dataset that a config evaluates: building it, what must fit it, errors that name its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def build_dataset(cfg: Config) -> BaseSegDataset:
     """The dataset that a config evaluates; its failures name the file.
 
     Raises:
-        SFPError: its folders or lists are missing, it has no images, or it can't be built, such as from a key that it doesn't take.
+        SFPError: its folders or lists are missing, it has no images, or it can't be built, such as
+            from a key that it doesn't take.
     """
     check_dataset(cfg)
     init_default_scope("mmseg")
@@ -38,11 +39,11 @@ def check_names(
     vocabulary: Vocabulary, dataset: BaseSegDataset, source: str = "The names file"
 ) -> None:
     """Raises SFPError where the names and the dataset have different numbers of classes."""
-    classes = dataset.metainfo["classes"]
-    if len(vocabulary.names) != len(classes):
+    given, classes = len(vocabulary.names), len(dataset.metainfo["classes"])
+    if given != classes:
         raise SFPError(
-            f"{source} has {len(vocabulary.names)} classes, but {type(dataset).__name__} has {len(classes)}; "
-            "give model.name_path a file with one line per class of the dataset, in its order."
+            f"{source} has {given} classes, but {type(dataset).__name__} has {classes};"
+            " give model.name_path a file with one line per class of the dataset, in its order."
         )
 
 
@@ -57,17 +58,7 @@ def check_task(
     What a threshold takes from a class falls to class 0, which must be a background.
     """
     check_names(vocabulary, dataset, source)
-    first = dataset.metainfo["classes"][0]
-    given = [
-        f"{key}={value}"
-        for key, value in (("prob_thd", protocol.prob_thd), ("area_thd", protocol.area_thd))
-        if value
-    ]
-    if given and first.lower() != "background":
-        raise SFPError(
-            f"model.{' and model.'.join(given)} would give pixels to the class 0 of {type(dataset).__name__}, {first!r}, which is no "
-            "background; set model.prob_thd=0.0 and model.area_thd=None."
-        )
+    protocol.require_background(dataset.metainfo["classes"][0], type(dataset).__name__)
 
 
 def short_name(path: str | os.PathLike) -> str:
@@ -82,22 +73,19 @@ def image_names(dataset: BaseSegDataset) -> list[str]:
 
 def spread_over(dataset: Sized, images: int) -> list[int]:
     """Indices of at most so many images, evenly over a dataset from its first to its last."""
-    return np.unique(
-        np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
-    ).tolist()
+    places = np.linspace(0, len(dataset) - 1, min(images, len(dataset)))
+    return np.unique(places.round().astype(int)).tolist()
 
 
 def short_side_of(dataset: BaseSegDataset) -> int | None:
     """To what a dataset's pipeline resizes the short side of its images."""
     transforms = getattr(dataset.pipeline, "pipeline", dataset.pipeline).transforms
-    return next(
-        (min(step.scale) for step in transforms if type(step).__name__ == "Resize" and step.scale),
-        None,
-    )
+    resizes = [step for step in transforms if type(step).__name__ == "Resize" and step.scale]
+    return min(resizes[0].scale) if resizes else None
 
 
 class NamedFailures:
-    """A dataset's pipeline whose failures name the file: put in the place of ``dataset.pipeline``."""
+    """A dataset's pipeline whose failures name the file, in the place of ``dataset.pipeline``."""
 
     def __init__(self, pipeline: Callable[[dict], dict]):
         self.pipeline = pipeline
@@ -106,19 +94,14 @@ class NamedFailures:
         """Run the pipeline on one item.
 
         Raises:
-            SFPError: something in it failed; names the image or label that can't be decoded, if one can't.
+            SFPError: something in it failed; names the image or label that can't be decoded, if one
+                can't.
         """
         try:
             prepared = self.pipeline(data)
         except Exception as error:  # mmcv asserts, OpenCV and PIL raise their own
             for path in (data.get("img_path"), data.get("seg_map_path")):
-                try:
-                    with Image.open(path) as image:
-                        image.load()
-                except Exception as reason:
-                    raise SFPError(
-                        f"{path} can't be read as an image ({reason}); put a sound copy in its place."
-                    ) from error
+                _require_image(path)
             if isinstance(error, SFPError):
                 raise
             self._check_label(data)
@@ -130,23 +113,33 @@ class NamedFailures:
         return prepared
 
     def _check_label(self, data: dict) -> None:
-        """Raises SFPError for a label map that mmcv would fold into eight bits, or that was never exact."""
-        if not any(
-            type(step).__name__ == "LoadAnnotations"
-            for step in getattr(self.pipeline, "transforms", ())
-        ):
+        """Raises SFPError for a label map that mmcv would fold into 8 bits, or that is not exact."""
+        steps = getattr(self.pipeline, "transforms", ())
+        if not any(type(step).__name__ == "LoadAnnotations" for step in steps):
             return
         with Image.open(data["seg_map_path"]) as label:
             if label.mode not in ("L", "P", "1") or label.format == "JPEG":
                 raise SFPError(
-                    f"The label {data['seg_map_path']} is a {label.format} of mode {label.mode}, which is not read exactly; save it as PNG "
-                    "with one byte a pixel, or load it by LoadWideLabels."
+                    f"The label {data['seg_map_path']} is a {label.format} of mode {label.mode},"
+                    " which is not read exactly; save it as PNG with one byte a pixel, or load it by"
+                    " LoadWideLabels."
                 )
+
+
+def _require_image(path: str | None) -> None:
+    """Raises SFPError for a file that can't be decoded."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception as reason:  # PIL's decoders raise anything
+        raise SFPError(
+            f"{path} can't be read as an image ({reason}); put a sound copy in its place."
+        ) from reason
 
 
 @contextmanager
 def named_deaths() -> Iterator[None]:
-    """Raises SFPError instead of torch's RuntimeErrors where a process that reads images, or another rank, died."""
+    """SFPError instead of torch's RuntimeErrors where a reading process, or another rank, died."""
     try:
         yield
     except RuntimeError as error:
@@ -154,10 +147,11 @@ def named_deaths() -> Iterator[None]:
         again = "the same command again goes on from here"
         if "DataLoader worker" in str(error):
             raise SFPError(
-                f"A process that reads images died ({reason}); {again}, and if memory ran out, set test_dataloader.num_workers=0."
+                f"A process that reads images died ({reason}); {again},"
+                " and if memory ran out, set test_dataloader.num_workers=0."
             ) from error
         if "gloo" in str(error) or "NCCL" in str(error):
             raise SFPError(
-                f"Another rank has ended ({reason}); see what it said, {again}."
+                f"Another rank has ended ({reason}); read its last line, {again}."
             ) from error
         raise

@@ -1,4 +1,7 @@
-"""A grid of evaluations: methods x backbones x datasets. Datasets that share their images share one pass of them."""
+"""A grid of evaluations: methods x backbones x datasets.
+
+Datasets that share their images share one pass of them.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import MODELS
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from sfp.errors import SFPError
-from sfp.evaluation.config import CONFIGS, building, read_config
+from sfp.evaluation.config import (
+    CONFIGS,
+    building,
+    ignore_index,
+    method_options,
+    read_config,
+    read_protocol,
+    read_vocabulary,
+)
 from sfp.evaluation.counts import CountStore
-from sfp.evaluation.dataset import build_dataset, check_task, image_names, named_deaths
-from sfp.evaluation.metric import ClassIoUMetric
+from sfp.evaluation.dataset import build_dataset, check_task
+from sfp.evaluation.loop import Part, evaluate
 from sfp.evaluation.provenance import (
-    code_fingerprint,
-    config_hash,
     dataset_fingerprint,
-    names_hash,
-    run_card,
+    finished_as,
+    run_provenance,
     write_results,
 )
 from sfp.evaluation.tables import read_results
@@ -34,7 +42,12 @@ from sfp.files import make_folder, only_one, sweep, whole_file
 from sfp.methods import METHODS, check_method
 from sfp.options import split_spec
 from sfp.pipeline import Task
-from sfp.segmentor import method_options, read_protocol, read_vocabulary
+
+# of a model's config: what may differ between cells that share a pass
+_OF_THE_TEXT = (
+    "name_path", "names", "name_separator", "logit_scale", "prob_thd", "area_thd", "refine",
+    "pamr_iterations", "pamr_dilations",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,8 +103,8 @@ class Cell:
         read_protocol(cfg.model)
         return cfg
 
-    def is_finished(self, cfg, dataset) -> bool:
-        """Whether its results are there, of this config, dataset and code."""
+    def is_finished(self, cfg: Config, dataset_sha256: str) -> bool:
+        """Whether its results are there, of this config, dataset, weights and code."""
         path = self.folder / "results.json"
         if not path.is_file():
             return False
@@ -99,72 +112,38 @@ class Cell:
             result = read_results(path, dict)
         except SFPError:  # cut or damaged: measured again and written over
             return False
-        code = code_fingerprint(METHODS.get(cfg.model.method))
-        now = dict(
-            config_sha256=config_hash(cfg),
-            dataset_fingerprint=dataset_fingerprint(dataset),
-            code_sha256=code,
-        )
-        now["names_sha256"] = names_hash(read_vocabulary(cfg.model))
+        now = finished_as(cfg, dataset_sha256, read_vocabulary(cfg.model))
         return all(result.get(key) == value for key, value in now.items())
 
 
 def plan(
     cells: Sequence[Cell], share: bool = True
 ) -> tuple[list[list[Cell]], list[Cell], dict[Cell, str]]:
-    """Groups of cells that one pass of the images serves, cells that are finished, and cells that can't start with the reason."""
+    """Groups of cells that one pass of the images serves, finished cells, and failed ones' reasons."""
     groups: dict[object, list[Cell]] = {}
     finished, failed = [], {}
+    known: dict[str, tuple[BaseSegDataset, str, str]] = {}  # each dataset is read once
     for cell in cells:
         try:
             cfg = cell.config()
-            dataset = build_dataset(cfg)
+            key = json.dumps(cfg.test_dataloader.dataset, sort_keys=True, default=str)
+            if key not in known:
+                dataset = build_dataset(cfg)
+                images = dataset_fingerprint(dataset, ["img_path"])
+                known[key] = dataset, dataset_fingerprint(dataset), images
+            dataset, whole, images = known[key]
             check_task(read_vocabulary(cfg.model), read_protocol(cfg.model), dataset)
-            if cell.is_finished(cfg, dataset):
+            if cell.is_finished(cfg, whole):
                 finished.append(cell)
                 continue
-            vision = {key: value for key, value in cfg.model.items() if key not in _OF_THE_TEXT}
-            resize = [
-                step for step in cfg.test_dataloader.dataset.pipeline if step.type == "Resize"
-            ]
-            key = (
-                json.dumps([vision, resize], sort_keys=True, default=str),
-                dataset_fingerprint(dataset, ["img_path"]),
-            )
-            groups.setdefault(key if share else cell, []).append(cell)
+            vision = {k: value for k, value in cfg.model.items() if k not in _OF_THE_TEXT}
+            steps = cfg.test_dataloader.dataset.pipeline
+            resize = [step for step in steps if step.type == "Resize"]
+            group = json.dumps([vision, resize], sort_keys=True, default=str), images
+            groups.setdefault(group if share else cell, []).append(cell)
         except SFPError as error:
             failed[cell] = str(error)
     return list(groups.values()), finished, failed
-
-
-# of a model's config: what may differ between cells that share a pass
-_OF_THE_TEXT = (
-    "name_path", "names", "name_separator", "logit_scale", "prob_thd", "area_thd", "pamr_iterations", "pamr_dilations",
-)  # fmt: skip
-
-
-class _Joined(Dataset):
-    """Of each image to do, the items of several datasets that have it; None where a dataset's cell is done with it.
-
-    Args:
-        datasets: with the same images, in any order.
-        wanted: for each dataset the images still to do, by short name.
-    """
-
-    def __init__(self, datasets: Sequence, wanted: Sequence[set[str]]):
-        self.datasets, self.wanted = datasets, wanted
-        self.places = [
-            {name: i for i, name in enumerate(image_names(dataset))} for dataset in datasets
-        ]
-        self.names = [name for name in self.places[0] if any(name in left for left in wanted)]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> list:
-        name = self.names[index]
-        joined = zip(self.datasets, self.places, self.wanted, strict=True)
-        return [dataset[places[name]] if name in left else None for dataset, places, left in joined]
 
 
 def run_group(cells: Sequence[Cell], fresh: bool = False, workers: int = 2) -> None:
@@ -175,109 +154,34 @@ def run_group(cells: Sequence[Cell], fresh: bool = False, workers: int = 2) -> N
     Raises:
         SFPError: wrong data, options or weights, or another process is at work on one of the cells.
     """
-    with contextlib.ExitStack() as held, named_deaths():
+    with contextlib.ExitStack() as held:
         for cell in sorted(cells, key=lambda cell: cell.folder):  # in one order, whoever else asks
             held.enter_context(only_one(cell.folder, "--out"))
             sweep(cell.folder)
-        _run_group(cells, fresh, workers)
-
-
-def _run_group(cells: Sequence[Cell], fresh: bool, workers: int) -> None:
-    configs = [cell.config() for cell in cells]
-    datasets = [build_dataset(cfg) for cfg in configs]
-    with building("The model"):
-        model = MODELS.build(configs[0].model)  # after the data, whose faults are found in no time
-    parts = [
-        _part(cell, cfg, dataset, model, fresh)
-        for cell, cfg, dataset in zip(cells, configs, datasets, strict=True)
-    ]
-    started = time.time()
-    joined = _Joined([part.dataset for part in parts], [part.left for part in parts])
-    try:
-        for items in tqdm(
-            DataLoader(joined, batch_size=1, num_workers=workers, collate_fn=_only),
-            unit="image",
-            mininterval=1.0,
-        ):
-            asked = [
-                (part, item) for part, item in zip(parts, items, strict=True) if item is not None
-            ]
-            first = asked[0][1]
-            batch = model.data_preprocessor(
-                dict(inputs=[first["inputs"]], data_samples=[first["data_samples"]])
-            )
-            sizes = [[tuple(item["data_samples"].ori_shape[:2])] for _, item in asked]
-            found = model.pipeline.segment(
-                list(batch["inputs"]), [part.task for part, _ in asked], sizes
-            )
-            for (part, item), ((labels, _),) in zip(asked, found, strict=True):
-                sample = item["data_samples"]
-                truth = dict(
-                    gt_sem_seg=dict(data=sample.gt_sem_seg.data),
-                    pred_sem_seg=dict(data=labels[None]),
-                )
-                part.metric.process(
-                    None,
-                    [dict(img_path=sample.img_path, seg_map_path=sample.seg_map_path, **truth)],
-                )
-    finally:
-        for part in parts:
-            part.store.close()
-    seconds = time.time() - started
-    for part in parts:
-        part.metric.evaluate(len(part.dataset))
-        others = [cell.dataset for cell in cells if cell is not part.cell]
-        write_results(
-            part.cell.folder / "results.json",
-            model,
-            part.task,
-            part.dataset,
-            part.metric,
-            part.card,
-            seconds,
-            others,
-        )
-        part.store.clear()
-
-
-@dataclass
-class _Part:
-    """One cell of a pass at work; ``left`` are the images still to do, by short name."""
-
-    cell: Cell
-    dataset: BaseSegDataset
-    task: Task
-    metric: ClassIoUMetric
-    store: CountStore
-    card: dict[str, str]
-    left: set[str]
-
-
-def _part(cell: Cell, cfg, dataset: BaseSegDataset, model, fresh: bool) -> _Part:
-    """Make ready what a cell needs, and read what an interrupted pass left of it."""
-    task = _task(model, cfg)
-    check_task(task.vocabulary, task.protocol, dataset)
-    metric = ClassIoUMetric(
-        **{key: value for key, value in cfg.test_evaluator.items() if key != "type"}
-    )
-    metric.dataset_meta = dataset.metainfo
-    card = run_card(config_hash(cfg), model, task, dataset)
-    store = CountStore(cell.folder / "counts", card)
-    if fresh:
-        store.clear()
-    left = set(image_names(dataset)) - metric.resume(store, len(dataset.metainfo["classes"]))
-    return _Part(cell, dataset, task, metric, store, card, left)
-
-
-def _only(items: list) -> list:
-    """The one item of a batch."""
-    return items[0]
-
-
-def _task(model, cfg) -> Task:
-    """What a cell asks of each image."""
-    vocabulary = read_vocabulary(cfg.model)
-    return Task(vocabulary, model.pipeline.embed_text(vocabulary), read_protocol(cfg.model))
+        configs = [cell.config() for cell in cells]
+        datasets = [build_dataset(cfg) for cfg in configs]
+        with building("The model"):
+            model = MODELS.build(configs[0].model)  # after the data, whose faults are found at once
+        parts = []
+        for cell, cfg, dataset in zip(cells, configs, datasets, strict=True):
+            vocabulary, protocol = read_vocabulary(cfg.model), read_protocol(cfg.model)
+            check_task(vocabulary, protocol, dataset)
+            task = Task(model.pipeline.encode_text(vocabulary), protocol)
+            part = Part(dataset, task, ignore_index(cfg))
+            store = CountStore(cell.folder / "counts", run_provenance(cfg, model, part))
+            held.callback(store.close)
+            if fresh:
+                store.clear()
+            part.resume(store)
+            parts.append(part)
+        started = time.time()
+        evaluate(model, parts, workers=workers)
+        seconds = time.time() - started
+        for cell, cfg, part in zip(cells, configs, parts, strict=True):
+            others = [other.dataset for other in cells if other is not cell]
+            path, provenance = cell.folder / "results.json", part.store.provenance
+            write_results(path, cfg, model, part, provenance, seconds, others)
+            part.store.clear()
 
 
 def save_group(cells: Sequence[Cell], path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Where a figure comes from: hashes of config, names, weights, dataset and code, and ``results.json``."""
+"""Where a figure comes from: hashes of config, names, weights, dataset, code; and ``results.json``."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import json
@@ -20,46 +21,50 @@ from mmseg.datasets import BaseSegDataset
 from sfp.errors import SFPError
 from sfp.evaluation.counts import as_json
 from sfp.evaluation.dataset import short_name, short_side_of
-from sfp.evaluation.metric import ClassIoUMetric
-from sfp.files import whole_file
+from sfp.evaluation.loop import Part
+from sfp.files import file_digest, whole_file
 from sfp.methods import METHODS, Method, list_methods
-from sfp.pipeline import Task, Vocabulary
+from sfp.pipeline import Vocabulary
 from sfp.segmentor import SFPSegmentor
 
 _PACKAGES = (
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "mmengine",
-    "mmcv-lite",
-    "mmcv",
-    "onedl-mmsegmentation",
-    "mmsegmentation",
-    "numpy",
-)
+    "torch", "torchvision", "open_clip_torch", "mmengine", "mmcv-lite", "mmcv",
+    "onedl-mmsegmentation", "mmsegmentation", "numpy",
+)  # fmt: skip
 
 
-def run_card(
-    config_sha256: str, model: SFPSegmentor, task: Task, dataset: BaseSegDataset
-) -> dict[str, str]:
-    """What the counts of a run depend on, by name: config, names, weights, dataset, code, and the kind of device."""
+def run_provenance(cfg: Config, model: SFPSegmentor, part: Part) -> dict[str, str]:
+    """What a run's counts depend on, by name: config, names, weights, dataset, code, device."""
+    method, frozen = model.pipeline.method, model.frozen
+    further = {name: backbone.fingerprint for name, backbone in method.backbones.items()}
     return {
-        "config": config_sha256,
-        "names": names_hash(task.vocabulary),
-        "weights": model.frozen.fingerprint,
-        "dataset": dataset_fingerprint(dataset),
-        "code": code_fingerprint(type(model.pipeline.method)),
-        "device": f"{model.frozen.device.type} {model.frozen.precision}",
+        "config": config_hash(cfg),
+        "names": _sha256(part.task.text.words, part.task.text.class_of_query),
+        "weights": frozen.fingerprint,
+        "backbones": json.dumps(further, sort_keys=True),
+        "dataset": dataset_fingerprint(part.dataset),
+        "code": code_fingerprint(type(method)),
+        "device": f"{frozen.device.type} {frozen.precision}",
+    }
+
+
+def finished_as(cfg: Config, dataset_sha256: str, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What a ``results.json`` says if it is of this config, dataset, code, and these files of weights."""
+    return {
+        "config_sha256": config_hash(cfg),
+        "dataset_fingerprint": dataset_sha256,
+        "code_sha256": code_fingerprint(METHODS.get(cfg.model.method)),
+        "names_sha256": _sha256(vocabulary.queries, vocabulary.class_of_query),
+        "weight_files": weight_files(cfg),
     }
 
 
 def write_results(
     path: Path,
+    cfg: Config,
     model: SFPSegmentor,
-    task: Task,
-    dataset: BaseSegDataset,
-    metric: ClassIoUMetric,
-    card: Mapping[str, str],
+    part: Part,
+    provenance: Mapping[str, str],
     seconds: float,
     shared_with: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -71,40 +76,46 @@ def write_results(
 
     Returns:
         What was written. Metrics are percentages.
+
+    Raises:
+        SFPError: not all images were counted.
     """
     frozen, method, bank = model.frozen, model.pipeline.method, model.pipeline.text_bank
+    text, purifier = part.task.text, method.purifier
+    words: list[list[str]] = [[] for _ in range(text.class_of_query[-1] + 1)]
+    for word, place in zip(text.words, text.class_of_query, strict=True):
+        words[place].append(word)
+    packages = {name: found for name in _PACKAGES if (found := _version(name))}
     result = {
         "method": method.name,
         "options": method.options(),
         "changed_options": method.changed_options(),
-        "purify": method.purifier is not None,
-        "pm": method.purifier.detector.name if method.purifier else None,
-        "purifier": repr(method.purifier.detector) if method.purifier else None,
+        "purify": purifier is not None,
+        "pm": purifier.detector.name if purifier else None,
+        "purifier": repr(purifier.detector) if purifier else None,
         "backbone": frozen.name,
         "pretrained": frozen.pretrained,
         "weights_sha256": frozen.fingerprint,
+        "weight_files": weight_files(cfg),
+        "backbones": json.loads(provenance["backbones"]),
         "precision": frozen.precision,
         "device": str(frozen.device),
-        "dataset": type(dataset).__name__,
-        **as_json(metric.figures, dataset.metainfo["classes"]),
-        "images": metric.images,
+        "dataset": type(part.dataset).__name__,
+        **as_json(part.figures(), part.classes),
+        "images": len(part.chosen),
         "seconds": round(seconds, 2),
-        "images_resumed": metric.resumed,
+        "images_resumed": part.resumed,
         "shared_with": list(shared_with),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "protocol": {**task.protocol.as_dict(), "short_side": short_side_of(dataset)},
-        "names": task.vocabulary.words,
-        "names_sha256": card["names"],
+        "protocol": {**part.task.protocol.as_dict(), "short_side": short_side_of(part.dataset)},
+        "names": words,
+        "names_sha256": provenance["names"],
         "prompts": len(bank.prompts),
-        "prompts_sha256": hashlib.sha256(json.dumps(list(bank.prompts)).encode()).hexdigest(),
-        "dataset_fingerprint": card["dataset"],
-        "code_sha256": card["code"],
-        "versions": {
-            "python": platform.python_version(),
-            **{p: v for p in _PACKAGES if (v := _version(p))},
-            "sfp": _version("sfp"),
-        },
-        "config_sha256": card["config"],
+        "prompts_sha256": _sha256(list(bank.prompts)),
+        "dataset_fingerprint": provenance["dataset"],
+        "code_sha256": provenance["code"],
+        "versions": {"python": platform.python_version(), **packages, "sfp": _version("sfp")},
+        "config_sha256": provenance["config"],
     }
     with whole_file(path) as partial:
         partial.write_text(json.dumps(result, indent=2) + "\n")
@@ -114,22 +125,24 @@ def write_results(
 def dataset_fingerprint(
     dataset: BaseSegDataset, files: Sequence[str] = ("img_path", "seg_map_path")
 ) -> str:
-    """SHA-256 over an mmseg dataset: the short names of all images and labels (or one of them) in their order, the images'
-    sizes in bytes, and the labels' contents.
+    """SHA-256 over an mmseg dataset.
 
-    An image that changes without changing its size in bytes is not noticed: to read all images would take as long as a fast evaluation.
+    Of the short names of all images and labels (or one of them) in their order, the images' sizes in
+    bytes, and the labels' contents. An image that changes without changing its size in bytes is not
+    noticed: to read all images would take as long as a fast evaluation.
 
     Raises:
-        SFPError: a file is missing, or two images have one short name, by which their counts are known.
+        SFPError: a file is missing, or two images have one short name, by which counts know them.
     """
     digest = hashlib.sha256()
-    seen: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
-        other = seen.setdefault(short_name(info["img_path"]), info["img_path"])
-        if len(seen) <= index:
+        other = paths.setdefault(short_name(info["img_path"]), info["img_path"])
+        if len(paths) <= index:
             raise SFPError(
-                f"{type(dataset).__name__} has two images of one name, {other} and {info['img_path']}; list each once, or rename a folder."
+                f"{type(dataset).__name__} has two images of one name, {other} and"
+                f" {info['img_path']}; list each once, or rename a folder."
             )
         for key in files:
             path = Path(info[key])
@@ -141,31 +154,28 @@ def dataset_fingerprint(
                 digest.update(f"{short_name(path)} {known}\n".encode())
             except OSError as error:
                 raise SFPError(
-                    f"{path} of {type(dataset).__name__} is missing; run tools/check_dataset.py on the data."
+                    f"{path} of {type(dataset).__name__} is missing;"
+                    " run tools/check_dataset.py on the data."
                 ) from error
     return digest.hexdigest()
 
 
 def code_fingerprint(method: type) -> str:
-    """SHA-256 over the code that makes a method's figures, without comments and docstrings: its own files, and the rooms that it uses.
+    """SHA-256 over the code that makes a method's figures, without comments and docstrings.
 
-    Other methods' files take no part, so that work on one leaves the results of others valid.
+    Its own files, and the folders that it uses. Other methods' files take no part, so that work on
+    one leaves the results of others valid.
     """
     package = Path(__file__).parent.parent
     own = {Path(inspect.getsourcefile(cls)) for cls in method.__mro__ if issubclass(cls, Method)}
     others = {Path(inspect.getsourcefile(METHODS.get(name))) for name in list_methods()} - own
-    rooms = (
-        file
-        for room in ("clip", "outliers", "methods", "pipeline")
-        for file in (package / room).rglob("*.py")
-    )
+    folders = ("backbones", "clip", "outliers", "methods", "refiners", "pipeline")
+    used = {file for folder in folders for file in (package / folder).rglob("*.py")}
+    used |= own | {package / name for name in ("evaluation/counts.py", "segmentor.py", "stages.py")}
     digest = hashlib.sha256()
-    for file in sorted(
-        {*rooms, *own, package / "evaluation/counts.py", package / "segmentor.py"} - others
-    ):
-        digest.update(
-            file.name.encode() + b"\0" + _code_alone(file.read_text(encoding="utf-8")).encode()
-        )
+    for file in sorted(used - others):
+        code = _code_alone(file.read_text(encoding="utf-8"))
+        digest.update(file.name.encode() + b"\0" + code.encode())
     return digest.hexdigest()
 
 
@@ -173,27 +183,37 @@ def _code_alone(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
             del body[0]
     return ast.dump(tree)
 
 
-def names_hash(vocabulary: Vocabulary) -> str:
-    """SHA-256 over the classes and their query words."""
-    return hashlib.sha256(json.dumps(vocabulary.words).encode()).hexdigest()
+def weight_files(cfg: Config) -> dict[str, str]:
+    """SHA-256 of each local file of weights that a config's ``model`` names, by its key."""
+    suffixes = (".pt", ".pth", ".bin", ".safetensors")
+    found = {}
+    for key, value in cfg.model.items():
+        path = Path(value).expanduser() if isinstance(value, str) else None
+        if path is not None and path.suffix in suffixes and path.is_file():
+            found[key] = _digest_of(path, path.stat().st_mtime_ns)
+    return found
+
+
+@functools.cache
+def _digest_of(path: Path, changed: int) -> str:
+    return file_digest(path, "sha256")
 
 
 def config_hash(cfg: Config) -> str:
     """SHA-256 of a config as read and overridden, wherever its folder lies."""
-    text = json.dumps(cfg.to_dict(), sort_keys=True, default=str).replace(
-        os.path.dirname(os.path.abspath(cfg.filename)), "."
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    text = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
+    folder = os.path.dirname(os.path.abspath(cfg.filename))
+    return hashlib.sha256(text.replace(folder, ".").encode()).hexdigest()
+
+
+def _sha256(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -155,7 +155,7 @@ def read_results(path: Path, read: Callable[[dict[str, Any]], Value]) -> Value:
         return read(json.loads(path.read_bytes()))
     except OSError as error:
         raise SFPError(
-            f"{path} can't be read ({error.strerror}); mend that, or delete it and measure it again."
+            f"{path} can't be read ({error.strerror}); put that right, or delete it and measure it again."
         ) from error
     except (
         ValueError,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfp.clip.clip import FrozenCLIP, unit
+from sfp.clip.clip import FrozenCLIP, l2_normalise
 from sfp.clip.coherence import patch_labels
 from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.experiments.probes import class_scores, free_values
@@ -60,7 +60,7 @@ def token_figures(
 
     def read(patches: Tensor) -> Tensor:
         state = LayerState(trunk.layers, grid, torch.cat([patches[:, :1], patches], 1), patches)
-        cosines = unit(trunk.readout(free_values(trunk, state)).float()) @ text.T
+        cosines = l2_normalise(trunk.readout(free_values(trunk, state)).float()) @ text.T
         return class_scores(cosines, torch.arange(len(text))).argmax(-1).cpu()
 
     def observe(state: LayerState) -> None:

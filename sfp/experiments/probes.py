@@ -19,7 +19,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from sfp.clip.clip import FrozenCLIP, unit
+from sfp.clip.clip import FrozenCLIP, l2_normalise
 from sfp.clip.coherence import FEATURES, coherence, joined_heads, patch_labels
 from sfp.clip.trunk import Attention, Hook, ImageTrunk, LayerState
 from sfp.methods._connected import components
@@ -42,7 +42,7 @@ def sampled_coherence(
         AUROC in [0, 1]; None where all pairs are of one kind.
     """
     kept = labels != ignore
-    rows, labels = unit(features[kept]).cpu(), labels[kept]
+    rows, labels = l2_normalise(features[kept]).cpu(), labels[kept]
     first, second = drawn_pairs(len(labels), pairs, seed)
     same = (labels[first] == labels[second]).numpy()
     if same.all() or not same.any():
@@ -116,7 +116,8 @@ def probe_layers(
         graphs = components(near | torch.eye(near.shape[-1], dtype=torch.bool, device=near.device))
         add("components", layer, [len(own.unique()) for own in graphs])
         scores = class_scores(
-            unit(trunk.readout(free_values(trunk, state))) @ text.T.to(state.tokens.device), classes
+            l2_normalise(trunk.readout(free_values(trunk, state))) @ text.T.to(state.tokens.device),
+            classes,
         ).cpu()
         for own, label in zip(scores, truth, strict=True):
             alignment, accuracy = text_alignment(own, label, ignore)

@@ -1,4 +1,4 @@
-"""What every method is: a callable from windows to dense features in the joint image-text space."""
+"""What every method is: windows to dense features, and features with text to scores."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ import os
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from sfp.clip.clip import FrozenCLIP, unit
-from sfp.clip.kernels import product
-from sfp.clip.positions import RESIZES
-from sfp.clip.trunk import Block, Hook
+from sfp.clip.block import Block
+from sfp.clip.clip import FrozenCLIP, l2_normalise
+from sfp.clip.kernels import linear
+from sfp.clip.trunk import Hook, caching_hook
 from sfp.errors import SFPError
-from sfp.options import check_type
+from sfp.options import parse_spec
 from sfp.outliers import DETECTORS, Purifier, build_detector
-from sfp.outliers.repair import DIVISORS, EMPTY, FILLINGS
-from sfp.registry import Registry
+from sfp.outliers.repair import Divisor, Empty, Filling
+from sfp.registry import Registered, Registry
+from sfp.stages import Text, View
 
+Resize = Literal["scale", "size", "antialias", "bilinear"]
 METHODS = Registry("method", "sfp.methods")
-_NOTHING = object()
-_said: set[str] = set()
+PUBLISHED = dict(purify=False, pm="SOM", purify_layers=None, positional_resize="scale")
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True)
-class Card:
+class Changes:
     """What a method changes in CLIP, for tables."""
 
     paper: str = ""
@@ -40,294 +42,344 @@ class Card:
     ffn: bool = True
 
 
-@dataclass(kw_only=True, repr=False, eq=False)
-class Method(ABC):
-    """Base class. A new method is one file in this folder: a class that registers itself and defines ``tokens``.
+class Method(Registered, ABC):
+    """Base class. A new method is one file here: a class that registers itself and defines ``tokens``.
 
-    Its options are dataclass fields: ``sigma: float = 5.0`` in the class body is an option, checked and stored; what
-    needs more is done in ``prepare``. Every method takes the options below, and those of its detector by their names.
+    Annotated attributes of the class body are its options, checked and stored: ``sigma: float = 5.0``.
+    What needs more is done in ``prepare``. Stages: ``encode`` knows windows and no text; ``look`` knows
+    the whole image; ``score`` and ``refine`` know one image's ``View`` and the ``Text``.
+
+    Args:
+        clip: the frozen CLIP.
+        purify: whether outliers are repaired; as published, if None.
+        pm: the detector, a name or ``dict(type=NAME, OPTION=VALUE)``; as published, if None.
+        purify_layers: 1-based blocks after which purification acts, -2 is L-1; as published, if
+            None: 1 to L-1 in most methods.
+        repair_empty, repair_divisor, repair_filling: ``empty``, ``divisor``, ``filling`` of ``repair``.
+        repair_point: "block", its output, or "attention", the stream before the MLP.
+        positional_resize: see ``resize_positions``; as published, if None.
+        compiled: a mode of torch.compile; "reduce-overhead" means CUDA graphs.
 
     Attributes:
-        card: what it changes.
-        own_purify, own_pm, own_positional_resize: what the method was published with.
-        own_detector_options: for each detector by name, the options that the method was published with.
-        choices: what an option that names something may name; ``build_method`` checks it.
+        changes: what it changes in CLIP.
+        published: the options of every method, as its authors have them; ``PUBLISHED`` where they
+            follow none of their own.
         trunk: the frozen CLIP's image trunk.
         purifier: detector and repair, None where purification is off.
+        backbones: further frozen models by what they are for, set in ``prepare``.
     """
 
     clip: FrozenCLIP = field(kw_only=False)
-    purify: bool | None = None  # whether outliers are repaired; as published, if None
-    pm: str | None = None  # the detector; the method's own, if None
-    purify_layers: Collection[int] | int | None = (
-        None  # 1-based blocks after which purification acts; the method's own, if None
-    )
-    repair_empty: str = "keep"  # ``empty``,
-    repair_divisor: str = "valid"  # ``divisor`` and
-    repair_filling: str = "mean"  # ``filling`` of ``repair``
-    repair_point: str = "block"  # or "attention", the stream before the MLP
-    positional_resize: str | None = None  # see ``resize_positions``; the method's own, if None
-    compiled: str | None = (
-        None  # a mode of torch.compile for ``features``; "reduce-overhead" means CUDA graphs
-    )
-    detector_options: dict[str, Any] | None = None
+    purify: bool | None = None
+    pm: str | Mapping[str, Any] | None = None
+    purify_layers: Collection[int] | int | None = None
+    repair_empty: Empty = "keep"
+    repair_divisor: Divisor = "valid"
+    repair_filling: Filling = "mean"
+    repair_point: Literal["block", "attention"] = "block"
+    positional_resize: Resize | None = None
+    compiled: Literal["default", "reduce-overhead", "max-autotune"] | None = None
 
-    name: ClassVar[str]
-    card: ClassVar[Card] = Card()
-    own_purify: ClassVar[bool] = False
-    own_pm: ClassVar[str] = "SOM"
-    own_detector_options: ClassVar[dict[str, dict[str, Any]]] = {}
-    own_positional_resize: ClassVar[str] = "scale"
-    choices: ClassVar[dict[str, tuple]] = {
-        "repair_empty": EMPTY,
-        "repair_divisor": DIVISORS,
-        "repair_filling": FILLINGS,
-        "repair_point": ("block", "attention"),
-        "positional_resize": (None, *RESIZES),
-        "compiled": (None, "default", "reduce-overhead", "max-autotune"),
-    }
-
-    def __init_subclass__(cls, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        dataclass(kw_only=True, repr=False, eq=False)(cls)
+    changes: ClassVar[Changes] = Changes()
+    published: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self):
-        self.trunk = self.clip.trunk
-        self._given = [
-            f.name
-            for f in fields(self)
-            if f.name != "clip" and getattr(self, f.name) not in (f.default, None)
-        ]
-        self.purify = self.own_purify if self.purify is None else self.purify
-        self.pm = self.own_pm if self.pm is None else self.pm
-        self.positional_resize = self.positional_resize or self.own_positional_resize
+        self.trunk, self.backbones = self.clip.trunk, {}
+        self._standard = {f.name: f.default for f in fields(self) if f.kw_only}
+        self.fill(**{**PUBLISHED, **self.published})
+        self.pm, self.detector_options = parse_spec(self.pm)
         if self.purify_layers == [] and self.purify:
             raise SFPError(
-                f"purify_layers of {self.name} is [], so nothing would be purified; name layers, or give purify=False."
+                f"purify_layers of {self.name} is [], so nothing would be purified;"
+                " name layers, or give purify=False."
             )
-        layers = self.own_purify_layers() if self.purify_layers is None else self.purify_layers
-        self.purify_layers = self.check_layers("purify_layers", layers)
+        every = range(1, self.trunk.layers)
+        for options in (self._standard, vars(self)):
+            layers = options["purify_layers"]
+            layers = every if layers is None else layers
+            options["purify_layers"] = self.check_layers("purify_layers", layers)
+        self.detector_published: dict[str, dict[str, Any]] = {}
         self.prepare()
-        detector = build_detector(
-            self.pm,
-            **{**self.own_detector_options.get(self.pm, {}), **(self.detector_options or {})},
-        )
+        published = self.detector_published.get(self.pm, {})
+        detector = build_detector(self.pm, **{**published, **self.detector_options})
         repair = dict(
-            empty=self.repair_empty,
-            divisor=self.repair_divisor,
-            filling=self.repair_filling,
-            point=self.repair_point,
+            empty=self.repair_empty, divisor=self.repair_divisor, filling=self.repair_filling
         )
-        self.purifier = Purifier(detector, self.purify_layers, **repair) if self.purify else None
-        self._features = (
-            torch.compile(self.features, mode=self.compiled) if self._compiles() else self.features
-        )
+        layers, point = self.purify_layers, self.repair_point
+        self.purifier = Purifier(detector, layers, point=point, **repair) if self.purify else None
+        self._compile()
 
-    def _compiles(self) -> bool:
-        on_cpu = self.compiled is not None and self.clip.device.type == "cpu"
-        if on_cpu and not any(
-            shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")
-        ):
-            raise SFPError(
-                f"compiled={self.compiled!r} of {self.name} needs a C++ compiler on a CPU; install g++, or leave it out."
-            )
-        return self.compiled is not None
-
-    def prepare(self) -> None:  # noqa: B027 - a method without options of its own has none to prepare
+    def prepare(self) -> None:
         """Check and complete the options; raises SFPError for a wrong one."""
 
-    def own_purify_layers(self) -> Sequence[int]:
-        """Layers at which purification acts unless it is told: 1..L-1."""
-        return range(1, self.trunk.layers)
+    def fill(self, **values: Any) -> None:
+        """Give options that are None these values, which count as the published ones."""
+        for name, value in values.items():
+            self._standard[name] = value
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
-    def check_layers(
-        self, option: str, layers: Collection[int] | int, last: int | None = None
-    ) -> tuple[int, ...]:
-        """Layers of an option as a tuple.
-
-        Raises:
-            SFPError: a layer is not in 1..last, which is L-1 if not given.
-        """
-        last = last or self.trunk.layers - 1
-        layers = [layers] if isinstance(layers, int) else list(layers)
-        for layer in layers:
-            if not isinstance(layer, int) or not 1 <= layer <= last:
-                raise SFPError(
-                    f"{option} of {self.name} names layer {layer!r}; give layers from 1 to {last}."
-                )
-        return tuple(layers)
-
-    def check_blocks(self, option: str, blocks: int, least: int = 0) -> int:
-        """How many of the last blocks an option means, at most L; the option's own number is ``least`` more.
-
-        Raises:
-            SFPError: a negative count.
-        """
-        if blocks < 0:
-            raise SFPError(
-                f"{option} of {self.name} is {blocks + least}; give a count of at least {least}."
-            )
-        return min(blocks, self.trunk.layers)
-
-    def constants(
-        self, published: Mapping[str, Any] | None, of_twelve: Mapping[str, Any], **given: Any
-    ) -> dict[str, Any]:
-        """Constants that depend on the backbone: as given; else as published for it; else scaled by depth, said once.
+    def fill_constants(self, of_twelve: Mapping[str, Any], published: Mapping | None) -> None:
+        """``fill`` by constants that depend on the backbone; where scaled by depth, with a warning.
 
         Args:
+            of_twelve: the constants of 12 blocks; layers (int or tuples of int) are scaled to L.
             published: what the source gives for this backbone, None where it gives nothing.
-            of_twelve: the constants of 12 blocks; layers (int or tuples of int) are scaled to this depth.
-            given: the user's, None for those not given.
         """
         depth = self.trunk.layers
 
         def scaled(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(scaled(v) for v in value)
-            return (
-                min(max(1, round(value * depth / 12)), depth - 1)
-                if isinstance(value, int)
-                else value
-            )
+            if not isinstance(value, int):
+                return value
+            return min(max(1, round(value * depth / 12)), depth - 1)
 
-        missing = [
-            name for name in of_twelve if given.get(name) is None and name not in (published or {})
+        found = {name: scaled(value) for name, value in of_twelve.items()} | dict(published or {})
+        scaled_ones = [
+            name
+            for name in of_twelve
+            if getattr(self, name) is None and name not in (published or {})
         ]
-        found = {
-            name: (published or {}).get(name, scaled(value)) for name, value in of_twelve.items()
-        }
-        if missing:
-            chosen = ", ".join(f"{name}={found[name]}" for name in missing)
-            backbone = f"ViTs of {depth} blocks with patch {self.trunk.patch}"
-            message = f"{self.name} was published without constants for {backbone}; taking {chosen}, layers scaled by depth from 12 blocks."
-            if message not in _said:
-                _said.add(message)
+        self.fill(**found)
+        if scaled_ones:
+            chosen = ", ".join(f"{name}={found[name]}" for name in scaled_ones)
+            message = (
+                f"{self.name} was published without constants for ViTs of {depth} blocks with patch"
+                f" {self.trunk.patch}; taking {chosen}, layers scaled by depth from 12 blocks."
+            )
+            if message not in _warned:
+                _warned.add(message)
                 warnings.warn(message, stacklevel=2)
-        return {**found, **{name: value for name, value in given.items() if value is not None}}
 
+    def check_layers(
+        self, option: str, layers: Collection[int] | int, last: int | None = None
+    ) -> tuple[int, ...]:
+        """Layers of an option as a tuple; -1 is L, -2 is L-1 and so on.
+
+        Raises:
+            SFPError: a layer is not in 1..last, which is L-1 if not given.
+        """
+        last = last or self.trunk.layers - 1
+        found = []
+        for layer in [layers] if isinstance(layers, int) else layers:
+            own = layer + self.trunk.layers + 1 if layer < 0 else layer
+            if not 1 <= own <= last:
+                raise SFPError(
+                    f"{option} of {self.name} names layer {layer!r}; give layers from 1 to {last}."
+                )
+            found.append(own)
+        return tuple(found)
+
+    def check_blocks(self, option: str, count: int, of: int) -> int:
+        """How many of the last blocks an option means.
+
+        Raises:
+            SFPError: fewer than 0, or more than L.
+        """
+        if not 0 <= count <= self.trunk.layers:
+            raise SFPError(
+                f"{option} of {self.name} is {of}, which would be {count} blocks;"
+                f" this model has {self.trunk.layers}."
+            )
+        return count
+
+    def _compile(self) -> None:
+        compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
+        on_cpu = self.compiled is not None and self.clip.device.type == "cpu"
+        if on_cpu and not any(shutil.which(name) for name in compilers):
+            raise SFPError(
+                f"compiled={self.compiled!r} of {self.name} needs a C++ compiler on a CPU;"
+                " install g++, or leave it out."
+            )
+        if self.compiled is not None:
+            self.features = torch.compile(self.features, mode=self.compiled)
+            self.encode = torch.compile(self.encode, mode=self.compiled)
+
+    # ------------------------------------------------------------------ the trunk, for methods
     def hooks(self, *more: Hook) -> list[Hook]:
-        """The purifying hook, if purification is on, and then further ones, which see repaired tokens."""
+        """The purifying hook, if purification is on, then further ones, which get repaired tokens."""
         return [*([self.purifier.hook] if self.purifier else []), *more]
 
     def stream(self, windows: Tensor, *more: Hook, last: int | None = None) -> Tensor:
-        """X^{L-1} (or X^last) of windows (B, 3, H, W), purified on the way where that is on: (B, 1 + N, C)."""
+        """X^{L-1} (or X^last) of windows (B, 3, H, W), purified where that is on: (B, 1 + N, C)."""
         last = self.trunk.layers - 1 if last is None else last
         return self.trunk.run(windows, self.hooks(*more), last, self.positional_resize)
+
+    def run_with_cache(
+        self, windows: Tensor, **layers: Collection[int]
+    ) -> tuple[Tensor, dict[tuple[str, int], Tensor]]:
+        """``stream``, and parts of layer states: ``k=[7]`` keeps ``cache["k", 7]``."""
+        hook, cache = caching_hook(**layers)
+        return self.stream(windows, hook), cache
+
+    def grid(self, windows: Tensor) -> tuple[int, int]:
+        """Patch grid (h, w) of windows."""
+        return self.trunk.grid_of(*windows.shape[-2:])
 
     @property
     def last_block(self) -> Block:
         """Block L, which most methods replace."""
         return self.trunk.blocks[-1]
 
+    # ------------------------------------------------------------------ stages
     @abstractmethod
     def tokens(self, windows: Tensor) -> Tensor:
         """Y, the last layer's patch tokens (B, N, C) before LN_post and projection."""
 
     def features(self, windows: Tensor) -> Tensor:
         """Y read out, (B, h, w, D)."""
-        return self.trunk.readout(self.tokens(windows)).unflatten(
-            1, self.trunk.grid_of(*windows.shape[-2:])
-        )
+        return self.trunk.readout(self.tokens(windows)).unflatten(1, self.grid(windows))
 
+    def encode(self, windows: Tensor) -> dict[str, Tensor]:
+        """What ``score`` needs of windows (B, 3, H, W), the first axis of each tensor is B.
+
+        By default unit "features" (B, h, w, D) float32. Windows of several images share a batch.
+        """
+        return {"features": l2_normalise(self.features(windows))}
+
+    def look(self, image: Tensor) -> Any:
+        """What ``score`` needs of a whole normalised image (3, H, W); by default nothing."""
+
+    def score(self, view: View, text: Text) -> Tensor:
+        """Scores of the windows of one image, (n, h, w, Q) float32, on any grid.
+
+        By default cosines S_{i,q} = <F_i, T_q>.
+        """
+        return linear(view["features"], text.vectors)
+
+    def refine(self, scores: Tensor, view: View, text: Text) -> Tensor:
+        """Stitched scores (Q, H, W) of one image, refined; by default as they are."""
+        return scores
+
+    # ------------------------------------------------------------------ calls
     @torch.inference_mode()
     def __call__(self, windows: Tensor) -> Tensor:
-        """Dense features (B, h, w, D), projected, not normalised, of normalised windows (B, 3, H, W) float.
+        """Dense features (B, h, w, D), projected, not normalised, of normalised windows (B, 3, H, W).
 
         Windows go through the trunk in groups of ``trunk.windows_at_once``; none knows of another.
 
         Raises:
             SFPError: windows of another shape, or smaller than a patch.
         """
-        if not isinstance(windows, Tensor) or windows.ndim != 4:
-            got = (
-                f"{tuple(windows.shape)} {windows.dtype}"
-                if hasattr(windows, "dtype")
-                else type(windows).__name__
-            )
-            raise SFPError(
-                f"Windows must be a float tensor (B, 3, H, W), got {got}; make one with the clip's normalise."
-            )
-        groups = windows.split(self.trunk.windows_at_once(*windows.shape[-2:]))
-        return torch.cat([self._features(group.to(self.clip.device)) for group in groups])
-
-    def see(self, windows: Tensor) -> Any:
-        """What ``compare`` needs of windows, without any text: unit features (B, h, w, D) float32."""
-        return unit(self(windows))
-
-    def compare(self, seen: Any, text: Tensor) -> Tensor:
-        """Scores of unit text vectors (Q, D): cosines S_{i,q} = <F_i, T_q>, (B, h, w, Q) float32.
-
-        A method that does more with the text overrides it and ``see``, and may return a finer grid.
-        """
-        return product(seen, text.T)
+        return torch.cat([self._free(self.features(some)) for some in self._groups(windows)])
 
     @torch.inference_mode()
-    def scores(self, windows: Tensor, text: Tensor) -> Tensor:
-        """Scores of text vectors on windows; several vocabularies can share what ``see`` made."""
-        return self.compare(self.see(windows.to(self.clip.device)), text)
+    def run(self, windows: Tensor) -> dict[str, Tensor]:
+        """``encode`` of windows in groups, as ``__call__``."""
+        groups = [self.encode(some) for some in self._groups(windows)]
+        return {name: torch.cat([self._free(g[name]) for g in groups]) for name in groups[0]}
 
-    def changed_options(self) -> dict[str, Any]:
-        """The options that were given and are not as published, those of the detector included: for tables."""
-        own = dict(
-            purify=self.own_purify, pm=self.own_pm, purify_layers=tuple(self.own_purify_layers())
-        )
-        own["positional_resize"] = self.own_positional_resize
-        now = self.options()
-        changed = {name: now[name] for name in self._given if now[name] != own.get(name, _NOTHING)}
-        detector = changed.pop("detector_options", None) or {}
-        if self.purify:
-            return {**changed, **detector}
-        return {
-            name: value for name, value in changed.items() if name not in ("pm", "purify_layers")
-        }
+    @torch.inference_mode()
+    def scores(self, windows: Tensor, text: Text | Tensor) -> Tensor:
+        """Scores (B, h, w, Q) of text, or of its unit vectors (Q, D), each window an image of its own."""
+        windows = windows.to(self.clip.device)
+        text = text if isinstance(text, Text) else Text(text)
+        encoded, text = self.run(windows), text.to(self.clip.device)
+        box = torch.tensor([[0, 0, *windows.shape[-2:]]])
+        found = []
+        for i, window in enumerate(windows):
+            own = {name: value[i : i + 1] for name, value in encoded.items()}
+            found.append(self.score(View(window, box, own, self.look(window)), text))
+        return torch.cat(found)
 
+    def _groups(self, windows: Tensor) -> list[Tensor]:
+        if not isinstance(windows, Tensor) or windows.ndim != 4:
+            shape = getattr(windows, "shape", None)
+            got = type(windows).__name__ if shape is None else f"{tuple(shape)} {windows.dtype}"
+            raise SFPError(
+                f"Windows must be a float tensor (B, 3, H, W), got {got};"
+                " make one with the clip's normalise."
+            )
+        groups = windows.split(self.trunk.windows_at_once(*windows.shape[-2:]))
+        return [group.to(self.clip.device) for group in groups]
+
+    def _free(self, output: Tensor) -> Tensor:
+        """A copy where the next run of a CUDA graph would write over its output."""
+        return output.clone() if self.compiled == "reduce-overhead" else output
+
+    # ------------------------------------------------------------------ provenance
     def options(self) -> dict[str, Any]:
         """Its options as they stand, for results: plain values, layers as they were chosen."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "clip"}
-        return {
-            name: getattr(value, "__name__", repr(value)) if callable(value) else value
-            for name, value in values.items()
-        }
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.kw_only}
+        if self.detector_options:
+            values["pm"] = dict(type=self.pm, **self.detector_options)
+        return {name: _plain(value) for name, value in values.items()}
+
+    def changed_options(self) -> dict[str, Any]:
+        """The options that are not as published, those of the detector included, for tables."""
+        now = {name: getattr(self, name) for name in self._standard}
+        standard = self._standard
+        changed = {n: v for n, v in now.items() if _tuples(v) != _tuples(standard[n])}
+        if not self.purify:
+            purifying = ("pm", "purify_layers")
+            return {n: _plain(value) for n, value in changed.items() if n not in purifying}
+        usual = {**DETECTORS.options(self.pm), **self.detector_published.get(self.pm, {})}
+        detector = {n: v for n, v in self.detector_options.items() if v != usual[n]}
+        return {name: _plain(value) for name, value in {**changed, **detector}.items()}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.clip!r}, purifier={self.purifier.detector if self.purifier else None})"
+        detector = self.purifier.detector if self.purifier else None
+        return f"{type(self).__name__}({self.clip!r}, purifier={detector})"
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold; a callable by its name."""
+    return getattr(value, "__name__", repr(value)) if callable(value) else value
+
+
+def _tuples(value: Any) -> Any:
+    """A value with tuples for its lists, so that [4, 10] equals (4, 10)."""
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def build_method(name: str, clip: FrozenCLIP, **options: Any) -> Method:
     """The method of that name on a frozen CLIP: ``method(windows)`` gives features (B, h, w, D).
 
-    Options are the method's own, those of every method (``purify``, ``pm``, ``purify_layers`` ...) and those of its
-    detector (``max_outliers``, ``cls_factor``, ``k`` ...).
+    Options are the method's own, those of every method (``purify``, ``pm``, ``purify_layers`` ...)
+    and those of its detector (``max_outliers``, ``cls_factor``, ``k`` ...), which may also stand in
+    ``pm=dict(type="SOM", max_outliers=10)``.
 
     Raises:
         SFPError: unknown method, detector or option; the message offers the closest name.
+
+    >>> import torch, sfp
+    >>> method = sfp.build_method("SFP", sfp.load_clip("Toyland", device="cpu"), max_outliers=10)
+    >>> method(torch.zeros(1, 3, 224, 224)).shape
+    torch.Size([1, 14, 14, 64])
     """
-    own, of_detector = check_method(name, options)
+    options = check_method(name, options)
     if not isinstance(clip, FrozenCLIP):
         raise SFPError(
             f"build_method got {clip!r} as clip; give the frozen CLIP that load_clip returns."
         )
-    return METHODS.get(name)(clip, detector_options=of_detector, **own)
+    return METHODS.get(name)(clip, **options)
 
 
-def check_method(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options as ``build_method`` takes them, parted into the method's and its detector's, before anything is loaded.
+def check_method(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a method takes them, its detector's in ``pm``, before anything is loaded.
 
     Raises:
         SFPError: unknown method, detector or option, or a value of another type than the default's.
     """
-    known = METHODS.options(name)
-    pm = METHODS.get(name).own_pm if options.get("pm") is None else options["pm"]
-    check_type("detector_options", options.get("detector_options"), dict | None)
-    of_detector = dict(options.get("detector_options") or {})
-    own = {key: value for key, value in options.items() if key != "detector_options"}
-    for option in [key for key in own if key not in known and key in DETECTORS.options(pm)]:
-        of_detector[option] = own.pop(option)
-    METHODS.check_options(name, own)
-    DETECTORS.check_options(pm, of_detector)
-    return own, of_detector
+    known, given = METHODS.options(name), dict(options)
+    METHODS.check_options(name, {"pm": given.get("pm")})
+    usual = {**PUBLISHED, **METHODS.get(name).published}["pm"]
+    detector, of_detector = parse_spec(usual if given.get("pm") is None else given["pm"])
+    takes = DETECTORS.options(detector)
+    for option in [key for key in given if key not in known and key in takes]:
+        if option in of_detector:
+            raise SFPError(f"{option} of {detector} is given twice, once in pm; keep one.")
+        of_detector[option] = given.pop(option)
+    DETECTORS.check_options(detector, of_detector)
+    METHODS.check_options(name, given)
+    return {**given, "pm": dict(type=detector, **of_detector)} if of_detector else given
 
 
 def list_methods() -> list[str]:
-    """Names of all methods."""
+    """Names of all methods.
+
+    >>> "SFP" in list_methods()
+    True
+    """
     return METHODS.names()

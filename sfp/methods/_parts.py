@@ -1,4 +1,4 @@
-"""Parts that several methods share: self-self attention, masked similarity, aggregation, Sinkhorn normalisation, second paths.
+"""Parts that several methods share: self-self attention, similarities, Sinkhorn, second paths.
 
 Similarities and their sums are float32, every statistic is per image.
 """
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sfp.clip.block import Block
-from sfp.clip.clip import unit
-from sfp.clip.kernels import attend, product
+from sfp.clip.clip import l2_normalise
+from sfp.clip.kernels import attend
 from sfp.clip.trunk import Hook, LayerState
 
 if TYPE_CHECKING:
@@ -23,35 +23,36 @@ if TYPE_CHECKING:
 def self_attend(
     u: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """softmax(scale U U^T + bias) V per head, (B, heads, T, d_h); scale is 1 / sqrt(width of U) unless given."""
+    """softmax(scale U U^T + bias) V per head, (B, heads, T, d_h); scale is U's width^-1/2 by default."""
     return attend(u, u, v, bias=bias, scale=scale)
 
 
 def mix(weights: Tensor, v: Tensor) -> Tensor:
     """A V with one map (B, N, N) for all heads of V (B, heads, N, d_h)."""
-    joined = product(weights.to(v.dtype), v.transpose(1, 2).flatten(2))
+    joined = weights.to(v.dtype) @ v.transpose(1, 2).flatten(2)
     return joined.unflatten(2, (v.shape[1], -1)).transpose(1, 2)
 
 
 def correlate(block: Block, tokens: Tensor, terms: str, similarity: Tensor | None = None) -> Tensor:
-    """W_o concat(A V) + b_o of tokens (B, N, C), A the mean of softmax(U U^T / sqrt(d_h)) for each U among Q, K and V.
+    """W_o concat(A V) + b_o of tokens (B, N, C), A the mean of softmax(U U^T / sqrt(d_h)).
 
     Args:
         block: whose projections are taken.
-        terms: the letters of U, such as "k" or "qk".
+        terms: the letters of each U among q, k and v, such as "k" or "qk".
         similarity: a further map for all heads, (B, N, N).
     """
     which = "qkv"[min("qkv".index(letter) for letter in terms + "v") :]
     parts = dict(zip(which, block.qkv(block.normed(tokens), which), strict=True))
     mixed = [self_attend(parts[letter], parts["v"]) for letter in terms]
-    mixed += [] if similarity is None else [mix(similarity, parts["v"])]
+    if similarity is not None:
+        mixed.append(mix(similarity, parts["v"]))
     return block.project(sum(mixed) / len(mixed))
 
 
 def cosine_similarity(tokens: Tensor) -> Tensor:
     """G = F F^T of unit rows, (B, N, C) to (B, N, N)."""
-    rows = unit(tokens)
-    return product(rows, rows.transpose(1, 2))
+    rows = l2_normalise(tokens)
+    return rows @ rows.transpose(1, 2)
 
 
 def cut_below(similarity: Tensor, beta: float) -> Tensor:
@@ -62,15 +63,16 @@ def cut_below(similarity: Tensor, beta: float) -> Tensor:
 def aggregate(similarity: Tensor, tokens: Tensor) -> Tensor:
     """rn(G) X: each row of G divided by its sum + 1e-6, then applied to tokens (B, N, C)."""
     weights = similarity / (similarity.sum(-1, keepdim=True) + 1e-6)
-    return product(weights, tokens.float())
+    return weights @ tokens.float()
 
 
 def masked_similarity_attention(
     similarity: Tensor, scale: float = 3.0, beta: float = 1.0
 ) -> Tensor:
-    """softmax over rows of B = scale (G - beta mean(G)), negative entries left out; (B, N, N), one map for all heads.
+    """softmax over rows of B = scale (G - beta mean(G)), negative entries left out; (B, N, N).
 
-    The mean runs over the entries of one image. A token always keeps itself, so that no row is empty.
+    One map for all heads. The mean runs over the entries of one image. A token always keeps itself,
+    so that no row is empty.
     """
     bias = scale * (similarity - beta * similarity.mean((1, 2), keepdim=True))
     diagonal = torch.eye(bias.shape[-1], dtype=torch.bool, device=bias.device)
@@ -78,7 +80,10 @@ def masked_similarity_attention(
 
 
 def sinkhorn(matrix: Tensor, iterations: int, epsilon: float = 1e-6) -> Tensor:
-    """Rows divided by their sums, then columns by theirs, ``iterations`` times; zero columns stay zero. (B, N, N)."""
+    """Rows divided by their sums, then columns by theirs, ``iterations`` times, (B, N, N).
+
+    Zero columns stay zero.
+    """
     for _ in range(iterations):
         matrix = matrix / matrix.sum(2, keepdim=True).clamp(min=epsilon)
         matrix = matrix / matrix.sum(1, keepdim=True).clamp(min=epsilon)
@@ -88,19 +93,20 @@ def sinkhorn(matrix: Tensor, iterations: int, epsilon: float = 1e-6) -> Tensor:
 def second_path(
     method: Method, windows: Tensor, blocks: int, term: Callable[[LayerState], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """X^{L-blocks} plus the last blocks' terms, each made from the original path's state, and the original path's X^{L-1}.
+    """X^{L-blocks} plus the last blocks' terms, and the original path's X^{L-1}; both (B, 1 + N, C).
 
-    Both (B, 1 + N, C). Purification, where on, acts on the original path, from which the second one draws. Of the last
-    block nothing but Q, K and V is made: its output is not in the second path.
+    Each term is made from the original path's state. Purification, where on, acts on the original
+    path. Of the last block nothing but Q, K and V is made: its output is not in the second path.
     """
-    last = method.trunk.layers
-    new: list[Tensor] = []
+    trunk, grid, path = method.trunk, method.grid(windows), None
 
     def add(state: LayerState) -> None:
-        new.append((new.pop() if new else state.inputs) + term(state))
+        nonlocal path
+        path = (state.inputs if path is None else path) + term(state)
 
+    last = trunk.layers
     stream = method.stream(windows, Hook(add, range(last - blocks + 1, last)))
-    if blocks:
-        add(method.trunk.begin(last, stream, method.trunk.grid_of(*windows.shape[-2:])))
-        return new[0], stream
-    return method.trunk.step(last, stream, method.trunk.grid_of(*windows.shape[-2:])), stream
+    if not blocks:
+        return trunk.step(last, stream, grid), stream
+    add(trunk.begin(last, stream, grid))
+    return path, stream

@@ -1,10 +1,10 @@
-"""ClearCLIP: q-q attention in the last block, neither residual nor FFN (Lan et al., ECCV 2024; methods.md 1.6)."""
+"""ClearCLIP: q-q attention in the last block, no residual, no FFN (Lan et al., ECCV 2024)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from sfp.methods import METHODS, Card, Method
+from sfp.methods import METHODS, Changes, Method
 from sfp.methods._parts import self_attend
 
 
@@ -12,7 +12,7 @@ from sfp.methods._parts import self_attend
 class ClearCLIP(Method):
     """Y = W_o concat(softmax(Q Q^T / sqrt(d_h)) V) + b_o."""
 
-    card = Card("Lan et al., ECCV 2024", attention="q-q", residual=False, ffn=False)
+    changes = Changes("Lan et al., ECCV 2024", attention="q-q", residual=False, ffn=False)
 
     def tokens(self, windows: Tensor) -> Tensor:
         stream, block = self.stream(windows), self.last_block

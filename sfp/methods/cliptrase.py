@@ -1,49 +1,49 @@
-"""CLIPtrase: summed self-self attention, and a vote of patch clusters (Shao et al., ECCV 2024; leaves162/CLIPtrase; methods.md 1.8)."""
+"""CLIPtrase: summed self-self attention, and a vote of patch clusters (Shao et al., ECCV 2024).
+
+Official repository: leaves162/CLIPtrase.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfp.clip.clip import unit
-from sfp.clip.kernels import product
-from sfp.clip.trunk import Hook, LayerState
-from sfp.errors import SFPError
-from sfp.methods import METHODS, Card, Method
+from sfp.clip.clip import l2_normalise
+from sfp.clip.kernels import linear
+from sfp.methods import METHODS, Changes, Method
 from sfp.methods._cluster_vote import cluster_map, cluster_patches, vote
 from sfp.methods._parts import self_attend
+from sfp.options import Positive, Range
+from sfp.stages import Text, View
 
 
 @METHODS.register("CLIPtrase")
 class CLIPtrase(Method):
-    """A = softmax(Q Q^T / s) + softmax(K K^T / s) + softmax(V V^T / s), s = sqrt(d_h), rows sum to 3; residual and FFN as trained.
+    """A = softmax(Q Q^T / s) + softmax(K K^T / s) + softmax(V V^T / s), s = sqrt(d_h).
 
-    The affinity of the vote is D_ij = max(0, C_ij - C_cls,j), C block L-1's mean over heads of
-    [cos(Q, Q) + cos(K, K) + cos(V, V)] / 3. DBSCAN on its rows groups the patches of each window.
+    Rows sum to 3; residual and FFN are as trained. The affinity of the vote is D_ij =
+    max(0, C_ij - C_cls,j), C block L-1's mean over heads of [cos(Q, Q) + cos(K, K) + cos(V, V)] / 3.
+    DBSCAN on its rows groups the patches of each window. The authors vote on whole images: window=0
+    and a short side of 224 or 336.
 
-    The authors vote on whole images: window=0 and a short side of 224 or 336.
+    Args:
+        cluster_vote: None for plain scores; "majority" gives a cluster's pixels to the text that most
+            of them prefer (scores become 0 and 1; in overlapping windows the share of votes); "mean"
+            averages the scores in a cluster, as the detectron2 port.
+        cluster_eps: of DBSCAN; as published 0.7 up to 14x14 patches, 1.1 above.
+        cluster_min_samples: of DBSCAN; as published 3 up to 14x14 patches, 7 above.
+        class_scores: multiply the scores by 100 <f_cls, t_c>, as the authors do on VOC20.
     """
 
-    # None for plain scores; "majority" gives a cluster's pixels to the text that most of them prefer (scores become 0 and 1;
-    # in overlapping windows the share of votes), "mean" averages the scores in a cluster, as the detectron2 port
-    cluster_vote: str | None = None
-    cluster_eps: float | None = None  # of DBSCAN; as published 0.7 up to 14x14 patches, 1.1 above
-    cluster_min_samples: int | None = None  # of DBSCAN; as published 3 up to 14x14 patches, 7 above
-    class_scores: bool = (
-        False  # multiply the scores by 100 <f_cls, t_c>, as the authors do on VOC20
-    )
+    cluster_vote: Literal["majority", "mean"] | None = None
+    cluster_eps: Positive | None = None
+    cluster_min_samples: Annotated[int, Range(1)] | None = None
+    class_scores: bool = False
 
-    card = Card("Shao et al., ECCV 2024", attention="q-q + k-k + v-v; cluster vote")
-    choices = {"cluster_vote": (None, "majority", "mean")}
-
-    def prepare(self) -> None:
-        for option, least in (("cluster_eps", 1e-9), ("cluster_min_samples", 1)):
-            value = getattr(self, option)
-            if value is not None and not value >= least:
-                raise SFPError(f"{option} of CLIPtrase is {value}; give a number above 0.")
+    changes = Changes("Shao et al., ECCV 2024", attention="q-q + k-k + v-v; cluster vote")
 
     def tokens(self, windows: Tensor) -> Tensor:
         return self._last(self.stream(windows))[:, 1:]
@@ -57,46 +57,46 @@ class CLIPtrase(Method):
 
     def affinity(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Block L's output (B, 1 + N, C) and D (B, N, N) float32."""
-        found: list[Tensor] = []
+        layer = self.trunk.layers - 1
+        stream, cache = self.run_with_cache(windows, q=[layer], k=[layer], v=[layer])
+        rows = [F.normalize(cache[name, layer].float(), dim=-1) for name in "qkv"]
+        cosines = sum((u @ u.transpose(-2, -1)).mean(1) for u in rows) / 3  # C
+        return self._last(stream), (cosines[:, 1:, 1:] - cosines[:, :1, 1:]).clamp_min(0)
 
-        def cosines(state: LayerState) -> None:
-            rows = [F.normalize(u.float(), dim=-1) for u in (state.q, state.k, state.v)]
-            found.append(sum(product(u, u.transpose(-2, -1)).mean(1) for u in rows) / 3)  # C
+    def encode(self, windows: Tensor) -> dict[str, Tensor]:
+        """Unit patch "features"; for class scores and vote also "cls" (B, D) and "clusters".
 
-        tokens = self._last(self.stream(windows, Hook(cosines, [self.trunk.layers - 1])))
-        return tokens, (found[0][:, 1:, 1:] - found[0][:, :1, 1:]).clamp_min(0)
-
-    def see(self, windows: Tensor) -> Any:
-        """Unit patch features; with the vote or class scores those of the class token, too, the windows' size and their clusters."""
+        The clusters are those of the windows' pixels, (B, H, W) int64, -1 without any.
+        """
         if self.cluster_vote is None and not self.class_scores:
-            return super().see(windows)
-        size, grid = windows.shape[-2:], self.trunk.grid_of(*windows.shape[-2:])
+            return super().encode(windows)
+        grid = self.grid(windows)
         tokens, affinity = self.affinity(windows)
-        few = affinity.shape[1] <= 14 * 14
-        eps = self.cluster_eps or (0.7 if few else 1.1)
-        min_samples = self.cluster_min_samples or (3 if few else 7)
-        clusters = []
-        for matrix in affinity if self.cluster_vote else ():
-            clusters.append(
-                cluster_map(matrix, cluster_patches(matrix, eps, min_samples), grid, size)
-            )
-        features = unit(self.trunk.readout(tokens))
-        return features[:, 1:].unflatten(1, grid), features[:, 0], size, clusters
+        features = l2_normalise(self.trunk.readout(tokens))
+        encoded = {"features": features[:, 1:].unflatten(1, grid), "cls": features[:, 0]}
+        if self.cluster_vote:
+            few = affinity.shape[1] <= 14 * 14
+            eps = self.cluster_eps or (0.7 if few else 1.1)
+            least = self.cluster_min_samples or (3 if few else 7)
+            clusters = [
+                cluster_map(own, cluster_patches(own, eps, least), grid, windows.shape[-2:])
+                for own in affinity
+            ]
+            encoded["clusters"] = torch.stack(clusters)
+        return encoded
 
-    def compare(self, seen: Any, text: Tensor) -> Tensor:
-        """Cosines (B, h, w, Q); with the vote at the windows' pixels, (B, H, W, Q)."""
-        if self.cluster_vote is None and not self.class_scores:
-            return super().compare(seen, text)
-        patches, cls, size, clusters = seen
-        scores = product(patches, text.T)
+    def score(self, view: View, text: Text) -> Tensor:
+        """Cosines (n, h, w, Q); with the vote at the windows' pixels, (n, H, W, Q)."""
+        scores = super().score(view, text)
         if self.class_scores:
-            scores = scores * product(100 * cls[:, None, None], text.T)
+            scores = scores * linear(100 * view["cls"][:, None, None], text.vectors)
         if self.cluster_vote is None:
             return scores
         pixels = F.interpolate(
-            scores.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False
+            scores.permute(0, 3, 1, 2), size=view.size, mode="bilinear", align_corners=False
         )
         voted = [
-            vote(maps, own, self.cluster_vote) for maps, own in zip(pixels, clusters, strict=True)
+            vote(maps, own, self.cluster_vote)
+            for maps, own in zip(pixels, view["clusters"], strict=True)
         ]
         return torch.stack(voted).permute(0, 2, 3, 1)

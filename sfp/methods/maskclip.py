@@ -1,22 +1,26 @@
-"""MaskCLIP: each patch keeps its own last value, no mixing (Zhou et al., ECCV 2022; methods.md 1.2)."""
+"""MaskCLIP: each patch keeps its own last value, no mixing (Zhou et al., ECCV 2022)."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
-from sfp.methods import METHODS, Card, Method
+from sfp.methods import METHODS, Changes, Method
 
 
 @METHODS.register("MaskCLIP")
 class MaskCLIP(Method):
-    """M = W_o V + b_o token by token."""
+    """M = W_o V + b_o token by token.
 
-    # "official" keeps residual and FFN: U = X^{L-1} + M, Y = U + MLP(LN2(U)), the port in wysoczanska/clip_dinoiser;
-    # "bare" is Y = M, the option in mc-lan/ClearCLIP
-    variant: str = "official"
+    Args:
+        variant: "official" keeps residual and FFN, U = X^{L-1} + M, Y = U + MLP(LN2(U)), as the port
+            in wysoczanska/clip_dinoiser; "bare" is Y = M, the option in mc-lan/ClearCLIP.
+    """
 
-    card = Card("Zhou et al., ECCV 2022", attention="identity")
-    choices = {"variant": ("official", "bare")}
+    variant: Literal["official", "bare"] = "official"
+
+    changes = Changes("Zhou et al., ECCV 2022", attention="identity")
 
     def tokens(self, windows: Tensor) -> Tensor:
         stream, block = self.stream(windows), self.last_block

@@ -1,18 +1,21 @@
-"""SCLIP: correlative self-attention in the last block (Wang et al., ECCV 2024; methods.md 1.5)."""
+"""SCLIP: correlative self-attention in the last block (Wang et al., ECCV 2024)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from sfp.methods import METHODS, Card, Method
+from sfp.methods import METHODS, Changes, Method
 from sfp.methods._parts import self_attend
 
 
 @METHODS.register("SCLIP")
 class SCLIP(Method):
-    """A = softmax(Q Q^T / sqrt(d_h)) + softmax(K K^T / sqrt(d_h)), rows sum to 2; residual and FFN as trained."""
+    """A = softmax(Q Q^T / sqrt(d_h)) + softmax(K K^T / sqrt(d_h)), rows sum to 2.
 
-    card = Card("Wang et al., ECCV 2024", attention="q-q + k-k")
+    Residual and FFN are as trained.
+    """
+
+    changes = Changes("Wang et al., ECCV 2024", attention="q-q + k-k")
 
     def tokens(self, windows: Tensor) -> Tensor:
         stream, block = self.stream(windows), self.last_block

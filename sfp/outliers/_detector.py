@@ -1,4 +1,4 @@
-"""What every detector is: a callable from a layer's state to an outlier mask and the scores behind it."""
+"""What every detector is: a callable from a layer's state to an outlier mask and its scores."""
 
 from __future__ import annotations
 
@@ -11,30 +11,26 @@ import torch
 from torch import Tensor
 
 from sfp.clip.trunk import Attention, LayerState
-from sfp.registry import Registry
+from sfp.registry import Registered, Registry
 
 DETECTORS = Registry("detector", "sfp.outliers")
 
 
-class Detector(ABC):
+class Detector(Registered, ABC):
     """Base class. A new detector is one file in this folder that registers its class in ``DETECTORS``.
 
-    Every statistic is per image; the class token is never an outlier.
+    Annotated attributes of the class body are its options. Every statistic is per image; the class
+    token is never an outlier.
 
     Attributes:
         attention: how much of the layer's attention weights it reads.
     """
 
-    name: ClassVar[str]
     attention: ClassVar[Attention] = Attention.NONE
 
     @abstractmethod
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
         """Outlier mask (B, N) bool and scores (B, N) float32, larger for likelier outliers."""
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
-        return f"{self.name}({options})"
 
 
 def build_detector(name: str, **options: Any) -> Detector:
@@ -42,27 +38,38 @@ def build_detector(name: str, **options: Any) -> Detector:
 
     Raises:
         SFPError: unknown name or option; the message offers the closest one.
+
+    >>> build_detector("SOM", max_outliers=10)
+    SOM(cls_factor=1.0, max_outliers=10, heads='mean', direction='row')
     """
-    detector = DETECTORS.get(name)
-    DETECTORS.check_options(name, options)
-    return detector(**options)
+    return DETECTORS.build(name, **options)
 
 
 def list_detectors() -> list[str]:
-    """Names of all detectors."""
+    """Names of all detectors.
+
+    >>> "SOM" in list_detectors()
+    True
+    """
     return DETECTORS.names()
 
 
 def top_k_mask(scores: Tensor, k: int) -> Tensor:
     """Mask (B, N) of each row's k largest scores."""
-    k = min(k, scores.shape[1])
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(
-        1, scores.topk(k, dim=1).indices, True
-    )
+    places = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, places, True)
+
+
+def above_quantile(scores: Tensor, contamination: float) -> Tensor:
+    """Mask (B, N) of scores strictly above each row's (1 - contamination) quantile."""
+    return scores > torch.quantile(scores, 1 - contamination, dim=1, keepdim=True)
 
 
 def clustered_mask(clusters: Sequence[np.ndarray], min_size: int = 0) -> Tensor:
-    """Mask (B, N) of tokens in no cluster (negative label), or in one of fewer than ``min_size``; none where no cluster is left."""
+    """Mask (B, N) of tokens in no cluster (negative label), or in one of fewer than ``min_size``.
+
+    Where no cluster is left nothing is an outlier.
+    """
     masks = []
     for labels in clusters:
         size = np.bincount(labels[labels >= 0], minlength=1)

@@ -1,19 +1,23 @@
-"""Isolation forest: tokens that few random splits set apart (Liu et al., ICDM 2008; scikit-learn's)."""
+"""Isolation forest: tokens that few random splits set apart (Liu et al., ICDM 2008)."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
-from sklearn.ensemble import IsolationForest
+from sklearn import ensemble
 from torch import Tensor
 
 from sfp.clip.trunk import LayerState
-from sfp.errors import SFPError
-from sfp.outliers._detector import DETECTORS, Detector
+from sfp.options import Range, Share
+from sfp.outliers._detector import DETECTORS, Detector, above_quantile
 
 
 @DETECTORS.register("IsolationForest")
-class RandomSplits(Detector):
-    """The score is scikit-learn's anomaly score in [0, 1]; outliers lie strictly above its (1 - contamination) quantile.
+class IsolationForest(Detector):
+    """The score is scikit-learn's anomaly score in [0, 1].
+
+    Outliers lie strictly above its (1 - contamination) quantile.
 
     Args:
         trees: number of trees.
@@ -21,21 +25,14 @@ class RandomSplits(Detector):
         seed: of the splits, the same for each image.
     """
 
-    def __init__(self, *, trees: int = 100, contamination: float = 0.05, seed: int = 0):
-        if trees < 1 or not 0 <= contamination <= 1 or not 0 <= seed < 2**32:
-            raise SFPError(
-                f"IsolationForest needs trees >= 1, contamination in [0, 1] and 0 <= seed < 2^32, got {trees}, {contamination} and {seed}."
-            )
-        self.trees, self.contamination, self.seed = trees, contamination, seed
+    trees: Annotated[int, Range(1)] = 100
+    contamination: Share = 0.05
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
-        images = state.patches.float().cpu().numpy()
-        forests = (IsolationForest(n_estimators=self.trees, random_state=self.seed) for _ in images)
-        scores = torch.stack(
-            [
-                torch.from_numpy(-forest.fit(points).score_samples(points))
-                for forest, points in zip(forests, images, strict=True)
-            ]
-        )
-        scores = scores.float().to(state.tokens.device)
-        return scores > torch.quantile(scores, 1 - self.contamination, dim=1, keepdim=True), scores
+        scores = []
+        for points in state.patches.float().cpu().numpy():
+            forest = ensemble.IsolationForest(n_estimators=self.trees, random_state=self.seed)
+            scores.append(torch.from_numpy(-forest.fit(points).score_samples(points)))
+        scores = torch.stack(scores).float().to(state.tokens.device)
+        return above_quantile(scores, self.contamination), scores

@@ -1,18 +1,20 @@
-"""Repair: an outlier token is filled from its clean neighbours, by their mean unless told (SFP Eq. 5, methods.md 2.6)."""
+"""Repair: an outlier token is filled from its clean neighbours, by default by their mean (SFP Eq. 5)."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfp.errors import unknown_choice
+from sfp.options import check_type
 
-EMPTY = ("keep", "zero", "iterate", "nearest")
-DIVISORS = ("valid", "eight")
+Empty = Literal["keep", "zero", "iterate", "nearest"]
+Divisor = Literal["valid", "eight"]
+Filling = Literal["mean", "bilinear", "weighted", "median", "nearest"]
 # weights of the neighbours at an edge and at a corner: none; a triangle's two tokens wide; one over the distance
 _WEIGHTS = {"mean": (1.0, 1.0), "bilinear": (0.5, 0.25), "weighted": (1.0, 0.5**0.5)}
-FILLINGS = (*_WEIGHTS, "median", "nearest")
 
 
 def repair(
@@ -24,28 +26,31 @@ def repair(
     divisor: str = "valid",
     filling: str = "mean",
 ) -> Tensor:
-    """Patch tokens with every outlier filled from its non-outlier 8-neighbours, all at once from old values.
+    """Patch tokens with every outlier filled from its clean 8-neighbours, all from old values.
 
     Args:
         patches: (B, N, C), N = h * w row-major.
         outliers: mask (B, N).
         grid: (h, w).
-        empty: what becomes of an outlier without a clean neighbour: "keep" it (SC-CLIP's code), "zero" (SFP's released
-            code), "iterate" the repair from the rim inwards, or copy the "nearest" clean token.
-        divisor: "valid" divides by the clean neighbours' weights, "eight" by those of all 8 as Eq. 5 is printed.
-        filling: the neighbours' "mean"; their mean with "bilinear" weights, which fall to zero two tokens away in each direction,
-            or "weighted" by one over the distance; their "median" in each channel; or the "nearest" one, the first in row order
-            among equals. SC-CLIP compares these names (Table 6) without their formulas; a divisor changes the first three alone.
+        empty: what becomes of an outlier without a clean neighbour: "keep" it (SC-CLIP's code),
+            "zero" (SFP's released code), "iterate" the repair from the rim inwards, or copy the
+            "nearest" clean token.
+        divisor: "valid" divides by the clean neighbours' weights, "eight" by those of all 8 as
+            Eq. 5 is printed; it changes the first three fillings alone.
+        filling: the neighbours' "mean"; their mean with "bilinear" weights, which fall to zero two
+            tokens away in each direction, or "weighted" by one over the distance; their "median"
+            in each channel; or the "nearest" one, the first in row order among equals. SC-CLIP
+            compares these names (Table 6) without their formulas.
 
     Returns:
         (B, N, C) in the dtype of ``patches``; computed in float32.
     """
-    if empty not in EMPTY:
-        raise unknown_choice("treatment of outliers without clean neighbours (empty)", empty, EMPTY)
-    if divisor not in DIVISORS:
-        raise unknown_choice("divisor of the repair", divisor, DIVISORS)
-    if filling not in FILLINGS:
-        raise unknown_choice("filling of the repair", filling, FILLINGS)
+    for what, given, hint in (
+        ("empty", empty, Empty),
+        ("divisor", divisor, Divisor),
+        ("filling", filling, Filling),
+    ):
+        check_type(f"{what} of the repair", given, hint)
     filled, reached = _fill_once(patches.float(), outliers, grid, divisor, filling)
     left = outliers & ~reached
     if empty == "zero":

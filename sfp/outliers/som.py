@@ -1,54 +1,38 @@
-"""SOM: tokens that the class token attends to more than they attend to themselves (SFP, ICCV 2025, Eq. 4)."""
+"""SOM: tokens that the class token attends to more than they attend to themselves.
+
+SFP, ICCV 2025, Eq. 4.
+"""
 
 from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from sfp.clip.trunk import Attention, LayerState
-from sfp.errors import SFPError, unknown_choice
+from sfp.options import Count, Range
 from sfp.outliers._detector import DETECTORS, Detector, top_k_mask
 
 
 @DETECTORS.register("SOM")
-class SelfOutlierMask(Detector):
+class SOM(Detector):
     """S^l = { i : a^l_{i,i} < kappa a^l_{cls,i} }, a^l the layer's attention averaged over heads.
 
     Args:
         cls_factor: kappa; 1 in the paper, 1.5 in the released code.
-        max_outliers: keep those with the largest class attention; no cap if None (paper), 10 in the released code.
+        max_outliers: keep those with the largest class attention; no cap if None (paper), 10 in
+            the released code.
         heads: average the heads ("mean", paper and code), or compare their largest values ("max").
-        direction: a_{cls,i} is the class token's attention to i ("row", paper's Fig. 1c and code) or i's attention to
-            the class token ("column").
+        direction: a_{cls,i} is the class token's attention to i ("row", paper's Fig. 1c and code)
+            or i's attention to the class token ("column").
     """
 
-    attention = Attention.ROWS
+    cls_factor: Annotated[float, Range(0)] = 1.0
+    max_outliers: Count | None = None
+    heads: Literal["mean", "max"] = "mean"
+    direction: Literal["row", "column"] = "row"
 
-    def __init__(
-        self,
-        *,
-        cls_factor: float = 1.0,
-        max_outliers: int | None = None,
-        heads: str = "mean",
-        direction: str = "row",
-    ):
-        if heads not in ("mean", "max"):
-            raise unknown_choice("head reduction of SOM (heads)", heads, ("mean", "max"))
-        if direction not in ("row", "column"):
-            raise unknown_choice("direction of SOM", direction, ("row", "column"))
-        if cls_factor < 0:
-            raise SFPError(
-                f"cls_factor of SOM is {cls_factor}; give a number of at least 0, such as 1.0."
-            )
-        if max_outliers is not None and max_outliers < 0:
-            raise SFPError(
-                f"max_outliers of SOM is {max_outliers}; give a count of at least 0, or None for no cap."
-            )
-        self.cls_factor, self.max_outliers, self.heads, self.direction = (
-            cls_factor,
-            max_outliers,
-            heads,
-            direction,
-        )
+    attention: ClassVar = Attention.ROWS
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
         to_cls = state.cls_row if self.direction == "row" else state.cls_column

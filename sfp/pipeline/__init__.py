@@ -1,6 +1,7 @@
-"""From images to label maps: windows, stitching, decoding, PAMR, and the pipeline that joins them."""
+"""From images to label maps: windows, stitching, refinement, decoding."""
 
-from sfp.pipeline.pipeline import Pipeline, Protocol, Task
+from sfp.pipeline.pipeline import Pipeline, Task
+from sfp.pipeline.protocol import Protocol
 from sfp.pipeline.vocabulary import Vocabulary
 
 __all__ = ["Pipeline", "Protocol", "Task", "Vocabulary"]

@@ -1,4 +1,4 @@
-"""From averaged cosines to labels: softmax over queries, synonyms, thresholds (methods.md 3.3), tile by tile."""
+"""From averaged cosines to labels: softmax over queries, synonyms, thresholds, tile by tile."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ def decode(
 ) -> tuple[Tensor, Tensor | None]:
     """Labels of one image.
 
+    Class 0 may have no query: a background that is only a label. Its probability is ``prob_thd``.
+
     Args:
         scores: averaged cosines of Q queries at the label map's size (H, W).
         class_of_query: class index of each query (Q,), ascending.
-        logit_scale: factor before the softmax over queries; a class has the probability of its best query.
+        logit_scale: factor before the softmax over queries; a class has its best query's probability.
         prob_thd: pixels whose best class is less probable become class 0.
-        area_thd: classes (but class 0) whose share of all foreground pixels is not above it are dropped.
+        area_thd: classes (but class 0) whose share of all foreground pixels is not above it are
+            dropped.
         keep_probabilities: also return the class probabilities.
 
     Returns:
         Labels (H, W) int64, and probabilities (K, H, W) float32 or None.
     """
     device, classes = scores.cells.device, int(class_of_query[-1]) + 1
+    unasked = int(class_of_query[0]) > 0
     class_of_query = class_of_query.to(device)
     labels = torch.empty(scores.size, dtype=torch.long, device=device)
     dropped = None
@@ -45,19 +49,19 @@ def decode(
     for rows, columns, tile in scores.tiles():
         logits = tile.mul_(logit_scale)
         total = logits.logsumexp(-1) if prob_thd > 0 or keep_probabilities else None
-        if dropped is not None:
-            logits.masked_fill_(
-                dropped[class_of_query], float("-inf")
-            )  # after the softmax's sum: their probability becomes 0
+        if dropped is not None:  # after the softmax's sum: their probability becomes 0
+            logits.masked_fill_(dropped[class_of_query], float("-inf"))
         best, query = logits.max(-1)  # the best class has the best query
         label = class_of_query[query]
         if prob_thd > 0:
             label.masked_fill_((best - total).exp() < prob_thd, 0)
         labels[rows, columns] = label
         if kept is not None:
-            kept[:, rows, columns] = _best_of_synonyms(
-                logits.sub_(total[..., None]).exp_(), class_of_query, classes
-            ).permute(2, 0, 1)
+            probabilities = logits.sub_(total[..., None]).exp_()
+            probabilities = _best_of_synonyms(probabilities, class_of_query, classes)
+            kept[:, rows, columns] = probabilities.permute(2, 0, 1)
+    if kept is not None and unasked:
+        kept[0] = prob_thd
     return labels, kept
 
 

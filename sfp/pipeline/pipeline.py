@@ -1,11 +1,10 @@
-"""The one straight way: image, windows, method, similarity to text, stitched scores, labels."""
+"""The one way of the data: image, windows, encode, score, stitch, refine, decode."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, get_type_hints
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -15,80 +14,32 @@ from sfp.errors import SFPError
 from sfp.methods import Method
 from sfp.options import check_type
 from sfp.pipeline.decode import decode
+from sfp.pipeline.protocol import Protocol
 from sfp.pipeline.score_map import ScoreMap
 from sfp.pipeline.vocabulary import Vocabulary
-from sfp.pipeline.windows import cut, window_grid
-from sfp.refiners.pamr import pamr
+from sfp.pipeline.windows import Window, cut, window_grid
+from sfp.stages import Text, View
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a method's features become labels (methods.md 3.3, 4); part of every result.
-
-    Attributes:
-        window: side of the sliding window in pixels; 0 for the whole image at once.
-        stride: step between windows in pixels.
-        logit_scale: factor of the averaged cosines before the softmax.
-        prob_thd: least probability of a pixel's class; others become class 0.
-        area_thd: least share of a class among foreground pixels, None for no such rule.
-        pamr_iterations, pamr_dilations: refinement; 0 for none.
-    """
-
-    window: int = 224
-    stride: int = 112
-    logit_scale: float = 40.0
-    prob_thd: float = 0.0
-    area_thd: float | None = None
-    pamr_iterations: int = 0
-    pamr_dilations: tuple[int, ...] = (8, 16)
-
-    def __post_init__(self):
-        hints = get_type_hints(Protocol)
-        for own in fields(Protocol):
-            check_type(own.name, getattr(self, own.name), hints[own.name], own.default)
-        if self.window < 0 or (self.window and not 0 < self.stride <= self.window):
-            raise SFPError(
-                f"window={self.window}, stride={self.stride} leave gaps; give 0 < stride <= window, or window=0 for whole images."
-            )
-        if not self.logit_scale > 0:
-            raise SFPError(f"logit_scale={self.logit_scale} must be above 0; 40 is usual.")
-        for name in ("prob_thd", "area_thd"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise SFPError(f"{name}={value} must lie in [0, 1]; give a share such as 0.1.")
-        if (
-            self.pamr_iterations < 0
-            or any(d < 1 for d in self.pamr_dilations)
-            or not self.pamr_dilations
-        ):
-            raise SFPError(
-                f"PAMR needs pamr_iterations >= 0 and pamr_dilations >= 1, got {self.pamr_iterations} and {self.pamr_dilations}; "
-                "10 and (8, 16) are usual."
-            )
-        object.__setattr__(self, "pamr_dilations", tuple(self.pamr_dilations))
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+Labels = tuple[Tensor, Tensor | None]  # (H, W) int64, and probabilities (K, H, W) float32 or None
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of an image: classes, their text vectors (Q, D), and how scores become labels."""
+    """What is asked of an image: text, and how its scores become labels."""
 
-    vocabulary: Vocabulary
-    text: Tensor
+    text: Text
     protocol: Protocol
 
 
 class Pipeline:
-    """A method, a vocabulary and a protocol; both doors, the mmseg segmentor and ``Segmenter``, walk through it.
+    """A method, a text bank and a protocol. The mmseg segmentor and ``Segmenter`` both use it.
 
     Args:
-        method: windows (B, 3, H, W) and text vectors (Q, D) to scores (B, h, w, Q).
-        text_bank: makes the text vectors.
+        method: makes windows' scores.
+        text_bank: makes text vectors.
         protocol: windows, thresholds, refinement.
-        windows_at_once: largest batch of windows; as many as go best on the device, if None. A batch that runs out of
-            memory is tried again by halves, which changes no result.
+        windows_at_once: largest batch of windows; as many as go best on the device, if None. A batch
+            that runs out of memory is tried again by halves.
 
     Raises:
         SFPError: windows smaller than a patch, or no window at once.
@@ -106,12 +57,14 @@ class Pipeline:
         patch = method.trunk.patch
         if 0 < self.protocol.window < patch:
             raise SFPError(
-                f"window={self.protocol.window} is smaller than one patch ({patch}); give at least {patch}, or 0 for whole images."
+                f"window={self.protocol.window} is smaller than one patch ({patch});"
+                f" give at least {patch}, or 0 for whole images."
             )
         check_type("windows_at_once", windows_at_once, int | None)
         if windows_at_once is not None and windows_at_once < 1:
             raise SFPError(
-                f"windows_at_once={windows_at_once} must be at least 1; leave it out for as many as go best."
+                f"windows_at_once={windows_at_once} must be at least 1;"
+                " leave it out for as many as go best."
             )
         self.windows_at_once = windows_at_once
 
@@ -119,53 +72,47 @@ class Pipeline:
     def device(self) -> torch.device:
         return self.method.clip.device
 
-    def embed_text(self, vocabulary: Vocabulary) -> Tensor:
-        """Unit text vectors of all queries (Q, D)."""
-        return self.text_bank.encode(vocabulary.queries)
+    def encode_text(self, vocabulary: Vocabulary) -> Text:
+        """The queries of a vocabulary with their unit vectors."""
+        bank, queries = self.text_bank, vocabulary.queries
+        return Text(bank.encode(queries), queries, vocabulary.class_of_query, bank)
 
     @torch.inference_mode()
-    def score(self, images: Sequence[Tensor], text: Tensor) -> list[ScoreMap]:
-        """Averaged scores, usually cosines, of normalised images (3, H, W): Q queries at their H x W pixels."""
-        return self.score_texts(images, [text])[0]
+    def views(self, images: Sequence[Tensor]) -> list[View]:
+        """Each image's view: normalised images (3, H, W) through the method's encode and look.
 
-    @torch.inference_mode()
-    def score_texts(
-        self, images: Sequence[Tensor], texts: Sequence[Tensor]
-    ) -> list[list[ScoreMap]]:
-        """Scores of several texts (Q, D) from one pass of the images: for each text those of ``score``.
-
-        Windows of all images that have one size go through the method as one batch (of bounded size).
+        Windows of all images that have one size go through the method as one batch of bounded size.
         """
-        grids = [
-            window_grid(*image.shape[1:], self.protocol.window, self.protocol.stride)
-            for image in images
-        ]
+        grids = [self._windows(image) for image in images]
         places: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for i, grid in enumerate(grids):
             places[grid[0].size] += [(i, j) for j in range(len(grid))]
-        found: list[list[list[Tensor]]] = [[[] for _ in images] for _ in texts]
+        encoded: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in images]
         for size, members in places.items():
             while members:
                 chunk = members[: self.batch_of(*size)]
+                windows = torch.stack([cut(images[i], grids[i][j]) for i, j in chunk])
                 try:
-                    seen = self.method.see(
-                        torch.stack([cut(images[i], grids[i][j]) for i, j in chunk])
-                    )
-                    maps = [self.method.compare(seen, text).float() for text in texts]
+                    found = self.method.run(windows)
                 except RuntimeError as error:
                     self._lower(len(chunk), error)
                     continue
-                for own, of_text in zip(found, maps, strict=True):
-                    for (i, _), scores in zip(chunk, of_text, strict=True):
-                        own[i].append(scores)
+                for name, values in found.items():
+                    for (i, _), value in zip(chunk, values, strict=True):
+                        encoded[i][name].append(value)
                 members = members[len(chunk) :]
         return [
-            [
-                ScoreMap.of_windows(torch.stack(maps), grid, image.shape[1:])
-                for maps, grid, image in zip(own, grids, images, strict=True)
-            ]
-            for own in found
+            View(
+                image, _boxes(grid), {k: torch.stack(v) for k, v in own.items()}, self._look(image)
+            )
+            for image, grid, own in zip(images, grids, encoded, strict=True)
         ]
+
+    def _windows(self, image: Tensor) -> list[Window]:
+        return window_grid(*image.shape[1:], self.protocol.window, self.protocol.stride)
+
+    def _look(self, image: Tensor) -> object:
+        return self.method.look(image.to(self.device))
 
     def batch_of(self, height: int, width: int) -> int:
         """How many windows of that size make a batch."""
@@ -178,99 +125,88 @@ class Pipeline:
             RuntimeError: the error itself, where it is another one.
             SFPError: a single window was too much.
         """
-        words = (
-            "DefaultCPUAllocator",
-            "could not create a primitive",
-        )  # torch's, and oneDNN's for want of memory
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(
-            own in str(error) for own in words
-        ):
+        # torch's words, and oneDNN's for want of memory
+        words = ("DefaultCPUAllocator", "could not create a primitive")
+        out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
+        if not out_of_memory and not any(own in str(error) for own in words):
             raise error
         if tried == 1:
-            what = (
-                f"One window of {self.protocol.window} pixels"
-                if self.protocol.window
-                else "A whole image as one window"
-            )
+            window = self.protocol.window
+            what = f"One window of {window} pixels" if window else "A whole image as one window"
             raise SFPError(
-                f"{what} does not fit into the memory of {self.device} ({str(error).splitlines()[0]}); "
-                "use smaller windows, a smaller model or another device."
+                f"{what} does not fit into the memory of {self.device}"
+                f" ({str(error).splitlines()[0]}); use smaller windows, a smaller model or another"
+                " device."
             ) from error
         self.windows_at_once = tried // 2
 
     @torch.inference_mode()
-    def __call__(
-        self,
-        images: Sequence[Tensor],
-        vocabulary: Vocabulary,
-        text: Tensor,
-        sizes: Sequence[tuple[int, int]],
-        keep_probabilities: bool = False,
-    ) -> list[tuple[Tensor, Tensor | None]]:
-        """Labels of images.
-
-        Args:
-            images: normalised float tensors (3, h, w), at the size that the windows slide over.
-            vocabulary: the classes.
-            text: their text vectors, from ``embed_text``.
-            sizes: (H, W) of each label map, usually the image file's size.
-            keep_probabilities: also return class probabilities.
-
-        Returns:
-            For each image labels (H, W) int64, and probabilities (K, H, W) float32 or None.
-
-        Raises:
-            SFPError: an image holds NaN or infinite numbers.
-        """
-        return self.segment(
-            images, [Task(vocabulary, text, self.protocol)], [sizes], keep_probabilities
-        )[0]
+    def score(self, view: View, text: Text) -> ScoreMap:
+        """Averaged scores, usually cosines, of an image: Q queries at its H x W pixels."""
+        maps = self.method.score(view, text.to(self.device))
+        return ScoreMap.of_windows(maps.float(), self._windows(view.image), view.image.shape[1:])
 
     @torch.inference_mode()
     def segment(
         self,
         images: Sequence[Tensor],
         tasks: Sequence[Task],
-        sizes: Sequence[Sequence[tuple[int, int]]],
+        sizes: Sequence[tuple[int, int]],
         keep_probabilities: bool = False,
-    ) -> list[list[tuple[Tensor, Tensor | None]]]:
-        """Labels of images for several tasks from one pass: for each task those of calling it alone.
+    ) -> list[list[Labels]]:
+        """Labels of images for several tasks from one pass: for each task those of asking it alone.
 
         Args:
-            tasks: vocabularies with their protocols, whose windows are the pipeline's own.
-            sizes: for each task (H, W) of each label map.
+            images: normalised float tensors (3, h, w), at the size that the windows slide over.
+            tasks: their protocols agree in window and stride with the pipeline's.
+            sizes: (H, W) of each label map, usually the image file's size.
+            keep_probabilities: also return class probabilities.
+
+        Returns:
+            For each task and image labels (H, W) int64, and probabilities (K, H, W) float32 or None.
 
         Raises:
-            SFPError: an image holds NaN or infinite numbers.
+            SFPError: an image holds NaN or infinite numbers, or a task has other windows.
         """
-        images = [image.to(self.device) for image in images]
+        for task in tasks:
+            for key in ("window", "stride"):
+                if getattr(task.protocol, key) != getattr(self.protocol, key):
+                    raise SFPError(
+                        f"A task has {key}={getattr(task.protocol, key)}, the pipeline"
+                        f" {getattr(self.protocol, key)}; give them one."
+                    )
         for number, image in enumerate(images):
             if not bool(torch.isfinite(image).all()):
                 raise SFPError(
-                    f"Image {number} of the batch has NaN or infinite pixels; check how it was read and normalised."
+                    f"Image {number} of the batch has NaN or infinite pixels;"
+                    " check how it was read and normalised."
                 )
-        scores = self.score_texts(images, [task.text for task in tasks])
+        views = self.views(images)
         return [
             [
-                self._decode(image, own, size, task, keep_probabilities)
-                for image, own, size in zip(images, maps, shapes, strict=True)
+                self._label(view, task, size, keep_probabilities)
+                for view, size in zip(views, sizes, strict=True)
             ]
-            for task, maps, shapes in zip(tasks, scores, sizes, strict=True)
+            for task in tasks
         ]
 
-    def _decode(
-        self, image: Tensor, scores: ScoreMap, size: tuple[int, int], task: Task, keep: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        protocol, scores = task.protocol, scores.resized(size)
-        if protocol.pamr_iterations:
-            refined = pamr(
-                image[None],
-                scores.canvas()[None],
-                protocol.pamr_iterations,
-                protocol.pamr_dilations,
-            )
-            scores = ScoreMap.of_pixels(refined[0])
-        return decode(
-            scores, torch.tensor(task.vocabulary.class_of_query), logit_scale=protocol.logit_scale, prob_thd=protocol.prob_thd,
-            area_thd=protocol.area_thd, keep_probabilities=keep,
-        )  # fmt: skip
+    def _label(self, view: View, task: Task, size: tuple[int, int], keep: bool) -> Labels:
+        text, protocol = task.text.to(self.device), task.protocol
+        scores = self.score(view, text).resized(size)
+        refiners = protocol.refiners()
+        if type(self.method).refine is not Method.refine:
+            refiners.insert(0, self.method.refine)
+        if refiners:
+            maps = scores.canvas()
+            for refiner in refiners:
+                maps = refiner(maps, view, text)
+            scores = ScoreMap.of_pixels(maps)
+        keys = ("logit_scale", "prob_thd", "area_thd")
+        options = {key: getattr(protocol, key) for key in keys}
+        classes = torch.tensor(text.class_of_query)
+        return decode(scores, classes, keep_probabilities=keep, **options)
+
+
+def _boxes(windows: Sequence[Window]) -> Tensor:
+    """Top, left, bottom, right of each window, (n, 4) int64."""
+    return torch.tensor([[getattr(w, side.name) for side in fields(Window)] for w in windows])

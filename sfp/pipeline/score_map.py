@@ -1,4 +1,4 @@
-"""The scores of one image, kept on the patch grids of its windows and enlarged to pixels tile by tile (methods.md 4.3).
+"""The scores of one image, kept on the patch grids of its windows and enlarged tile by tile.
 
 Enlarging a window's scores to its pixels, averaging overlapping windows and resizing the average to the label map are
 linear, and each acts on rows and columns apart: together they are one matrix for rows and one for columns,

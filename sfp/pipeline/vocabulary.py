@@ -1,4 +1,4 @@
-"""Class names and their synonyms, from a list or a names file (methods.md 3.3, 3.5)."""
+"""Class names and their synonyms, from a list or a names file."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ class Vocabulary:
         for query, place in zip(self.queries, self.class_of_query, strict=True):
             words[place].append(query)
         return words
+
+    def with_background(self, label: str) -> Vocabulary:
+        """A class 0 without query words before the classes: what none of them fits.
+
+        Raises:
+            SFPError: the label is one of the names, or no name.
+        """
+        names = [label, *self.names]
+        Vocabulary.from_names(names, "The background with the names")
+        shifted = tuple(place + 1 for place in self.class_of_query)
+        return Vocabulary((label.strip(), *self.names), self.queries, shifted)
 
     @classmethod
     def from_names(
@@ -107,6 +118,28 @@ class Vocabulary:
             ) from error
         lines = text.rstrip("\n").split("\n") if text.strip() else []
         return cls.from_names([line.split(separator) for line in lines], f"The names file {path}")
+
+    @classmethod
+    def of_config(
+        cls,
+        name_path: str | os.PathLike | None = None,
+        names: Sequence[str | Sequence[str]] | None = None,
+        name_separator: str = ", ",
+    ) -> Vocabulary:
+        """The classes that a config's ``model`` names, by ``name_path`` or ``names``.
+
+        Raises:
+            SFPError: neither, both, or what ``from_file`` and ``from_names`` refuse.
+        """
+        if name_path is not None and names is not None:
+            raise SFPError(
+                f"model.names is {names!r}, but model.name_path={name_path} names the classes, too;"
+                " set one of them to None."
+            )
+        if name_path is not None:
+            return cls.from_file(name_path, name_separator)
+        where = "model.names (there is no model.name_path either)"
+        return cls.from_names([] if names is None else names, where)
 
 
 def _check_word(word: object, source: str, place: int) -> None:

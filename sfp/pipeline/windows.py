@@ -1,4 +1,4 @@
-"""Sliding windows: where they lie, and cutting them out (methods.md 4.2)."""
+"""Sliding windows: where they lie, and cutting them out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def window_starts(length: int, crop: int, stride: int) -> list[int]:
 
 
 def window_grid(height: int, width: int, crop: int, stride: int) -> list[Window]:
-    """Windows of an image, row by row. An axis shorter than ``crop`` has one smaller window; crop 0 is the whole image."""
+    """Windows of an image, row by row; crop 0 is the whole image.
+
+    An axis shorter than ``crop`` has one smaller window.
+    """
     if crop == 0:
         return [Window(0, 0, height, width)]
     return [

@@ -1,1 +1,5 @@
-"""Steps on the stitched scores that know the pixels, one file each."""
+"""Steps on the stitched scores that know the image and the text, one file each."""
+
+from sfp.refiners._refiner import REFINERS, Refiner, build_refiner, list_refiners
+
+__all__ = ["REFINERS", "Refiner", "build_refiner", "list_refiners"]

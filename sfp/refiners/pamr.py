@@ -1,15 +1,42 @@
-"""PAMR: pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020; constants of methods.md 4.4)."""
+"""PAMR: pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfp.errors import SFPError
+from sfp.options import Count, Range
+from sfp.refiners._refiner import REFINERS, Refiner
+from sfp.stages import Text, View
+
 _OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
 _CHUNK_BYTES = 256 << 20
+
+
+@REFINERS.register("PAMR")
+class PAMR(Refiner):
+    """Each pixel's scores become means of its neighbours', weighted by likeness of colour.
+
+    Args:
+        iterations: how often.
+        dilations: distances of the 8 neighbours in pixels.
+    """
+
+    iterations: Count = 10
+    dilations: tuple[Annotated[int, Range(1)], ...] = (8, 16)
+
+    def __post_init__(self):
+        if not len(self.dilations):
+            raise SFPError("dilations of PAMR are none; give distances in pixels, such as (8, 16).")
+        self.dilations = tuple(self.dilations)
+
+    def __call__(self, scores: Tensor, view: View, text: Text) -> Tensor:
+        return pamr(view.image[None], scores[None], self.iterations, self.dilations)[0]
 
 
 def pamr(
@@ -44,8 +71,8 @@ def pamr(
     return refined
 
 
-def _neighbours(maps: Tensor, dilations: Sequence[int]):
-    """The maps (..., H, W) seen from each neighbour, replicate padding, one at a time."""
+def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
+    """The maps (..., H, W) shifted to each neighbour, replicate padding, one at a time."""
     height, width = maps.shape[-2:]
     for reach in dilations:
         padded = F.pad(maps, (reach,) * 4, mode="replicate")
@@ -56,14 +83,15 @@ def _neighbours(maps: Tensor, dilations: Sequence[int]):
 def _affinities(image: Tensor, dilations: Sequence[int]) -> Tensor:
     around = torch.stack(list(_neighbours(image, dilations)), 2)  # (B, 3, 8 |D|, H, W)
     # the centre belongs to each dilation's 3x3 patch, so it counts |D| times
-    with_centre = torch.cat([around, image.unsqueeze(2).expand(-1, -1, len(dilations), -1, -1)], 2)
+    centre = image.unsqueeze(2)
+    with_centre = torch.cat([around, centre.expand(-1, -1, len(dilations), -1, -1)], 2)
     deviation = with_centre.std(2, keepdim=True)
-    affinity = -(around - image.unsqueeze(2)).abs() / (1e-8 + 0.1 * deviation)
+    affinity = -(around - centre).abs() / (1e-8 + 0.1 * deviation)
     return affinity.mean(1).softmax(1)
 
 
 def _weighted_neighbours(maps: Tensor, weights: Tensor, dilations: Sequence[int]) -> Tensor:
     total = torch.zeros_like(maps)
-    for weight, seen in zip(weights, _neighbours(maps[None], dilations), strict=True):
-        total += weight * seen[0]
+    for weight, shifted in zip(weights, _neighbours(maps[None], dilations), strict=True):
+        total += weight * shifted[0]
     return total

@@ -13,7 +13,7 @@ from conftest import ROOT
 from safetensors.torch import save_file
 
 from sfp.clip import text_bank
-from sfp.clip.clip import unit
+from sfp.clip.clip import l2_normalise
 from sfp.clip.prompts import IMAGENET_PROMPTS, PROMPT_SETS
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
@@ -38,7 +38,10 @@ def test_ensembling_is_normalise_average_normalise(clip):
     for word, vector in zip(["cat", "traffic light"], vectors, strict=True):
         ids = clip.tokenizer([prompt.format(word) for prompt in IMAGENET_PROMPTS])
         torch.testing.assert_close(
-            vector, unit(unit(clip.model.encode_text(ids)).mean(0)), atol=1e-5, rtol=1e-5
+            vector,
+            l2_normalise(l2_normalise(clip.model.encode_text(ids)).mean(0)),
+            atol=1e-5,
+            rtol=1e-5,
         )
 
 

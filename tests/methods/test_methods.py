@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import parity_clip
 
-from sfp.clip.clip import unit
+from sfp.clip.clip import l2_normalise
 from sfp.errors import SFPError
 from sfp.methods import METHODS as REGISTRY
 from sfp.methods import build_method, list_methods
@@ -266,7 +266,7 @@ def test_positions_can_be_resized_in_another_way(name, clip):
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_are_cosines_unless_asked_otherwise(name, clip):
     scores = build(name, clip).scores(windows("win0", "win1"), parity.text_features())
-    expected = unit(build(name, clip)(windows("win0", "win1"))) @ parity.text_features().T
+    expected = l2_normalise(build(name, clip)(windows("win0", "win1"))) @ parity.text_features().T
     torch.testing.assert_close(scores, expected)
 
 

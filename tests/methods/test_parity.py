@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import parity_clip
 
-from sfp.clip.clip import unit
+from sfp.clip.clip import l2_normalise
 from sfp.clip.trunk import Hook
 from sfp.methods import build_method
 from sfp.methods.naclip import gaussian
@@ -45,7 +45,7 @@ def build(file: str, case: str):
 def test_equals_official_code(file, case):
     arrays = parity.golden(file)
     features = build(file, case)(parity.case_image(case))[0]
-    logits = unit(features) @ parity.text_features().T
+    logits = l2_normalise(features) @ parity.text_features().T
     np.testing.assert_allclose(logits.permute(2, 0, 1), arrays[f"{case}/logits"], atol=1e-5, rtol=0)
     tok = arrays[f"{case}/tok"]
     np.testing.assert_allclose(
@@ -87,7 +87,7 @@ def test_a_batch_of_windows_equals_each_golden(file):
     cases = ["vit12/win0", "vit12/win1", "vit12/win2"]
     arrays = parity.golden(file)
     batch = torch.cat([parity.case_image(case) for case in cases])
-    logits = unit(build(file, cases[0])(batch)) @ parity.text_features().T
+    logits = l2_normalise(build(file, cases[0])(batch)) @ parity.text_features().T
     for row, case in zip(logits, cases, strict=True):
         np.testing.assert_allclose(
             row.permute(2, 0, 1), arrays[f"{case}/logits"], atol=1e-5, rtol=0

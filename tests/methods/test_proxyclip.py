@@ -12,7 +12,7 @@ from conftest import parity_clip
 from safetensors.torch import save_file
 
 from sfp.backbones.proxies import load_proxy
-from sfp.clip.clip import unit
+from sfp.clip.clip import l2_normalise
 from sfp.errors import SFPError
 from sfp.methods import build_method
 
@@ -33,7 +33,7 @@ def test_equals_official_code(case):
     arrays, window = parity.golden("proxyclip"), parity.case_image(case)
     method = build_method("ProxyCLIP", parity_clip(case.split("/")[0]), proxy=proxy_of(case))
     features, tok = method(window)[0], arrays[f"{case}/tok"]
-    logits = unit(features) @ parity.text_features().T
+    logits = l2_normalise(features) @ parity.text_features().T
     np.testing.assert_allclose(logits.permute(2, 0, 1), arrays[f"{case}/logits"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(
         features.flatten(0, 1)[tok], arrays[f"{case}/feat"], atol=5e-5, rtol=0
@@ -48,7 +48,7 @@ def test_a_batch_takes_the_mean_per_window(clip):
     maps = torch.cat([proxy_of(case)(torch.zeros(1)) for case in cases])
     method = build_method("ProxyCLIP", clip, proxy=lambda windows: maps)
     logits = (
-        unit(method(torch.cat([parity.case_image(case) for case in cases])))
+        l2_normalise(method(torch.cat([parity.case_image(case) for case in cases])))
         @ parity.text_features().T
     )
     for row, case in zip(logits, cases, strict=True):

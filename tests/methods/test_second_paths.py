@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import parity_clip
 
-from sfp.clip.clip import unit
+from sfp.clip.clip import l2_normalise
 from sfp.errors import SFPError
 from sfp.methods import build_method
 from sfp.methods._parts import second_path
@@ -30,7 +30,7 @@ def test_feature_surgery_weighs_classes_only(clip):
     surgery = build_method("CLIPSurgery", clip, feature_surgery=True).scores(window, text)
     factor = (surgery[..., 0] - surgery[..., 1])[0, 0, 0]
     with torch.inference_mode():
-        cls = unit(clip.encode_image(window))[0]
+        cls = l2_normalise(clip.encode_image(window))[0]
     weight = (2 * text @ cls).softmax(0)
     weight = weight / weight.mean()
     torch.testing.assert_close(
@@ -44,7 +44,7 @@ def test_feature_surgery_weighs_classes_only(clip):
 def test_feature_surgery_of_a_single_text_subtracts_the_empty_one(clip):
     window, text = parity.case_image("vit12/win1"), parity.text_features()[:1]
     method = build_method("CLIPSurgery", clip, feature_surgery=True)
-    empty = unit(clip.encode_text(clip.tokenize([""])))
+    empty = l2_normalise(clip.encode_text(clip.tokenize([""])))
     expected = build_method("CLIPSurgery", clip).scores(window, text - empty)
     torch.testing.assert_close(method.scores(window, text), expected, atol=1e-6, rtol=1e-5)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import parity_clip
 
-from sfp.clip.clip import unit
+from sfp.clip.clip import l2_normalise
 from sfp.clip.kernels import layer_norm
 from sfp.errors import SFPError
 from sfp.methods import build_method
@@ -42,7 +42,7 @@ def assert_golden(features: torch.Tensor, case: str) -> None:
     """Features (h, w, D) of one window equal the authors' code."""
     arrays, atol = parity.golden("sfp_2025_12"), INDEX["tolerance"]
     with parity.seeded(INDEX["seed"]):
-        logits = unit(features) @ parity.text_features().T
+        logits = l2_normalise(features) @ parity.text_features().T
     expected = arrays[f"{case}/logits"]
     np.testing.assert_allclose(logits.permute(2, 0, 1), expected, atol=atol["logits"], rtol=0)
     expected = arrays[f"{case}/feat"]  # the first patches

@@ -28,7 +28,7 @@ from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
 from sfp.images import resize_short_side
 from sfp.methods import build_method
-from sfp.pipeline import Pipeline, Vocabulary
+from sfp.pipeline import Pipeline, Task, Vocabulary
 
 JUDGES = {
     "CLIP": ("CLIP", {}),
@@ -45,12 +45,12 @@ JUDGES = {
 def mean_iou(pipeline: Pipeline, scenes: list[toyland.Scene]) -> float:
     """mIoU in percent over scenes."""
     vocabulary = Vocabulary.from_names(toyland.CLASSES)
-    text = pipeline.embed_text(vocabulary)
+    task = Task(pipeline.encode_text(vocabulary), pipeline.protocol)
     classes = len(toyland.CLASSES)
     confusion = np.zeros((classes, classes), np.int64)
     for scene in scenes:
         image = pipeline.method.clip.normalise(resize_short_side(scene.image, 336))
-        ((labels, _),) = pipeline([image], vocabulary, text, [scene.labels.shape])
+        (((labels, _),),) = pipeline.segment([image], [task], [scene.labels.shape])
         pairs = scene.labels.astype(np.int64) * classes + labels.numpy()
         confusion += np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
     hits = np.diag(confusion)

@@ -1,0 +1,28 @@
+"""Plain colours in place of a second model: needs no weights; Toyland's things have one each."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfp.backbones._backbone import Backbone
+from sfp.clip.clip import FrozenCLIP
+
+CELL = 8  # pixels
+
+
+@Backbone.register("colour")
+class MeanColours(Backbone):
+    """Mean normalised colour of each cell of 8x8 pixels, (B, 4, H / 8, W / 8).
+
+    The fourth channel is a small constant, so that grey has a direction, too.
+    """
+
+    def __init__(self, clip: FrozenCLIP):
+        super().__init__()
+
+    def encode(self, windows: Tensor) -> Tensor:
+        cells = [max(1, side // CELL) for side in windows.shape[-2:]]
+        colours = F.adaptive_avg_pool2d(windows, cells)
+        return torch.cat([colours, torch.full_like(colours[:, :1], 0.1)], 1)

@@ -1,0 +1,128 @@
+"""timm's ViTs: DINO, DINOv2 and others."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sfp.backbones._backbone import Backbone
+from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD, FrozenCLIP
+from sfp.errors import SFPError
+from sfp.network import hub, require_published, why_unreached
+
+_EXAMPLE = "vit_base_patch8_224.dino"
+
+
+class TimmViT(Backbone):
+    """A timm ViT's last tokens after its final norm, class and register tokens dropped.
+
+    Windows come normalised for CLIP and go in with the model's own mean and deviation. For grids
+    other than the native one timm resizes positions bicubic with antialiasing, which is not the
+    authors' way bit for bit.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        given = (torch.tensor(value).view(3, 1, 1) for value in (PIXEL_MEAN, PIXEL_STD))
+        config = model.pretrained_cfg
+        wanted = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+        (mean, std), (new_mean, new_std) = given, wanted
+        self.register_buffer("factor", std / new_std, persistent=False)
+        self.register_buffer("offset", (mean - new_mean) / new_std, persistent=False)
+
+    def encode(self, windows: Tensor) -> Tensor:
+        dtype = next(self.model.parameters()).dtype
+        inputs = (windows * self.factor + self.offset).to(dtype)
+        tokens = self.model.forward_features(inputs)[:, self.model.num_prefix_tokens :]
+        grid = self.model.patch_embed.dynamic_feat_size(windows.shape[-2:])
+        return tokens.transpose(1, 2).unflatten(2, tuple(grid))
+
+    @classmethod
+    def load(cls, name: str, clip: FrozenCLIP, option: str, weights: str | None) -> TimmViT:
+        """See ``load_backbone``."""
+        import timm
+
+        base = name.split(".")[0]
+        if not timm.is_model(base):
+            known = timm.list_models("vit_*", pretrained=True)
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4) or [_EXAMPLE]
+            raise SFPError(
+                f"timm has no model {name!r}; give {option} a ViT's name such as {close[0]},"
+                " or 'colour'."
+            )
+        options = dict(num_classes=0, dynamic_img_size=True)
+        try:
+            with torch.device("meta"):  # its shape alone
+                timm.create_model(base, **options)
+        except TypeError as error:
+            raise SFPError(
+                f"timm's {name} takes no windows of other sizes;"
+                f" give {option} a plain ViT such as {_EXAMPLE}."
+            ) from error
+        repository = ""
+        if weights:
+            file = Path(weights).expanduser()
+            if not file.is_file():
+                raise SFPError(
+                    f"There is no file {weights} ({option}_weights);"
+                    f" give the path of {name}'s weights."
+                )
+            options["pretrained_cfg_overlay"] = dict(file=str(file))
+        else:
+            repository = _require_download(name, option)
+        try:
+            model = timm.create_model(name, pretrained=True, **options)
+        except Exception as error:  # the hub's, safetensors' and torch's errors have no common base
+            reason = str(error).strip().split("\n")[0][:160]
+            raise SFPError(
+                f"The weights of timm's {name} can't be had ({reason}); bring the file and pass its"
+                f" path as {option}_weights, or give {option}='colour'."
+            ) from error
+        _require_published(repository)
+        return cls(model.to(clip.trunk.dtype))
+
+
+def _require_download(name: str, option: str) -> str:
+    """The hub's repository of a timm model.
+
+    Raises:
+        SFPError: its weights neither lie in the hub's cache nor can be fetched, or are not the
+            published ones.
+    """
+    from timm.models import get_pretrained_cfg
+
+    try:
+        entry = get_pretrained_cfg(name)
+    except RuntimeError:
+        entry = None
+    if entry is None or not entry.hf_hub_id:
+        raise SFPError(
+            f"timm has no weights {name!r}; give {option} a name with one of its tags,"
+            f" such as {_EXAMPLE}."
+        )
+    repository = entry.hf_hub_id if "/" in entry.hf_hub_id else f"timm/{name}"
+    if _require_published(repository):
+        return repository
+    if why := why_unreached(hub()):
+        raise SFPError(
+            f"The weights of timm's {name} are not on this machine and {why}; bring"
+            f" model.safetensors of {repository} on Hugging Face from elsewhere and pass its path as"
+            f" {option}_weights, or give {option}='colour'."
+        )
+    return repository
+
+
+def _require_published(repository: str) -> bool:
+    """Whether weights lie in the hub's cache; raises SFPError where they are not the published."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "pytorch_model.bin") if repository else ()
+    kept = [try_to_load_from_cache(repository, name) for name in names]
+    files = [Path(file) for file in kept if isinstance(file, str)]
+    for file in files:
+        require_published(file)
+    return bool(files)

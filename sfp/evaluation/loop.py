@@ -1,0 +1,172 @@
+"""The one evaluation loop: a pass of the images for one or more vocabularies, datasets and protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmseg.datasets import BaseSegDataset
+from mmseg.structures import SegDataSample
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from sfp.errors import SFPError
+from sfp.evaluation.counts import CountStore, Figures, count_image, sum_counts
+from sfp.evaluation.dataset import image_names, named_deaths, short_name
+from sfp.pipeline import Task
+from sfp.segmentor import SFPSegmentor
+
+
+@dataclass
+class Part:
+    """One task on one dataset.
+
+    Attributes:
+        dataset: of mmsegmentation.
+        task: what is asked of each image.
+        ignore: label of pixels that are not evaluated.
+        classes: names of the classes that are counted; the dataset's own by default.
+        chosen: short names of the images to evaluate; all by default.
+        store: keeps the counts while the pass goes on; None for nowhere.
+        counts: pixels of each class, (3, K) int64, of each finished image by its short name.
+        resumed: how many images an interrupted pass had done.
+    """
+
+    dataset: BaseSegDataset
+    task: Task
+    ignore: int = 255
+    classes: Sequence[str] = ()
+    chosen: Collection[str] = ()
+    store: CountStore | None = None
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
+    resumed: int = 0
+
+    def __post_init__(self):
+        self.classes = self.classes or self.dataset.metainfo["classes"]
+        self.chosen = list(self.chosen or image_names(self.dataset))
+
+    def resume(self, store: CountStore) -> None:
+        """Keep counts in a store from now on, and take those that it has, of any rank."""
+        self.store = store
+        self.counts = _gathered(store.read(len(self.classes)))
+        self.resumed = len(self.counts)
+
+    def add(self, sample: SegDataSample, labels: torch.Tensor) -> None:
+        """Count an image by its labels (H, W).
+
+        Raises:
+            SFPError: see ``count_image``.
+        """
+        name, truth = short_name(sample.img_path), sample.gt_sem_seg.data[0]
+        classes = len(self.classes)
+        self.counts[name] = count_image(labels, truth, classes, self.ignore, sample.seg_map_path)
+        if self.store is not None:
+            self.store.add(name, self.counts[name])
+
+    def figures(self) -> Figures:
+        """Figures over all ranks' images.
+
+        Raises:
+            SFPError: they are not as many as were to be evaluated.
+        """
+        self.counts = _gathered(self.counts)
+        if len(self.counts) != len(self.chosen):
+            raise SFPError(
+                f"{len(self.counts)} images were counted, but there are {len(self.chosen)};"
+                " two images may have one name."
+            )
+        return Figures.of(sum_counts(self.counts.values(), len(self.classes)))
+
+
+def _gathered(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The counts of all ranks."""
+    return {name: own for part in all_gather_object(counts) for name, own in part.items()}
+
+
+class _Images(Dataset):
+    """Of each image to do, its item in each part that still wants it, None in the others."""
+
+    def __init__(self, parts: Sequence[Part]):
+        self.datasets = [part.dataset for part in parts]
+        self.places = [{n: i for i, n in enumerate(image_names(d))} for d in self.datasets]
+        self.wanted = [set(part.chosen) - set(part.counts) for part in parts]
+        names = [name for name in self.places[0] if any(name in own for own in self.wanted)]
+        self.names = names[get_rank() :: get_world_size()]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> list:
+        name, items = self.names[index], {}  # a dataset of several parts is read once
+        for data, places, wanted in zip(self.datasets, self.places, self.wanted, strict=True):
+            if name in wanted and id(data) not in items:
+                items[id(data)] = data[places[name]]
+        pairs = zip(self.datasets, self.wanted, strict=True)
+        return [items[id(data)] if name in wanted else None for data, wanted in pairs]
+
+
+@named_deaths()
+def evaluate(
+    model: SFPSegmentor,
+    parts: Sequence[Part],
+    *,
+    batch_size: int = 1,
+    workers: int = 2,
+    after_image: Callable[[Part, dict, torch.Tensor], None] | None = None,
+) -> None:
+    """Fill the counts of parts whose datasets share their images, in one pass of these.
+
+    Each rank does its share, none twice and none left out.
+
+    Args:
+        model: makes the views; the tasks' windows are its own.
+        batch_size: images whose windows share batches.
+        workers: processes that read images.
+        after_image: called with each part, item and labels (H, W).
+
+    Raises:
+        SFPError: an image or a label that can't be read, or labels that are no classes.
+    """
+    images = _Images(parts)
+    loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=list)
+    bar = tqdm(
+        total=len(images),
+        desc="evaluating",
+        unit="image",
+        mininterval=1.0,
+        disable=not is_main_process() or not len(images),
+    )
+    with bar:
+        for batch in loader:
+            groups: dict[tuple[int, ...], list[list]] = {}  # images by the parts that want them
+            for items in batch:
+                wanting = tuple(i for i, item in enumerate(items) if item is not None)
+                groups.setdefault(wanting, []).append(items)
+            for wanting, group in groups.items():
+                _evaluate_group(model, [parts[i] for i in wanting], wanting, group, after_image)
+            bar.update(len(batch))
+
+
+def _evaluate_group(
+    model: SFPSegmentor,
+    parts: Sequence[Part],
+    places: Sequence[int],
+    group: Sequence[list],
+    after_image: Callable | None,
+) -> None:
+    """Images that the same parts want: ``group`` has for each image the items of all parts."""
+    firsts = [items[places[0]] for items in group]
+    samples = [item["data_samples"] for item in firsts]
+    inputs = [item["inputs"] for item in firsts]
+    batch = model.data_preprocessor(dict(inputs=inputs, data_samples=samples))
+    sizes = [tuple(sample.ori_shape[:2]) for sample in samples]
+    tasks = [part.task for part in parts]
+    found = model.pipeline.segment(list(batch["inputs"]), tasks, sizes)
+    for part, place, results in zip(parts, places, found, strict=True):
+        for items, (labels, _) in zip(group, results, strict=True):
+            part.add(items[place]["data_samples"], labels)
+            if after_image is not None:
+                after_image(part, items[place], labels)

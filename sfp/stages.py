@@ -1,0 +1,79 @@
+"""What flows between the stages encode, look, score and refine: an image as methods score it, and text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sfp.clip.text_bank import TextBank
+
+
+@dataclass(frozen=True)
+class View:
+    """One image, its windows, and what a method made of them; ``view["features"]`` reads ``encoded``.
+
+    Attributes:
+        image: normalised, (3, H, W), as large as the windows slide over it.
+        boxes: top, left, bottom, right of each window in its pixels, (n, 4) int64; all of one size.
+        encoded: what ``Method.encode`` returned, the first axis of each tensor is n.
+        looked: what ``Method.look`` returned of the whole image, None by default.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    encoded: Mapping[str, Tensor]
+    looked: Any = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.encoded[name]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of each window in pixels."""
+        top, left, bottom, right = self.boxes[0].tolist()
+        return bottom - top, right - left
+
+    def crops(self) -> Tensor:
+        """The windows' pixels, (n, 3, h, w)."""
+        return torch.stack([self.image[:, t:b, l:r] for t, l, b, r in self.boxes.tolist()])
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the image is compared with.
+
+    Attributes:
+        vectors: unit query vectors, (Q, D) float32.
+        words: the word of each query.
+        class_of_query: class index of each query, ascending; each a class of its own by default.
+        bank: encodes further words; None where the vectors did not come from one.
+    """
+
+    vectors: Tensor
+    words: tuple[str, ...] = ()
+    class_of_query: tuple[int, ...] = ()
+    bank: TextBank | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self):
+        if not self.class_of_query:
+            object.__setattr__(self, "class_of_query", tuple(range(len(self.vectors))))
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def to(self, device: torch.device) -> Text:
+        moved = self.vectors.to(device)
+        return self if moved is self.vectors else replace(self, vectors=moved)
+
+    def encode(self, words: Sequence[str]) -> Tensor:
+        """Unit vectors (n, D) of further words, with the same prompts."""
+        return self.bank.encode(words).to(self.vectors.device)
+
+    def prompts(self) -> Tensor:
+        """Unit vectors of each query in each single prompt, (Q, P, D)."""
+        return self.bank.encode_prompts(self.words).to(self.vectors.device)
