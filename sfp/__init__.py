@@ -21,6 +21,7 @@ _PLACES = {
     "build_method": "sfp.methods",
     "list_detectors": "sfp.outliers",
     "list_methods": "sfp.methods",
+    "list_refiners": "sfp.refiners",
     "load_clip": "sfp.clip",
 }
 __all__ = ["SFPError", *_PLACES]

@@ -97,7 +97,7 @@ class SFPSegmentor(BaseSegmentor):
             weights_sha256=weights_sha256,
         )
         mean, std = ([255 * value for value in values] for values in (PIXEL_MEAN, PIXEL_STD))
-        usual = dict(type="UnevenSegDataPreProcessor", mean=mean, std=std, bgr_to_rgb=True)
+        usual = UnevenSegDataPreProcessor(mean=mean, std=std, bgr_to_rgb=True)
         super().__init__(data_preprocessor=data_preprocessor or usual, init_cfg=init_cfg)
         dense = build_method(method, frozen, **options)
         self.frozen = frozen

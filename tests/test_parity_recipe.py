@@ -16,3 +16,8 @@ INDEXES = {path.name: json.loads(path.read_text()) for path in PATHS}
 def test_digest(index, spec):
     with parity.seeded(INDEXES[index]["seed"]):
         assert parity.digest(parity.state_dict(spec)) == INDEXES[index]["weights_sha256"][spec]
+
+
+def test_every_golden_file_has_a_test():
+    """In the folder that SFP_GOLDENS names, by default tests/goldens."""
+    assert {path.stem for path in parity.GOLDENS.glob("*.npz")} <= parity.TESTED

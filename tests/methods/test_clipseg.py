@@ -214,7 +214,7 @@ def test_the_last_blocks_own_keys_and_its_trained_attention():
         (dict(deep_layers=3), "start index from -1 to -11"),
         (dict(deep_layers=[12]), "1 to 11"),
         (dict(attention_layer=13), "1 to 12"),
-        (dict(attention_layer=-13), "names layer 0"),
+        (dict(attention_layer=-13), "names layer -13"),
         (dict(relation="near"), "two_hop"),
     ],
 )

@@ -90,8 +90,9 @@ class TestVote:
         torch.testing.assert_close(vote(self.scores, self.clusters, "mean"), expected)
 
     def test_without_clusters(self):
-        assert torch.equal(vote(self.scores, None, "mean"), self.scores)
-        assert vote(self.scores, None, "majority").tolist() == [[[1, 0, 0, 1]], [[0, 1, 1, 0]]]
+        none = torch.full((1, 4), -1)
+        assert torch.equal(vote(self.scores, none, "mean"), self.scores)
+        assert vote(self.scores, none, "majority").tolist() == [[[1, 0, 0, 1]], [[0, 1, 1, 0]]]
 
 
 def test_clusters_of_two_halves():
@@ -101,7 +102,7 @@ def test_clusters_of_two_halves():
     assert clusters.tolist() == [0] * 16 + [1] * 16
     pixels = cluster_map(affinity, clusters, (4, 8), (64, 128))
     assert (pixels[:30] == 0).all() and (pixels[34:] == 1).all()
-    assert cluster_map(affinity, torch.full((32,), -1), (4, 8), (64, 128)) is None
+    assert (cluster_map(affinity, torch.full((32,), -1), (4, 8), (64, 128)) == -1).all()
 
 
 def test_class_scores_multiply(clip):
@@ -117,18 +118,18 @@ def test_class_scores_multiply(clip):
 
 def test_the_vote_reaches_the_labels(clip):
     from sfp.clip.text_bank import TextBank
-    from sfp.pipeline import Pipeline, Protocol, Vocabulary
+    from sfp.pipeline import Pipeline, Protocol, Task
+    from sfp.stages import Text
 
-    image, text = parity.case_image("vit12/win0")[0], parity.text_features()
-    words = Vocabulary(tuple("abcdefg"), tuple("abcdefg"), tuple(range(7)))
+    image, text = parity.case_image("vit12/win0")[0], Text(parity.text_features())
     method = build("vit12/win0", cluster_vote="majority")
     walk = Pipeline(method, TextBank(clip, cache_dir=False), Protocol(window=0))
-    ((labels, _),) = walk([image], words, text, [(224, 224)])
+    task = Task(text, walk.protocol)
+    (((labels, _),),) = walk.segment([image], [task], [(224, 224)])
     assert np.array_equal(labels[::2, ::2], parity.golden("cliptrase")["vit12/win0/labels"])
     wide = parity.image("full.0", 336, 448)
-    ((labels, _),) = Pipeline(method, TextBank(clip, cache_dir=False), Protocol())(
-        [wide], words, text, [(300, 400)]
-    )
+    walk = Pipeline(method, TextBank(clip, cache_dir=False), Protocol())
+    (((labels, _),),) = walk.segment([wide], [Task(text, walk.protocol)], [(300, 400)])
     assert labels.shape == (300, 400)
 
 

@@ -16,8 +16,10 @@ from conftest import parity_clip
 from sfp.clip.clip import l2_normalise
 from sfp.errors import SFPError
 from sfp.methods import METHODS as REGISTRY
-from sfp.methods import build_method, list_methods
+from sfp.methods import Method, build_method, list_methods
+from sfp.outliers import DETECTORS as DETECTOR_REGISTRY
 from sfp.outliers import list_detectors
+from sfp.refiners import REFINERS
 
 METHODS, DETECTORS = list_methods(), list_detectors()
 PUBLISHED = {
@@ -27,7 +29,7 @@ PUBLISHED = {
 
 
 def build(name: str, clip, **options):
-    """A method; where it wants an outside eye, the windows' mean colours on CLIP's grid."""
+    """A method; where it wants a proxy, the windows' mean colours on CLIP's grid."""
     if "proxy" in REGISTRY.options(name):
         options.setdefault("proxy", lambda windows: F.avg_pool2d(windows.float(), clip.trunk.patch))
     return build_method(name, clip, **options)
@@ -223,9 +225,9 @@ def test_shallow_models(name):
     assert features.shape == (1, 7, 7, 64) and torch.isfinite(features).all()
 
 
-def test_constants_scaled_by_depth_are_said_once():
+def test_constants_scaled_by_depth_are_warned_once():
     clip, method_module = parity_clip("vit12-p32"), sys.modules["sfp.methods._method"]
-    method_module._said.clear()
+    method_module._warned.clear()
     with pytest.warns(
         UserWarning,
         match="SC-CLIP was published without constants for ViTs of 12 blocks with patch 32.*pre_layer=9",
@@ -235,7 +237,7 @@ def test_constants_scaled_by_depth_are_said_once():
         warnings.simplefilter("error")
         build_method("SC-CLIP", clip)
         build_method("SC-CLIP", parity_clip("vit12"))  # B/16's are published
-        method_module._said.clear()
+        method_module._warned.clear()
         build_method(
             "SC-CLIP", clip, pre_layer=8, post_layer=4, fuse_layers=(4, 9), res_cls=0.3
         )  # all given: nothing is chosen
@@ -286,9 +288,15 @@ def test_scores_are_cosines_unless_asked_otherwise(name, clip):
             dict(fuse_layers=4),
             ("fuse_layers", "is 4; give a list, each a whole number"),
         ),
-        ("SFP-release", dict(res_cls="much"), ("res_cls", "'much'", "number such as 0.3")),
+        ("SFP-release", dict(res_cls="much"), ("res_cls", "'much'", "finite number, or None")),
         ("SFP", dict(sae="no"), ("give True or False",)),
         ("SFP", dict(cls_factor="big"), ("cls_factor of detector SOM",)),
+        ("SFP", dict(pm=dict(type="SOM", cls_factor="big")), ("cls_factor of detector SOM",)),
+        ("SFP", dict(pm=dict(type="SOM", topk=3)), ("option of detector SOM 'topk'",)),
+        ("SFP", dict(pm=dict(max_outliers=3)), ("has no type",)),
+        ("SFP", dict(pm=dict(type="SOM", max_outliers=3), max_outliers=3), ("twice", "pm")),
+        ("CLIPSurgery", dict(blocks=600), ("blocks of CLIPSurgery is 600", "12")),
+        ("GEM", dict(depth=14), ("depth of GEM is 14", "12")),
         ("MaskCLIP", dict(variant="official2"), ("did you mean 'official'",)),
         ("NACLIP", dict(sigma=0), ("above 0",)),
         ("SFP", dict(repair_empty="drop"), ("'drop'", "keep")),
@@ -300,3 +308,29 @@ def test_wrong_options_are_one_sentence(name, options, words, clip):
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_detectors_options_in_pm_or_beside_it(clip):
+    nested = build("SFP", clip, pm=dict(type="SOM", max_outliers=3))
+    flat = build("SFP", clip, pm="SOM", max_outliers=3)
+    assert repr(nested.purifier.detector) == repr(flat.purifier.detector)
+    assert nested.options() == flat.options() and nested.changed_options() == dict(max_outliers=3)
+
+
+def test_an_option_without_a_type_is_refused():
+    with pytest.raises(TypeError, match=r"Sloppy.side has no type; write side: int = 3"):
+
+        class Sloppy(Method):
+            side = 3
+
+            def tokens(self, windows):
+                return self.stream(windows)[:, 1:]
+
+
+@pytest.mark.parametrize("registry", [REGISTRY, DETECTOR_REGISTRY, REFINERS], ids=lambda r: r.kind)
+def test_every_option_is_documented(registry):
+    """``help()`` shows it: a line in ``Args:`` of the class or of its base."""
+    for name in registry.names():
+        docs = "".join(cls.__doc__ or "" for cls in registry.get(name).__mro__[:-1])
+        for option in registry.options(name):
+            assert re.search(rf"^        (\w+, )*{option}(, \w+)*:", docs, re.M), f"{name}.{option}"

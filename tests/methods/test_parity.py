@@ -82,16 +82,26 @@ def test_outliers_and_their_repair_equal_official_code(file, case):
         )
 
 
-@pytest.mark.parametrize("file", FILES)
+def batch_of(file: str) -> list[str]:
+    """The first three cases of a file that differ in their picture alone."""
+    kinds: dict[tuple, list[str]] = {}
+    for case in parity.cases(file):
+        _, _, changes = case.partition("_")
+        kinds.setdefault((case.split("/")[0], changes, parity.case_image(case).shape), []).append(
+            case
+        )
+    return max(kinds.values(), key=len)[:3]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if parity.cases(file)])
 def test_a_batch_of_windows_equals_each_golden(file):
-    cases = ["vit12/win0", "vit12/win1", "vit12/win2"]
-    arrays = parity.golden(file)
+    cases, arrays = batch_of(file), parity.golden(file)
+    assert len(cases) > 1
     batch = torch.cat([parity.case_image(case) for case in cases])
     logits = l2_normalise(build(file, cases[0])(batch)) @ parity.text_features().T
     for row, case in zip(logits, cases, strict=True):
-        np.testing.assert_allclose(
-            row.permute(2, 0, 1), arrays[f"{case}/logits"], atol=1e-5, rtol=0
-        )
+        expected = arrays[f"{case}/logits"]
+        np.testing.assert_allclose(row.permute(2, 0, 1), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (14, 20)])

@@ -1,4 +1,4 @@
-"""ProxyCLIP and its outside eyes; timm's models are made here, with weights of their own (methods.md 1.13)."""
+"""ProxyCLIP and its proxies; timm's models are made here, with weights of their own."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from conftest import parity_clip
 from safetensors.torch import save_file
 
-from sfp.backbones.proxies import load_proxy
+from sfp.backbones import load_backbone
+from sfp.backbones.timm_vit import TimmViT
 from sfp.clip.clip import l2_normalise
 from sfp.errors import SFPError
 from sfp.methods import build_method
 
 TINY = "vit_tiny_patch16_224"
-CPU = torch.device("cpu")
 
 
 def proxy_of(case: str):
@@ -86,12 +86,12 @@ class TestTimm:
         return path
 
     def test_a_local_file_and_its_own_normalisation(self, weights):
-        proxy = load_proxy(TINY, str(weights), CPU, torch.float32)
+        clip = parity_clip("vit12")
+        proxy = load_backbone(TINY, clip, "proxy", str(weights))
         model = timm.create_model(
             TINY, num_classes=0, pretrained_cfg_overlay=dict(file=str(weights)), pretrained=True
         ).eval()
         pixels = torch.rand(2, 3, 224, 224)
-        clip = parity_clip("vit12")
         with torch.inference_mode():
             expected = model.forward_features((pixels - 0.5) / 0.5)[
                 :, 1:
@@ -109,8 +109,6 @@ class TestTimm:
         model = timm.create_model(
             name, num_classes=0, img_size=56, embed_dim=48, depth=2, num_heads=2
         )
-        from sfp.backbones.proxies import TimmProxy
-
         assert model.num_prefix_tokens == 5
         model = timm.create_model(
             name,
@@ -121,7 +119,7 @@ class TestTimm:
             num_heads=2,
             dynamic_img_size=True,
         )
-        assert TimmProxy(model)(torch.randn(1, 3, 56, 84)).shape == (1, 48, 4, 6)
+        assert TimmViT(model.eval())(torch.randn(1, 3, 56, 84)).shape == (1, 48, 4, 6)
 
     @pytest.mark.parametrize(
         ("name", "weights", "words"),
@@ -145,7 +143,7 @@ class TestTimm:
 def test_colour_needs_no_weights(clip):
     window = torch.zeros(1, 3, 224, 224)
     window[:, 0, :, 112:] = 2.0
-    assert load_proxy("colour", None, CPU, torch.float32)(window).shape == (1, 4, 28, 28)
+    assert load_backbone("colour", clip, "proxy")(window).shape == (1, 4, 28, 28)
     features = build_method("ProxyCLIP", clip, proxy="colour")(window)
     assert features.shape == (1, 28, 28, 64)
     torch.testing.assert_close(
@@ -154,17 +152,17 @@ def test_colour_needs_no_weights(clip):
 
 
 def test_padding_is_added_all_around_and_cut_off(clip):
-    seen = []
+    given = []
 
     def proxy(windows):
-        seen.append(windows)
+        given.append(windows)
         return F.avg_pool2d(windows, 8)
 
     method, text = build_method("ProxyCLIP", clip, proxy=proxy), parity.text_features()
     window = parity.image("rect.0", 230, 300)[None] + 1.0
     scores = method.scores(window, text)
     assert scores.shape == (1, 230, 300, 7)
-    (padded,) = seen
+    (padded,) = given
     assert padded.shape == (1, 3, 280, 336)
     assert torch.equal(padded[:, :, 25:255, 18:318], window) and padded[:, :, :25].abs().max() == 0
     inside = method.scores(padded, text).permute(0, 3, 1, 2)
@@ -179,3 +177,26 @@ def test_padding_is_added_all_around_and_cut_off(clip):
 def test_a_proxy_that_returns_something_else(proxy, clip):
     with pytest.raises(SFPError, match=r"must return a map \(B, C, h', w'\)"):
         build_method("ProxyCLIP", clip, proxy=proxy)(parity.case_image("vit12/win0"))
+
+
+def test_a_proxy_is_part_of_the_provenance_and_moves_with_the_segmentor(tmp_path, clip):
+    """Other weights of one name have another fingerprint; in the segmentor they are a submodule."""
+    prints = set()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        path = tmp_path / f"{seed}.safetensors"
+        save_file(timm.create_model(TINY, num_classes=0).state_dict(), path)
+        method = build_method("ProxyCLIP", clip, proxy=TINY, proxy_weights=str(path))
+        prints.add(method.backbones["proxy"].fingerprint)
+    assert len(prints) == 2 and all(len(own) == 64 for own in prints)
+    pytest.importorskip("mmseg")
+    from sfp.segmentor import SFPSegmentor
+
+    segmentor = SFPSegmentor(
+        "Toyland", "toyland", "ProxyCLIP", proxy=TINY, proxy_weights=str(path), names=["a"],
+        device="cpu",
+    )  # fmt: skip
+    segmentor.to(torch.float64)  # stands for a device: what moves, moves whole
+    assert {p.dtype for p in segmentor.pipeline.method.backbones["proxy"].parameters()} == {
+        torch.float64
+    }

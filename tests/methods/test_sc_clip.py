@@ -1,4 +1,4 @@
-"""SC-CLIP with parts left out or replaced, against a slow reading with loops over layers and heads (methods.md 1.9)."""
+"""SC-CLIP with parts left out or replaced, against a slow reading with loops over layers and heads ."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import parity_clip
 
-from sfp.backbones.proxies import mean_colours
+from sfp.backbones import load_backbone
 from sfp.clip.kernels import layer_norm
+from sfp.clip.trunk import Hook
 from sfp.errors import SFPError
-from sfp.methods import build_method
+from sfp.methods import build_method, list_methods
 from sfp.outliers import build_detector, repair
 
 BASELINE = dict(correlation="qk", enhance=False, aggregation="none", fuse_layers=[], purify=False)
@@ -58,7 +59,7 @@ def slow_sc_clip(
         last, pre = (repair(rows[None], outliers, grid)[0] for rows in (last, pre))
     if colours:  # cells of 8x8 pixels to patches of 16x16
         pre = post = (
-            mean_colours(window)[0]
+            load_backbone("colour", clip, "similarity")(window)[0]
             .unflatten(1, (grid[0], 2))
             .unflatten(3, (grid[1], 2))
             .mean((2, 4))
@@ -123,12 +124,12 @@ def slow_sc_clip(
 @torch.inference_mode()
 def test_equals_a_slow_reading(options, slow):
     clip, window = parity_clip("vit12"), parity.case_image("vit12/win1")
-    found = build_method("SC-CLIP", clip, **options).tokens(window)[0]
+    found = build_method("SC-CLIP-ablation", clip, **options).tokens(window)[0]
     torch.testing.assert_close(found, slow_sc_clip(clip, window, **slow), atol=2e-5, rtol=1e-4)
 
 
-def test_windows_of_another_shape_see_colours_on_their_own_grid():
-    features = build_method("SC-CLIP", parity_clip("vit12"), similarity="colour")(
+def test_windows_of_another_shape_have_colours_on_their_own_grid():
+    features = build_method("SC-CLIP-ablation", parity_clip("vit12"), similarity="colour")(
         parity.image("rect.0", 120, 230)[None]
     )
     assert features.shape == (1, 7, 14, 64) and torch.isfinite(features).all()
@@ -137,17 +138,43 @@ def test_windows_of_another_shape_see_colours_on_their_own_grid():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("SC-CLIP", dict(correlation="kx"), "letters of q, k and v"),
-        ("SC-CLIP", dict(correlation="", enhance=False), "one at least without enhance"),
+        ("SC-CLIP-ablation", dict(correlation="kx"), "letters of q, k and v"),
+        ("SC-CLIP-ablation", dict(correlation="", enhance=False), "one at least without enhance"),
         ("SC-CLIP", dict(fuse_layers=[[5, 5], [9]]), "first <= last"),
         ("SC-CLIP", dict(fuse_layers=[5, 5, 9]), "first <= last"),
         ("SC-CLIP", dict(fuse_layers=[[5, 12]]), "layer 12"),
-        ("SC-CLIP", dict(fusion="dual"), "dual_path"),
-        ("SC-CLIP", dict(aggregation="pre"), "before"),
-        ("SC-CLIP", dict(similarity="dyno"), "timm has no model 'dyno'"),
-        ("SFP-release", dict(enhance=False), "give fuse_layers="),
+        ("SC-CLIP-ablation", dict(fusion="dual"), "dual_path"),
+        ("SC-CLIP-ablation", dict(aggregation="pre"), "before"),
+        ("SC-CLIP-ablation", dict(similarity="dyno"), "timm has no model 'dyno'"),
+        ("SC-CLIP", dict(enhance=False), "Unknown option"),
     ],
 )
 def test_wrong_options(name, options, words):
     with pytest.raises(SFPError, match=words):
         build_method(name, parity_clip("vit12"), **options)
+
+
+def test_without_switches_the_ablation_is_the_method(clip):
+    window = parity.case_image("vit12/win1")
+    method, ablation = (build_method(name, clip) for name in ("SC-CLIP", "SC-CLIP-ablation"))
+    assert torch.equal(method(window), ablation(window))
+    assert "SC-CLIP-ablation" not in list_methods()
+
+
+def test_a_sum_that_reaches_the_last_but_one_layer_takes_its_unrepaired_tokens(clip):
+    """As the authors' code: M sums what the blocks made, the repair acts on the stream alone."""
+    window = parity.case_image("vit12/win1")
+    method = build_method("SC-CLIP", clip, fuse_layers=(9, 11), pm="L2")
+    stream, _, _, fused = method.streams(window)
+    outputs = []
+    clip.trunk.run(window, [Hook(lambda s: outputs.append(s.tokens), [9, 10, 11])], last=11)
+    torch.testing.assert_close(fused, sum(outputs))
+    assert not torch.allclose(stream, outputs[-1])
+
+
+def test_published_values_given_explicitly_change_nothing(clip):
+    given = dict(pre_layer=9, post_layer=4, fuse_layers=[4, 10], res_cls=0.3, purify=True, pm="LOF")
+    assert build_method("SC-CLIP", clip, **given, k=30).changed_options() == {}
+    assert build_method("SC-CLIP", clip, res_cls=0.2, k=20).changed_options() == dict(
+        res_cls=0.2, k=20
+    )

@@ -6,8 +6,6 @@ import subprocess
 import sys
 import textwrap
 
-import numpy as np
-import parity
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +13,6 @@ import torch.nn.functional as F
 from sfp.pipeline import score_map
 from sfp.pipeline.decode import decode
 from sfp.pipeline.score_map import ScoreMap
-from sfp.refiners.pamr import pamr
 
 
 def reference(scores, size, groups, logit_scale=40.0, prob_thd=0.0, area_thd=None):
@@ -116,24 +113,13 @@ def test_memory_does_not_grow_with_queries_times_pixels(queries, classes, size, 
     assert float(done.stdout) < mebibytes, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("iterations", [1, 10])
-def test_pamr_equals_the_official_code(iterations):
-    refined = pamr(
-        parity.image("pamr.0", 96, 128)[None], parity.score_maps("pamr", 4, 96, 128), iterations
-    )
-    expected = parity.golden("pamr")[f"iter{iterations}"]
-    np.testing.assert_allclose(refined[0, :, ::4, ::4], expected, atol=1e-4, rtol=0)
-
-
-def test_pamr_in_chunks_and_batches_is_the_same(monkeypatch):
-    images, maps = torch.randn(2, 3, 40, 50), torch.randn(2, 5, 40, 50)
-    whole = pamr(images, maps, 3, (1, 2))
-    monkeypatch.setitem(pamr.__globals__, "_CHUNK_BYTES", 1)
-    torch.testing.assert_close(pamr(images, maps, 3, (1, 2)), whole)
-    torch.testing.assert_close(pamr(images[:1], maps[:1], 3, (1, 2)), whole[:1])
-    assert torch.equal(pamr(images, maps, 0), maps)
-
-
-def test_pamr_keeps_constant_maps():
-    maps = torch.full((1, 2, 30, 30), 0.7)
-    torch.testing.assert_close(pamr(torch.randn(1, 3, 30, 30), maps, 10), maps)
+def test_a_background_that_no_query_asks_for_has_the_threshold_as_its_score():
+    """Class 0 without a query: unlikely pixels fall to it, and names below ``area_thd`` are dropped."""
+    cosines = torch.tensor([[[0.9, 0.1, 0.6, 0.52]], [[0.1, 0.9, 0.4, 0.48]]])
+    scores, groups = ScoreMap.of_pixels(cosines.log()), torch.tensor([1, 2])
+    options = dict(logit_scale=1.0, keep_probabilities=True)
+    labels, kept = decode(scores, groups, prob_thd=0.55, **options)
+    assert labels.tolist() == [[1, 2, 1, 0]]
+    torch.testing.assert_close(kept, torch.cat([torch.full((1, 1, 4), 0.55), cosines]))
+    labels, kept = decode(scores, groups, prob_thd=0.55, area_thd=0.3, **options)
+    assert labels.tolist() == [[1, 0, 1, 0]] and kept[2].max() == 0

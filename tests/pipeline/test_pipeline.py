@@ -14,7 +14,8 @@ import torch
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
 from sfp.methods import build_method
-from sfp.pipeline import Pipeline, Protocol, Vocabulary
+from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
+from sfp.stages import Text
 
 PROTOCOLS = {
     "plain": (Protocol(logit_scale=40), (0, 1, 2, 3, 4, 5, 6)),
@@ -22,18 +23,16 @@ PROTOCOLS = {
 }
 
 
-def vocabulary(groups) -> Vocabulary:
-    return Vocabulary(
-        tuple(f"class {c}" for c in sorted(set(groups))),
-        tuple(f"query {q}" for q in range(len(groups))),
-        groups,
-    )
-
-
 def pipeline(clip, protocol: Protocol, method: str = "SFP-release", **options) -> Pipeline:
     return Pipeline(
         build_method(method, clip, **options), TextBank(clip, cache_dir=False), protocol
     )
+
+
+def ask(walk: Pipeline, images, groups, sizes, keep=False) -> list:
+    """Labels and probabilities of images, by made-up text vectors."""
+    task = Task(Text(parity.text_features(), class_of_query=groups), walk.protocol)
+    return walk.segment(images, [task], sizes, keep)[0]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +46,7 @@ def test_equals_the_official_segmentor(image, protocol, file, method, clip):
     pixels = parity.image(parity.INDEX["segmentor_images"][image], *parity.INDEX["sizes"][image])
     expected = arrays[f"{image}/{protocol}/labels"]
     walk = pipeline(clip, settings, method)
-    ((labels, probabilities),) = walk(
-        [pixels], vocabulary(groups), parity.text_features(), [expected.shape], True
-    )
+    ((labels, probabilities),) = ask(walk, [pixels], groups, [expected.shape], True)
     np.testing.assert_allclose(
         probabilities[:, ::9, ::9], arrays[f"{image}/{protocol}/prob"], atol=1e-4, rtol=0
     )
@@ -69,14 +66,14 @@ def test_batches_of_any_size_and_mixed_images_equal_single_ones(clip):
         parity.image("win0.7", 100, 130),
     ]
     sizes = [(260, 330), (300, 240), (200, 260)]
-    words, text = vocabulary(tuple(range(7))), parity.text_features()
+    groups = tuple(range(7))
     walk = pipeline(clip, Protocol(), "SFP")
     singles = [
-        walk([image], words, text, [size])[0][0] for image, size in zip(images, sizes, strict=True)
+        ask(walk, [image], groups, [size])[0][0] for image, size in zip(images, sizes, strict=True)
     ]
     for at_once in (1, 3, 32):
         walk.windows_at_once = at_once
-        for (labels, _), single in zip(walk(images, words, text, sizes), singles, strict=True):
+        for (labels, _), single in zip(ask(walk, images, groups, sizes), singles, strict=True):
             assert (labels == single).float().mean() > 0.9999
 
 
@@ -88,21 +85,24 @@ def test_a_batch_that_runs_out_of_memory_is_lowered_and_changes_nothing():
         import sfp
         from sfp.clip.text_bank import TextBank
         from sfp.methods import build_method
-        from sfp.pipeline import Pipeline, Protocol, Vocabulary
+        from sfp.pipeline import Pipeline, Protocol, Task
+        from sfp.stages import Text
         torch.set_num_threads(1)
         def walk(at_once, **protocol):
             clip = sfp.load_clip("Toyland", device="cpu")
             return Pipeline(build_method("SFP", clip), TextBank(clip, cache_dir=False), Protocol(**protocol), at_once)
-        words = Vocabulary.from_names(["a", "b", "c"])
+        def ask(pipeline, image):
+            task = Task(Text(text), pipeline.protocol)
+            return pipeline.segment([image], [task], [(300, 300)])[0][0][0]
         image, text = torch.randn(3, 2016, 2016), torch.randn(3, 64)
         small, large, whole = walk(8), walk(289), walk(1, window=0)
-        expected = small([image], words, text, [(300, 300)])[0][0]
+        expected = ask(small, image)
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (120 << 20), resource.RLIM_INFINITY))
-        found = large([image], words, text, [(300, 300)])[0][0]
-        print("lowered", large.windows_at_once < 289, "same", bool(torch.equal(found, expected)))
+        found = ask(large, image)
+        print("lowered", large.windows_at_once < 289, "same", bool((found == expected).float().mean() > 0.999))
         try:
-            whole([torch.randn(3, 1280, 1280)], words, text, [(300, 300)])
+            ask(whole, torch.randn(3, 1280, 1280))
         except sfp.SFPError as error:
             print(error)
     """
@@ -114,22 +114,26 @@ def test_a_batch_that_runs_out_of_memory_is_lowered_and_changes_nothing():
 
 
 def test_window_zero_is_the_whole_image(clip):
-    image, text = parity.image("full.0", 240, 304), parity.text_features()
-    whole = pipeline(clip, Protocol(window=0)).score([image], text)[0].canvas()
-    grid = pipeline(clip, Protocol(window=304, stride=304)).score([image], text)[0].canvas()
+    image, text = parity.image("full.0", 240, 304), Text(parity.text_features())
+    canvases = []
+    for protocol in (Protocol(window=0), Protocol(window=304, stride=304)):
+        walk = pipeline(clip, protocol)
+        (view,) = walk.views([image])
+        canvases.append(walk.score(view, text).canvas())
+    whole, grid = canvases
     assert whole.shape == (7, 240, 304)
     torch.testing.assert_close(whole, grid)
 
 
 def test_pamr_and_thresholds_change_the_labels(clip):
-    image, words, text = (
-        parity.image("full.0", 336, 448),
-        vocabulary(tuple(range(7))),
-        parity.text_features(),
-    )
-    plain = pipeline(clip, Protocol())([image], words, text, [(336, 448)])[0][0]
-    refined = pipeline(clip, Protocol(pamr_iterations=5))([image], words, text, [(336, 448)])[0][0]
-    background = pipeline(clip, Protocol(prob_thd=0.9))([image], words, text, [(336, 448)])[0][0]
+    image, groups = parity.image("full.0", 336, 448), tuple(range(7))
+
+    def labels(protocol):
+        return ask(pipeline(clip, protocol), [image], groups, [(336, 448)])[0][0]
+
+    plain, refined = labels(Protocol()), labels(Protocol(pamr_iterations=5))
+    background = labels(Protocol(prob_thd=0.9))
+    assert torch.equal(refined, labels(Protocol(refine=["PAMR:iterations=5"])))
     assert not torch.equal(plain, refined)
     assert (background == 0).sum() > (plain == 0).sum()
 
@@ -141,9 +145,12 @@ def test_pamr_and_thresholds_change_the_labels(clip):
         (dict(window=224, stride=0), "leave gaps"),
         (dict(window=-1), "leave gaps"),
         (dict(logit_scale=0), "above 0"),
-        (dict(prob_thd=1.5), r"\[0, 1\]"),
-        (dict(area_thd=-0.1), r"\[0, 1\]"),
-        (dict(pamr_iterations=-1), "PAMR"),
+        (dict(prob_thd=1.5), "from 0 to 1"),
+        (dict(area_thd=-0.1), "from 0 to 1"),
+        (dict(pamr_iterations=-1), "at least 0"),
+        (dict(refine=["PARM"]), "did you mean 'PAMR'"),
+        (dict(refine=["PAMR"], pamr_iterations=5), "leave one of them out"),
+        (dict(refine=[dict(type="PAMR", dilations=[0])]), "at least 1"),
     ],
 )
 def test_wrong_protocols(settings, words):
@@ -155,9 +162,7 @@ def test_nan_pixels_are_refused(clip):
     image = parity.image("full.0", 240, 240)
     image[0, 3, 3] = float("nan")
     with pytest.raises(SFPError, match="NaN or infinite"):
-        pipeline(clip, Protocol())(
-            [image], vocabulary(tuple(range(7))), parity.text_features(), [(240, 240)]
-        )
+        ask(pipeline(clip, Protocol()), [image], tuple(range(7)), [(240, 240)])
 
 
 class TestVocabulary:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sfp.clip.text_bank import TextBank
 from sfp.methods import build_method
-from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary, score_map
+from sfp.pipeline import Pipeline, Protocol, Task, score_map
+from sfp.stages import Text
 
 PATCH = 16
 CLOSE = 2e-4  # of probabilities, float32 against float64
@@ -53,7 +54,7 @@ def averaged(
     for top, bottom in rows:
         for left, right in columns:
             window = image[None, :, top:bottom, left:right]
-            scores = method.compare(method.see(window), text)[0].double().numpy()
+            scores = method.scores(window, text)[0].double().numpy()
             canvas[top:bottom, left:right] += bilinear(scores, bottom - top, right - left)
             visits[top:bottom, left:right] += 1
     return bilinear(canvas / visits, *size)
@@ -154,29 +155,29 @@ def test_equals_the_plain_reading(clip, case):
     pipeline = Pipeline(method, TextBank(clip, cache_dir=False), case.protocol, case.at_once)
     tasks = []
     for groups in case.groups:
-        words = Vocabulary(
-            tuple(f"c{c}" for c in sorted(set(groups))),
-            tuple(f"q{q}" for q in range(len(groups))),
-            tuple(groups),
-        )
         text = torch.nn.functional.normalize(
             torch.randn(len(groups), clip.embed_dim, generator=random), dim=1
         )
-        tasks.append(Task(words, text, case.protocol))
+        tasks.append(Task(Text(text, class_of_query=tuple(groups)), case.protocol))
     usual, score_map._CACHE_BYTES = score_map._CACHE_BYTES, case.tile_bytes
     try:
-        found = pipeline.segment(images, tasks, [case.sizes] * len(tasks), keep_probabilities=True)
-        without = pipeline.segment(images, tasks, [case.sizes] * len(tasks))
+        found = pipeline.segment(images, tasks, case.sizes, keep_probabilities=True)
+        without = pipeline.segment(images, tasks, case.sizes)
     finally:
         score_map._CACHE_BYTES = usual
     for task, of_task, plain in zip(tasks, found, without, strict=True):
-        groups = list(task.vocabulary.class_of_query)
+        groups = list(task.text.class_of_query)
         for image, size, (labels, kept), (again, nothing) in zip(
             images, case.sizes, of_task, plain, strict=True
         ):
             with torch.inference_mode():
                 scores = averaged(
-                    image, task.text, method, case.protocol.window, case.protocol.stride, size
+                    image,
+                    task.text.vectors,
+                    method,
+                    case.protocol.window,
+                    case.protocol.stride,
+                    size,
                 )
             probabilities = class_probabilities(scores, groups, case.protocol.logit_scale)
             assert labels.shape == size and nothing is None and torch.equal(labels, again)
