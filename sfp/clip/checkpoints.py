@@ -108,12 +108,14 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
         key = re.sub(r"^(module\.)?(_orig_mod\.)?(text\.)?", "", str(key))
         if not isinstance(value, Tensor) or key.endswith("attn_mask"):
             continue
-        if value.is_meta or value.layout != torch.strided or _claimed(value) > _held(value):
+        plain[key] = value
+        size = value.numel() * value.element_size()
+        strided = value.layout == torch.strided and not value.is_meta
+        if not strided or size > value.untyped_storage().nbytes():
             raise SFPError(
                 f"{source} has {tuple(value.shape)} numbers in {key}, more than it holds; "
                 "get a sound copy."
             )
-        plain[key] = value
     openai = all(key in plain for key in _BOOKKEEPING)
     for key in _BOOKKEEPING:
         plain.pop(key, None)
@@ -132,14 +134,6 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
             "get a sound copy."
         )
     return Checkpoint(plain, source, True, 64) if openai else Checkpoint(plain, source)
-
-
-def _claimed(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _held(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes()
 
 
 def read_config(weights: dict[str, Tensor], source: str) -> dict[str, Any]:
@@ -185,24 +179,17 @@ def _require_clip_vit(weights: dict[str, Tensor], source: str) -> None:
         "visual_projection.": "a CLIP in Hugging Face's layout",
         "logit_bias": "a SigLIP",
     }
-    axes = {
+    axes = {  # of what read_config takes its sizes from
         "visual.conv1.weight": 4,
-        "visual.class_embedding": 1,
         "visual.positional_embedding": 2,
-        "visual.ln_pre.weight": 1,
-        "visual.ln_post.weight": 1,
         "visual.proj": 2,
-        "visual.transformer.resblocks.0.attn.in_proj_weight": 2,
         "visual.transformer.resblocks.0.mlp.c_fc.weight": 2,
         "token_embedding.weight": 2,
         "positional_embedding": 2,
         "ln_final.weight": 1,
-        "text_projection": 2,
     }
     problems = [
-        f"it is {kind}"
-        for prefix, kind in kinds.items()
-        if any(key.startswith(prefix) for key in weights)
+        f"it is {kinds[start]}" for start in kinds if any(k.startswith(start) for k in weights)
     ]
     problems += [f"it lacks {key}" for key in axes if key not in weights]
     if problems:
@@ -246,18 +233,6 @@ def _torchscript_root(path: Path) -> str | None:
     return None
 
 
-_STORAGES = {
-    "HalfStorage": torch.half,
-    "BFloat16Storage": torch.bfloat16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
-}
-
-
 class _Inert:
     """Stands for every TorchScript class: keeps its attributes, does nothing."""
 
@@ -283,8 +258,11 @@ class _TensorsOnly(pickle.Unpickler):
             return _rebuild_tensor
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
+        dtype = getattr(
+            torch, name.removesuffix("Storage").lower(), None
+        )  # HalfStorage: torch.half
+        if module == "torch" and name.endswith("Storage") and isinstance(dtype, torch.dtype):
+            return dtype
         if module == "torch.jit._pickle":
             return lambda value, *_: value  # typed lists and dicts
         raise pickle.UnpicklingError(f"the archive names {module}.{name}, which weights don't need")

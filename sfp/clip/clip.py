@@ -1,4 +1,4 @@
-"""The frozen CLIP: an image trunk with hooks, a text encoder, and the fingerprint of their weights."""
+"""The frozen CLIP: image trunk with hooks, text encoder, and the fingerprint of their weights."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _PRECISION_NAMES = {str(dtype).removeprefix("torch."): name for name, dtype in P
 class FrozenCLIP:
     """A frozen CLIP ViT. Made by ``load_clip``.
 
-    Linear and convolution weights of the image tower are kept in ``precision``; layer norms, class and positional
-    embeddings, and the whole text tower stay in float32.
+    Linear and convolution weights of the image tower are kept in ``precision``; layer norms, class
+    and positional embeddings, and the whole text tower stay in float32.
 
     Attributes:
         name, pretrained: what it was loaded as.
@@ -120,7 +120,7 @@ class FrozenCLIP:
         return self.trunk.readout(self.trunk.run(windows)[:, 0]).float()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """RGB (..., 3, H, W) uint8 or float in [0, 255] to float32 by ``pixel_mean``, ``pixel_std``."""
+        """RGB (..., 3, H, W), uint8 or float in [0, 255], normalised to float32."""
         mean, std = (
             torch.tensor(v, device=images.device).view(3, 1, 1) * 255
             for v in (self.pixel_mean, self.pixel_std)

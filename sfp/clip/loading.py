@@ -55,10 +55,10 @@ def load_clip(
         precision: ``fp32``, ``bf16`` or ``fp16`` for the image tower; fp32 on a CPU and fp16
             elsewhere, if None.
         quick_gelu: whether the weights were trained with QuickGELU (OpenAI, MetaCLIP, DFN) or
-            plain GELU (LAION, DataComp). Needed for a file that doesn't say it, as safetensors
-            metadata ``quick_gelu``, as OpenAI's layout, or as the very file that OpenAI or
-            open_clip published; ``-quickgelu`` in ``model`` means True. It is also needed for a
-            state dict with the sizes of an open_clip model; for other state dicts None is True.
+            plain GELU (LAION, DataComp); ``-quickgelu`` in ``model`` means True. Needed for a file
+            that doesn't show it by safetensors metadata ``quick_gelu``, by OpenAI's layout, or by
+            being the very file that was published, and for a state dict with the sizes of an
+            open_clip model; for other state dicts None is True.
         head_width: of the image tower's heads, for sizes that no model of open_clip has. None is
             64 for OpenAI's layout, and for a state dict in memory if 64 is the only head width
             of open_clip's models (64, 80, 88, 104, 112) that divides the tower's width.
@@ -281,17 +281,16 @@ def _activation(
     Raises:
         SFPError: nothing says it, or the user's word is not true of the weights.
     """
+    word = f"quick_gelu={asked}"
     if architecture.endswith(_QUICK) or architecture in BUILT_IN:
         if asked is False:
-            raise SFPError(
-                f"quick_gelu=False disagrees with the model {architecture}; leave it out."
-            )
-        asked = True
+            raise SFPError(f"quick_gelu=False disagrees with the model {architecture}; drop one.")
+        asked, word = True, architecture
     if known is not None:
         if asked not in (None, known):
             raise SFPError(
-                f"quick_gelu={asked} (given, or by the model's name {architecture}) disagrees with "
-                f"the weights {source}, trained with {_ACTIVATIONS[known]}; leave it out."
+                f"{word} disagrees with the weights {source}, which were trained with "
+                f"{_ACTIVATIONS[known]}; give quick_gelu={known}, or a model name that fits."
             )
         return known
     if asked is None and guess is None:

@@ -1,4 +1,4 @@
-"""Positional embeddings for other patch grids (methods.md 0.4)."""
+"""Positional embeddings for other patch grids."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def resize_positions(
 ) -> Tensor:
     """Positional embedding (1 + N, C) float32 of a native grid, for another grid: (1 + h * w, C).
 
-    The class position stays. ``scale`` is DINO's way, which SCLIP, NACLIP, ClearCLIP, ProxyCLIP, CLIPtrase, SC-CLIP
-    and SFP use: bicubic with the scale factors ((h + 0.1) / g, (w + 0.1) / g), which also place the samples.
-    The others go to the exact size: ``size`` bicubic, ``antialias`` bicubic with antialiasing (GEM), ``bilinear``
-    (CLIP-Surgery). The native grid itself comes back untouched.
+    The class position and a native grid stay as they are. ``scale`` is DINO's way, which SCLIP,
+    NACLIP, ClearCLIP, ProxyCLIP, CLIPtrase, SC-CLIP and SFP use: bicubic with the scale factors
+    ((h + 0.1) / g, (w + 0.1) / g), which also place the samples. The others go to the exact size:
+    ``size`` bicubic, ``antialias`` bicubic with antialiasing (GEM), ``bilinear`` (CLIP-Surgery).
     """
     if resize not in RESIZES:
         raise unknown_choice("positional resize", resize, RESIZES)
