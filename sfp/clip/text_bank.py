@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -123,18 +123,19 @@ class TextBank:
     def _read(self, file: Path, count: int) -> Tensor | None:
         """The vectors in a file of the cache; None where there is none or it is damaged."""
         try:
-            with safe_open(file, framework="pt") as entry:
-                vectors, digest = entry.get_tensor("vectors"), entry.metadata()["sha256"]
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            entry = load(file.read_bytes())  # at once: another process may replace the file
+            vectors, digest = entry["vectors"], entry["sha256"]
+        except (OSError, SafetensorError, KeyError, ValueError):
             return None
         with contextlib.suppress(OSError):  # a cache that may only be read
             os.utime(file)  # used now, for ``_bound``
         sizes = vectors.dtype == torch.float32 and vectors.shape == (count, self.clip.embed_dim)
-        return vectors if sizes and digest == _digest(vectors) else None
+        return vectors if sizes and digest.tolist() == _digest(vectors).tolist() else None
 
 
-def _digest(vectors: Tensor) -> str:
-    return hashlib.sha256(vectors.contiguous().numpy().tobytes()).hexdigest()
+def _digest(vectors: Tensor) -> Tensor:
+    """The SHA-256 of vectors, 32 uint8."""
+    return torch.tensor(list(hashlib.sha256(vectors.numpy().tobytes()).digest()), dtype=torch.uint8)
 
 
 def _keep(file: Path, vectors: Tensor) -> None:
@@ -147,7 +148,8 @@ def _keep(file: Path, vectors: Tensor) -> None:
     most = cache_bound()
     make_folder(file.parent, advice)
     with whole_file(file, advice) as partial:
-        partial.write_bytes(save({"vectors": vectors.contiguous()}, {"sha256": _digest(vectors)}))
+        vectors = vectors.contiguous()
+        partial.write_bytes(save({"vectors": vectors, "sha256": _digest(vectors)}))
     _bound(file, most)
 
 
