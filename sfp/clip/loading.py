@@ -87,7 +87,8 @@ def load_clip(
     if in_memory:
         checkpoint = from_state_dict(dict(pretrained))
     elif built_in := _built_in(architecture, tag):
-        checkpoint, architecture, tag = _read_built_in(built_in), built_in, built_in.lower()
+        checkpoint, tag = _read_built_in(built_in), built_in.lower()
+        model = architecture = built_in
     elif _is_file_name(tag):
         path = Path(tag).expanduser()
         checkpoint = read_checkpoint(path)
@@ -97,7 +98,7 @@ def load_clip(
         quick_gelu = _activation(quick_gelu, architecture, tag, entry["quick_gelu"], None)
         checkpoint = _fetch(entry, f"The weights {tag!r} of {architecture}")
 
-    name, config = _config_of(checkpoint, architecture, in_memory, head_width)
+    name, config = _config_of(checkpoint, model, in_memory, head_width)
     known, guess = checkpoint.quick_gelu, entry.get("quick_gelu")
     if known is None and proven:
         known, guess = guess, None
@@ -181,14 +182,15 @@ def _open_clip_name(model: str) -> str:
 
 
 def _config_of(
-    checkpoint: Checkpoint, architecture: str, in_memory: bool, head_width: int | None
+    checkpoint: Checkpoint, model: str, in_memory: bool, head_width: int | None
 ) -> tuple[str, dict[str, Any]]:
     """Name and open_clip config of the model that weights are of, by all sizes that they show.
 
     Raises:
         SFPError: the file is not of the model that was named, or its head width is unknown.
     """
-    config, vits = read_config(checkpoint.weights, checkpoint.source), _plain_vits()
+    architecture, vits = _open_clip_name(model), _plain_vits()
+    config = read_config(checkpoint.weights, checkpoint.source)
     found = [name for name, known in vits.items() if _sizes(known) == _sizes(config)]
     vision, text = config["vision_cfg"], config["text_cfg"]
     layers, width, patch = vision["layers"], vision["width"], vision["patch_size"]
@@ -206,7 +208,7 @@ def _config_of(
     else:
         raise SFPError(
             f"{checkpoint.source} holds a ViT with {layers} layers of {width}, patch {patch} and "
-            f"images of {vision['image_size']}, which is not {architecture}; name the model that "
+            f"images of {vision['image_size']}, which is not {model}; name the model that "
             f"the file was made for{', ' + found[0] if found else ''}."
         )
     vision["head_width"] = known if head_width is None else head_width
@@ -284,7 +286,9 @@ def _activation(
     word = f"quick_gelu={asked}"
     if architecture.endswith(_QUICK) or architecture in BUILT_IN:
         if asked is False:
-            raise SFPError(f"quick_gelu=False disagrees with the model {architecture}; drop one.")
+            raise SFPError(
+                f"quick_gelu=False disagrees with the model {architecture}; leave it out."
+            )
         asked, word = True, architecture
     if known is not None:
         if asked not in (None, known):

@@ -1,4 +1,4 @@
-"""Loading: layouts, archives, activations, names, and what is refused. Files are made by the tests."""
+"""Loading: layouts, archives, heads, activations, names, and what is refused."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class TestLayouts:
             load_clip("ViT-B/16", path, **HEADS)
 
     def test_full_size_vit_b_16_in_openai_layout(self, tmp_path):
-        """86 M + 63 M made-up weights through the real loading code, equal to open_clip's own forward."""
+        """86 M + 63 M made-up weights: outputs equal to open_clip's."""
         torch.manual_seed(1)
         config = open_clip.get_model_config("ViT-B-16")
         model = open_clip.CLIP(
@@ -147,7 +147,7 @@ def full_size(name: str, path) -> None:
 
 
 class TestBackbones:
-    """OpenAI's, LAION's and MetaCLIP's models, by their sizes and tags; their weights are made up."""
+    """OpenAI's, LAION's and MetaCLIP's models by sizes and tags; their weights are made up."""
 
     @pytest.mark.parametrize(
         ("name", "expected"),

@@ -1,4 +1,4 @@
-"""Positional embeddings for other grids (methods.md 0.4 and 8)."""
+"""Positional embeddings for other grids."""
 
 from __future__ import annotations
 
