@@ -100,8 +100,7 @@ def load_clip(
 
     name, config = _config_of(checkpoint, model, in_memory, head_width)
     known, guess = checkpoint.quick_gelu, entry.get("quick_gelu")
-    if known is None and proven:
-        known, guess = guess, None
+    known = guess if known is None and proven else known
     if quick_gelu is None and in_memory and name not in _plain_vits():
         quick_gelu = True
     quick_gelu = _activation(quick_gelu, architecture, checkpoint.source, known, guess)
@@ -194,13 +193,15 @@ def _config_of(
     found = [name for name, known in vits.items() if _sizes(known) == _sizes(config)]
     vision, text = config["vision_cfg"], config["text_cfg"]
     layers, width, patch = vision["layers"], vision["width"], vision["patch_size"]
-    if architecture in BUILT_IN:
+    # a name that nobody need have given says nothing about sizes
+    free = in_memory or architecture.removesuffix(_QUICK) == _DEFAULT
+    if architecture in BUILT_IN and width == 128:  # both built-in models have 2 heads of 64
         name, known = architecture, 64
-    elif found and (architecture in found or in_memory or _is_default(architecture)):
+    elif found and (architecture in found or free):
         name = architecture if architecture in found else found[0]
         vision, text = dict(vits[name]["vision_cfg"]), vits[name]["text_cfg"]
         known = vision.get("head_width", 64)
-    elif in_memory or _is_default(architecture):
+    elif free:
         name, known = f"ViT {layers}x{width}/{patch}", checkpoint.head_width
         widths = {vit["vision_cfg"].get("head_width", 64) for vit in vits.values()}
         if in_memory and [heads for heads in widths if width % heads == 0] == [64]:
@@ -224,11 +225,6 @@ def _config_of(
         )
     text = {"heads": max(1, text["width"] // 64), **text}
     return name, dict(embed_dim=config["embed_dim"], vision_cfg=vision, text_cfg=text)
-
-
-def _is_default(architecture: str) -> bool:
-    """Whether nobody need have named the model, so that the name says nothing about sizes."""
-    return architecture.removesuffix(_QUICK) == _DEFAULT
 
 
 def _sizes(config: Mapping[str, Any]) -> list[int]:

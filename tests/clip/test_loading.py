@@ -242,6 +242,12 @@ class TestHeads:
                 expected = four_of_80.encode_image(windows)
             torch.testing.assert_close(clip.encode_image(windows), expected, atol=1e-5, rtol=1e-4)
 
+    def test_a_built_in_models_name_for_another_file(self, four_of_80, tmp_path):
+        weights = {k: v for k, v in four_of_80.state_dict().items() if k != "attn_mask"}
+        save_file(weights, tmp_path / "any.safetensors")
+        with pytest.raises(SFPError, match=r"1 layers of 320, .* is not Toyland"):
+            load_clip("Toyland", tmp_path / "any.safetensors", device="cpu")
+
     def test_a_file_of_128_needs_them_a_state_dict_does_not(self, weights, tmp_path):
         save_file(weights, tmp_path / "any.safetensors")
         with pytest.raises(SFPError, match="12 layers of 128, which no model of open_clip has"):
