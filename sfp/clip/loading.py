@@ -247,15 +247,10 @@ def _build(checkpoint: Checkpoint, config: Mapping[str, Any], quick_gelu: bool) 
             network = open_clip.CLIP(**config, quick_gelu=quick_gelu)
         network.to_empty(device="cpu")
         network.attn_mask.fill_(float("-inf")).triu_(1)  # no weight, so no checkpoint has it
-    except (AssertionError, RuntimeError, ArithmeticError) as error:
-        raise SFPError(
-            f"The weights of {checkpoint.source} have sizes that make no CLIP ViT ({config}); "
-            "get a sound copy."
-        ) from error
-    try:
         network.load_state_dict(checkpoint.weights, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split("\n")[1:2]).strip()
+    except (AssertionError, RuntimeError, ArithmeticError) as error:
+        first, _, reasons = str(error).partition("\n")  # torch heads its list of reasons
+        reason = (reasons or first or type(error).__name__).strip().split("\n")[0]
         raise SFPError(
             f"The weights of {checkpoint.source} don't fit a CLIP ViT of their own sizes "
             f"({reason[:200]}); get a sound copy."
