@@ -63,8 +63,8 @@ class Segmenter:
 
     Args:
         method: one of ``sfp.list_methods()``.
-        model, pretrained, device, precision, quick_gelu, weights_sha256: see ``load_clip``;
-            ``model="Toyland"`` needs no download. ``model`` may be a frozen CLIP from ``load_clip``,
+        model, pretrained, device, precision, quick_gelu, head_width, weights_sha256: see
+            ``load_clip``; ``model="Toyland"`` needs no download. ``model`` may be a frozen CLIP from ``load_clip``,
             which several segmenters then share.
         short_side: the picture's short side is resized to it before windows are cut.
         prompts, text_cache: see ``TextBank``.
@@ -84,6 +84,7 @@ class Segmenter:
         *,
         precision: str | None = None,
         quick_gelu: bool | None = None,
+        head_width: int | None = None,
         short_side: int = 336,
         prompts: str | Sequence[str] = "imagenet80",
         text_cache: str | os.PathLike | bool | None = None,
@@ -98,7 +99,12 @@ class Segmenter:
         clip = model
         if not isinstance(model, FrozenCLIP):
             clip = load_clip(
-                model, pretrained, device=device, precision=precision, quick_gelu=quick_gelu
+                model,
+                pretrained,
+                device=device,
+                precision=precision,
+                quick_gelu=quick_gelu,
+                head_width=head_width,
             )
         check_weights(clip, weights_sha256)
         dense = build_method(method, clip, **of_method)

@@ -21,7 +21,7 @@ from sfp.errors import SFPError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MENDS = {
+_ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on the disk"),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder first, or choose another"),
 }
@@ -29,13 +29,14 @@ _DYING = 10.0  # seconds that a killed process's children may keep its lock
 
 
 @contextmanager
-def whole_file(path: Path, mend: str | None = None) -> Iterator[Path]:
-    """A path beside ``path`` to write to; on the disk and renamed to it when the block ends without an error, else deleted.
+def whole_file(path: Path, advice: str | None = None) -> Iterator[Path]:
+    """A path beside ``path`` to write to, renamed to it when the block ends well, else deleted.
 
-    Its name is hidden, has ``.partial`` before the ending and is nobody else's. What a killed process leaves is found by ``sweep``.
+    Its name is hidden and unique, with ``.partial`` before the ending. ``sweep`` finds what a
+    killed process leaves.
 
     Args:
-        mend: what to do where it can't be written, for the error.
+        advice: what to do where it can't be written, for the error.
 
     Raises:
         SFPError: the file can't be written. Other exceptions of the block pass through.
@@ -48,24 +49,24 @@ def whole_file(path: Path, mend: str | None = None) -> Iterator[Path]:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # the first error is the one to raise
             partial.unlink()
         if (
             isinstance(error, OSError)
             and error.errno
             and error.filename in (None, str(partial), partial)
         ):
-            raise unwritable(path, error, mend) from error
+            raise unwritable(path, error, advice) from error
         raise
 
 
-def unwritable(path: Path, error: OSError, mend: str | None = None) -> SFPError:
+def unwritable(path: Path, error: OSError, advice: str | None = None) -> SFPError:
     """The error for a file or folder that can't be written, with the reason and what to do."""
-    advice = mend or _MENDS.get(error.errno, "choose a folder that can be written")
+    advice = advice or _ADVICE.get(error.errno, "choose a folder that can be written")
     return SFPError(f"{path} can't be written ({error.strerror or error}); {advice}.")
 
 
-def make_folder(path: Path, mend: str | None = None) -> Path:
+def make_folder(path: Path, advice: str | None = None) -> Path:
     """The folder, made with its parents where it is missing.
 
     Raises:
@@ -74,7 +75,7 @@ def make_folder(path: Path, mend: str | None = None) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(path, error, mend) from error
+        raise unwritable(path, error, advice) from error
     return path
 
 
@@ -88,18 +89,16 @@ def file_digest(path: Path, kind: str) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed processes of this machine left unfinished below a folder; living ones' and other machines' files stay."""
-    own = re.compile(
-        rf"\..*\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}\.partial(\..*)?"
-    )
+    """Delete what this machine's killed processes left unfinished below a folder."""
+    here = re.escape(socket.gethostname())
     for path in folder.rglob(".*.partial*"):
-        found = own.fullmatch(path.name)
+        found = re.fullmatch(rf"\..*\.{here}-(\d+)-[0-9a-f]{{8}}\.partial(\..*)?", path.name)
         if found and not _is_alive(int(found[1])):
             path.unlink(missing_ok=True)
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs; True where that can't be told."""
+    """Whether a process of this machine runs; True where that is unknown."""
     try:
         if os.name == "posix":  # elsewhere signal 0 is no question
             os.kill(pid, 0)
@@ -112,10 +111,10 @@ def _is_alive(pid: int) -> bool:
 
 @contextmanager
 def only_one(folder: Path, option: str, name: str = ".lock") -> Iterator[None]:
-    """Hold a folder, made if it is missing, for this process alone until the block ends or the process dies, however it dies.
+    """Hold a folder, made if missing, for this process alone until the block or the process ends.
 
-    The holder stands in the file ``<name>.by``. On a file system without locks, such as some network mounts, ``filelock``
-    itself falls back to a file that a killed process leaves behind, with a warning.
+    The file ``<name>.by`` names the holder. On a file system without locks, such as some network
+    mounts, ``filelock`` falls back, with a warning, to a file that a killed process leaves behind.
 
     Args:
         option: the command line's option that names the folder, for the error.
@@ -123,25 +122,26 @@ def only_one(folder: Path, option: str, name: str = ".lock") -> Iterator[None]:
     Raises:
         SFPError: another process holds it, or it can't be written.
     """
-    mend = f"choose another folder with {option}"
+    advice = f"choose another folder with {option}"
     missing = not folder.exists()
-    make_folder(folder, mend)
+    make_folder(folder, advice)
     lock, holder = FileLock(folder / name), folder / f"{name}.by"
 
-    def told() -> str:
+    def named() -> str:
         return holder.read_text(errors="replace") if holder.is_file() else ""
 
     try:
-        dead = re.fullmatch(rf"process (\d+) on {re.escape(socket.gethostname())}", told())
+        dead = re.fullmatch(rf"process (\d+) on {re.escape(socket.gethostname())}", named())
         lock.acquire(timeout=_DYING if dead and not _is_alive(int(dead[1])) else 0)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout:
         raise SFPError(
-            f"{told() or 'Another process'} is at work in {folder}; wait until it has ended, or {mend}."
+            f"{named() or 'Another process'} is at work in {folder}; "
+            f"wait until it has ended, or {advice}."
         ) from None
     except OSError as error:
         lock.release()
-        raise unwritable(folder, error, mend) from error
+        raise unwritable(folder, error, advice) from error
     try:
         yield
     finally:

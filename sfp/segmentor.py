@@ -16,7 +16,6 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from sfp.clip import load_clip
-from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
 from sfp.methods import build_method
@@ -51,7 +50,7 @@ class SFPSegmentor(BaseSegmentor):
         name_separator: what stands between synonyms in a line.
         prompts, text_cache: see ``TextBank``.
         windows_at_once: largest batch of windows, see ``Pipeline``.
-        precision, device, quick_gelu, weights_sha256: see ``load_clip``.
+        precision, device, quick_gelu, head_width, weights_sha256: see ``load_clip``.
         data_preprocessor: by default one with CLIP's mean and deviation.
         options: fields of ``Protocol`` (``window``, ``prob_thd``, ``refine`` ...) and options of the
             method (``purify``, ``pm``, ``sae_residual`` ...).
@@ -73,6 +72,7 @@ class SFPSegmentor(BaseSegmentor):
         precision: str | None = None,
         device: str | None = None,
         quick_gelu: bool | None = None,
+        head_width: int | None = None,
         weights_sha256: str | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
@@ -94,9 +94,10 @@ class SFPSegmentor(BaseSegmentor):
             device=device,
             precision=precision,
             quick_gelu=quick_gelu,
+            head_width=head_width,
             weights_sha256=weights_sha256,
         )
-        mean, std = ([255 * value for value in values] for values in (PIXEL_MEAN, PIXEL_STD))
+        mean, std = ([255 * v for v in values] for values in (frozen.pixel_mean, frozen.pixel_std))
         usual = UnevenSegDataPreProcessor(mean=mean, std=std, bgr_to_rgb=True)
         super().__init__(data_preprocessor=data_preprocessor or usual, init_cfg=init_cfg)
         dense = build_method(method, frozen, **options)

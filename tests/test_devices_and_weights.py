@@ -17,16 +17,11 @@ WEIGHTS = os.environ.get("SFP_TEST_WEIGHTS")  # the path of OpenAI's ViT-B-16.pt
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", sfp.list_methods())
 def test_gpu_labels_agree_with_the_cpu(method):
-    scene, options = (
-        toyland.make_scene("val", 0),
-        dict(proxy="colour") if method == "ProxyCLIP" else {},
-    )
-    labels = [
-        sfp.Segmenter(method, "Toyland", device=device, precision="fp32", **options)(
-            scene.image, toyland.CLASSES
-        ).labels
-        for device in ("cpu", "cuda")
-    ]
+    scene, labels = toyland.make_scene("val", 0), []
+    options = dict(proxy="colour") if method == "ProxyCLIP" else {}
+    for device in ("cpu", "cuda"):
+        segmenter = sfp.Segmenter(method, "Toyland", device=device, precision="fp32", **options)
+        labels.append(segmenter(scene.image, toyland.CLASSES).labels)
     assert (labels[0] == labels[1]).mean() >= 0.999
 
 
@@ -40,7 +35,7 @@ def test_gpu_takes_half_precision_by_itself():
 @pytest.mark.weights
 @pytest.mark.skipif(not WEIGHTS, reason="set SFP_TEST_WEIGHTS to OpenAI's ViT-B-16.pt")
 def test_openai_weights_know_colours():
-    """A red and a blue picture are told apart by their words, which plain GELU or a wrong layout would spoil."""
+    """Words tell a red picture from a blue one; plain GELU or a wrong layout would spoil that."""
     clip = sfp.load_clip("ViT-B/16", WEIGHTS, device="cpu")
     assert clip.quick_gelu
     pictures = torch.zeros(2, 3, 224, 224)

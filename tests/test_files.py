@@ -1,4 +1,4 @@
-"""Files whole or not at all, on disks that are full in earnest; folders that one process at a time may use."""
+"""Files whole or not at all, also on full disks; folders that one process at a time may use."""
 
 from __future__ import annotations
 
@@ -37,11 +37,8 @@ class TestWholeFile:
     def test_it_appears_at_the_end(self, tmp_path):
         with whole_file(tmp_path / "a.json") as partial:
             partial.write_text("new")
-            assert (
-                partial.parent == tmp_path
-                and partial.suffix == ".json"
-                and not (tmp_path / "a.json").exists()
-            )
+            assert partial.parent == tmp_path and partial.suffix == ".json"
+            assert not (tmp_path / "a.json").exists()
         assert files(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_text() == "new"
 
     @pytest.mark.parametrize(
@@ -53,35 +50,28 @@ class TestWholeFile:
         with pytest.raises(type(error)) as caught, whole_file(tmp_path / "a.json") as partial:
             partial.write_text("half")
             raise error
-        assert (
-            caught.value is error
-            and files(tmp_path) == ["a.json"]
-            and (tmp_path / "a.json").read_text() == "old"
-        )
+        assert caught.value is error and files(tmp_path) == ["a.json"]
+        assert (tmp_path / "a.json").read_text() == "old"
 
-    def test_reasons_are_told_with_what_to_do(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("path", "advice", "words"),
+        [
+            (
+                "none/a",
+                None,
+                r"none/a can't .* \(No such file or directory\); make its folder first",
+            ),
+            ("file/a", None, r"can't be written \(Not a directory\); make its folder first"),
+            ("none/a", "do this", r"can't be written .*; do this"),
+            ("folder", None, "folder can't be written"),
+        ],
+    )
+    def test_errors_have_the_reason_and_what_to_do(self, path, advice, words, tmp_path):
         (tmp_path / "file").write_text("")
-        for path, words in (
-            (
-                tmp_path / "none/a.json",
-                r"none/a.json can't be written \(No such file or directory\); make its folder first",
-            ),
-            (
-                tmp_path / "file/a.json",
-                r"can't be written \(Not a directory\); make its folder first",
-            ),
-        ):
-            with pytest.raises(SFPError, match=words), whole_file(path) as partial:
-                partial.write_text("x")
-        with (
-            pytest.raises(SFPError, match=r"can't be written .*; do this"),
-            whole_file(tmp_path / "none/a", "do this") as partial,
-        ):
-            partial.write_text("x")
         (tmp_path / "folder").mkdir()
         with (
-            pytest.raises(SFPError, match="folder can't be written"),
-            whole_file(tmp_path / "folder") as partial,
+            pytest.raises(SFPError, match=words),
+            whole_file(tmp_path / path, advice) as partial,
         ):
             partial.write_text("x")
         assert files(tmp_path) == ["file"]
@@ -107,18 +97,15 @@ class TestWholeFile:
         process = subprocess.Popen(["true"])
         process.wait()
         (tmp_path / "sub").mkdir()
-        own = socket.gethostname()
+        here = socket.gethostname()
+        owners = (f"{here}-{process.pid}", f"{here}-{os.getpid()}", f"elsewhere-{process.pid}")
         for folder in (tmp_path, tmp_path / "sub"):
-            for owner in (
-                f"{own}-{process.pid}",
-                f"{own}-{os.getpid()}",
-                f"elsewhere-{process.pid}",
-            ):
+            for owner in owners:
                 (folder / f".a.{owner}-0123abcd.partial.png").write_text("x")
         (tmp_path / "archive.tar.partial").write_text("x")  # a download's, which goes on
         sweep(tmp_path)
         left = [
-            f".a.{own}-{os.getpid()}-0123abcd.partial.png",
+            f".a.{here}-{os.getpid()}-0123abcd.partial.png",
             f".a.elsewhere-{process.pid}-0123abcd.partial.png",
         ]
         assert files(tmp_path) == sorted(
@@ -137,33 +124,17 @@ class TestWholeFile:
             Image.new("L", (4, 4)).save(tmp_path / name)
         with whole_file(tmp_path / "images/b.jpg") as partial:
             Image.new("RGB", (4, 4)).save(partial)
-            prefix = dict(img_path="images", seg_map_path="labels")
-            assert (
-                len(
-                    DATASETS.build(
-                        dict(
-                            type="ADE20KDataset",
-                            data_root=str(tmp_path),
-                            data_prefix=prefix,
-                            pipeline=[],
-                        )
-                    )
-                )
-                == 1
-            )
+            config = dict(type="ADE20KDataset", data_root=str(tmp_path), pipeline=[])
+            config["data_prefix"] = dict(img_path="images", seg_map_path="labels")
+            assert len(DATASETS.build(config)) == 1
 
 
 def result() -> Segmentation:
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (300, 300, 3), dtype=np.uint8)
     scores = generator.random((2, 300, 300), dtype=np.float32)
-    return Segmentation(
-        image=image,
-        labels=(scores[0] > scores[1]).astype(np.int64),
-        names=("a", "b"),
-        scores=scores,
-        protocol={},
-    )
+    labels = (scores[0] > scores[1]).astype(np.int64)
+    return Segmentation(image=image, labels=labels, names=("a", "b"), scores=scores, protocol={})
 
 
 def figure() -> Figure:
@@ -180,13 +151,8 @@ def fill_counts(folder: Path) -> None:
 
 def prepare(folder: Path) -> None:
     labels = np.random.default_rng(0).integers(0, 256, (400, 400), dtype=np.uint8)
-    carry_out(
-        Plan(
-            [Step(folder / "labels/a.png", write_labels, (labels,))], 1, {folder / "val.txt": ["a"]}
-        ),
-        1,
-        "test",
-    )
+    step = Step(folder / "labels/a.png", write_labels, (labels,))
+    carry_out(Plan([step], 1, {folder / "val.txt": ["a"]}), 1, "test")
 
 
 def cache_text(folder: Path) -> None:
@@ -217,7 +183,7 @@ LIMIT = 8 << 10
 
 @contextlib.contextmanager
 def files_limited(limit: int):
-    """No file may grow beyond it: a write gives EFBIG, as a full disk gives ENOSPC, and works without being root."""
+    """No file may grow beyond it: a write gives EFBIG, as a full disk gives ENOSPC."""
     before = (
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
         resource.getrlimit(resource.RLIMIT_FSIZE),
@@ -256,11 +222,8 @@ def check_failure(writer: str, folder: Path, reason: str) -> None:
     }.get(writer, set())
     left = {name for name in set(files(folder)) - set(before) if "lock" not in name}
     if writer == "toyland":  # whole scenes may stay
-        left = {
-            name
-            for name in left
-            if not (name.startswith("JPEGImages/val") and Image.open(folder / name).load())
-        }
+        scenes = {name for name in left if name.startswith("JPEGImages/val")}
+        left -= {name for name in scenes if Image.open(folder / name).load()}
     assert left <= kept
 
 
@@ -308,23 +271,13 @@ def test_the_real_command_on_a_disk_that_fills(left, small_disk, tmp_path):
         "test_dataloader.num_workers=0",
     ]
     work = small_disk / f"work{left}"
-    command = [
-        sys.executable,
-        ROOT / "tools/test.py",
-        ROOT / "configs/cfg_toyland.py",
-        "--work-dir",
-        work,
-        "--cfg-options",
-        *options,
-    ]
+    start = [sys.executable, ROOT / "tools/test.py", ROOT / "configs/cfg_toyland.py"]
+    command = [*start, "--work-dir", work, "--cfg-options", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SFP_DATA": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     (small_disk / "filler").unlink()
-    assert (
-        done.returncode == 2
-        and "No space left on device" in done.stderr
-        and "Traceback" not in done.stderr
-    )
+    assert done.returncode == 2 and "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (work / "results.json").exists()
     assert not list(work.rglob("*.partial*"))
 
@@ -369,16 +322,15 @@ def holder(folder: Path, then: str = "time.sleep(60)"):
 class TestOnlyOne:
     def test_the_second_is_refused_with_the_first_ones_name(self, tmp_path):
         with holder(tmp_path / "out") as process:
-            words = f"process {process.pid} on {socket.gethostname()} is at work in .*out; wait until it has ended, or choose another .*--out"
+            here = f"on {socket.gethostname()}"
+            words = f"process {process.pid} {here} is at work in .*out; wait .*, or .*--out"
             for _ in range(2):  # nor does the question disturb the answer
                 with pytest.raises(SFPError, match=words), only_one(tmp_path / "out", "--out"):
                     pass
             process.kill()
             process.wait()
             with only_one(tmp_path / "out", "--out"):
-                assert (
-                    tmp_path / "out/.lock.by"
-                ).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+                assert (tmp_path / "out/.lock.by").read_text() == f"process {os.getpid()} {here}"
 
     def test_it_ends_with_its_process_though_children_live_on(self, tmp_path):
         """As a dataloader's workers do for some seconds."""
@@ -403,13 +355,8 @@ class TestOnlyOne:
             only_one(tmp_path / "file/out", "--out"),
         ):
             pass
-        with (
-            files_limited(0),
-            pytest.raises(
-                SFPError,
-                match=r"out can't be written \(File too large\); choose another folder with --out",
-            ),
-        ):
+        words = r"out can't be written \(File too large\); choose another folder with --out"
+        with files_limited(0), pytest.raises(SFPError, match=words):
             only_one(tmp_path / "out", "--out").__enter__()
         with only_one(tmp_path / "out", "--out"):
             pass

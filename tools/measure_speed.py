@@ -188,7 +188,8 @@ def load_both(args: argparse.Namespace):
         logging.disable(logging.WARNING)  # that the weights are made up
         plain = open_clip.create_model(name + "-quickgelu", load_weights=False).eval()
         logging.disable(logging.NOTSET)
-        clip = load_clip(name, plain.state_dict(), device=args.device, precision=args.precision)
+        options = dict(device=args.device, precision=args.precision, quick_gelu=True)
+        clip = load_clip(name, plain.state_dict(), **options)
         plain = plain.to(clip.device)
     dtype = PRECISIONS[args.plain_precision or clip.precision]
     return plain.to(dtype), clip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfp.backbones._backbone import Backbone
-from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD, FrozenCLIP
+from sfp.clip.clip import FrozenCLIP
 from sfp.errors import SFPError
 from sfp.network import hub, require_published, why_unreached
 
@@ -24,10 +24,10 @@ class TimmViT(Backbone):
     authors' way bit for bit.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, clip: FrozenCLIP):
         super().__init__()
         self.model = model
-        given = (torch.tensor(value).view(3, 1, 1) for value in (PIXEL_MEAN, PIXEL_STD))
+        given = (torch.tensor(v).view(3, 1, 1) for v in (clip.pixel_mean, clip.pixel_std))
         config = model.pretrained_cfg
         wanted = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
         (mean, std), (new_mean, new_std) = given, wanted
@@ -83,7 +83,7 @@ class TimmViT(Backbone):
                 f" path as {option}_weights, or give {option}='colour'."
             ) from error
         _require_published(repository)
-        return cls(model.to(clip.trunk.dtype))
+        return cls(model.to(clip.trunk.dtype), clip)
 
 
 def _require_download(name: str, option: str) -> str:

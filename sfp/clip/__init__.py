@@ -1,4 +1,4 @@
-"""The frozen CLIP: loading, image trunk with layer hooks, text bank, prompts. Knows nothing of methods."""
+"""The frozen CLIP: loading, image trunk with layer hooks, text bank, prompts."""
 
 from sfp.clip.installation import require_torchvision_pair
 

@@ -1,7 +1,7 @@
-"""Reading CLIP weights from files, never running code that a file brings along.
+"""CLIP weights from files, without running code that a file brings along.
 
-``read_checkpoint`` takes safetensors, PyTorch state dicts and OpenAI's own TorchScript archives, and returns one
-layout: the keys of OpenAI's CLIP, which open_clip's ``CLIP`` shares.
+``read_checkpoint`` takes safetensors, PyTorch state dicts and OpenAI's TorchScript archives, and
+returns one layout: the keys of OpenAI's CLIP, which open_clip's ``CLIP`` shares.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import collections
 import pickle
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +20,29 @@ from torch import Tensor
 
 from sfp.errors import SFPError
 
-_MOST_UNPACKED = 8  # weights are stored as they are; only the code beside them is packed
-_BOOKKEEPING = (
-    "input_resolution",
-    "context_length",
-    "vocab_size",
-)  # entries that OpenAI's archives carry
+_MOST_UNPACKED = 8  # weights are stored unpacked; only the code beside them is compressed
+_BOOKKEEPING = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's archives
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights in OpenAI's layout and what the file tells of their activation (None: nothing)."""
+    """Weights in OpenAI's layout and what the file itself says of them.
+
+    Attributes:
+        weights: tensors by open_clip's key.
+        source: the file, for errors.
+        quick_gelu: the activation as safetensors metadata or OpenAI's layout give it, else None.
+        head_width: of the image tower; 64 in OpenAI's layout, else None.
+    """
 
     weights: dict[str, Tensor]
-    quick_gelu: bool | None
     source: str
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of a CLIP ViT as its weights' shapes give them."""
-
-    embed_dim: int
-    width: int
-    layers: int
-    patch: int
-    grid: int
-    mlp_width: int
-    text_width: int
-    text_layers: int
-    context: int
-    vocabulary: int
+    quick_gelu: bool | None = None
+    head_width: int | None = None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """CLIP weights from ``.safetensors``, ``.pt``/``.bin``/``.pth`` or OpenAI's TorchScript archive.
+    """CLIP weights of a safetensors file, a PyTorch file or OpenAI's TorchScript archive.
 
     Raises:
         SFPError: no such file, not a checkpoint, or not a CLIP ViT.
@@ -66,49 +54,42 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     if path.stat().st_size == 0:
         raise SFPError(f"The checkpoint {path} is empty, 0 bytes; download it again.")
-    archive = False
     metadata: dict[str, str] = {}
     try:
-        if _looks_like_safetensors(path):
+        if _is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 weights: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        elif zipfile.is_zipfile(path) and _archive_root(path) is not None:  # which refuses a bomb
-            archive = True
-            weights = _read_torchscript(path)
+        elif zipfile.is_zipfile(path) and (root := _torchscript_root(path)) is not None:
+            weights = _read_torchscript(path, root)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or malicious file makes readers raise anything
         raise SFPError(
-            f"{path} can't be read as a checkpoint ({_reason(error)}); it may be cut short, or not hold "
-            "plain weights: download it again, or save its state dict as .safetensors."
+            f"{path} can't be read as a checkpoint ({_reason(error)}); it may be cut short, or not "
+            "hold plain weights: download it again, or save its state dict as .safetensors."
         ) from error
     checkpoint = from_state_dict(weights, str(path))
-    if "quick_gelu" in metadata:
-        return Checkpoint(
-            checkpoint.weights, metadata["quick_gelu"].lower() == "true", checkpoint.source
-        )
-    return Checkpoint(checkpoint.weights, True, checkpoint.source) if archive else checkpoint
+    activation = {"true": True, "false": False}.get(metadata.get("quick_gelu", "").lower())
+    return checkpoint if activation is None else replace(checkpoint, quick_gelu=activation)
 
 
 def _reason(error: Exception) -> str:
     """Why a file can't be read, without torch's advice to run what it brings along."""
-    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
+    text = str(error).strip()
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in text:
+        foreign = re.search(r"GLOBAL ([\w.]+)", text)
         return (
-            f"it names {foreign[1]}, which weights have no need of"
+            f"it names {foreign[1]}, which weights don't need"
             if foreign
             else "it is no PyTorch file"
         )
-    return (
-        f"{type(error).__name__}: {str(error).strip().splitlines()[0].split('. ')[0][:200]}"
-        if str(error)
-        else type(error).__name__
-    )
+    first = text.split("\n")[0].split(". ")[0][:200]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
-    """A state dict in OpenAI's or open_clip's layout as a ``Checkpoint``; wrappers and prefixes are taken off.
+    """A state dict in OpenAI's or open_clip's layout, without wrappers and prefixes of its keys.
 
     Raises:
         SFPError: not a state dict of a CLIP ViT, with what it looks like.
@@ -117,71 +98,71 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
         if isinstance(weights, dict) and isinstance(weights.get(wrapper), dict):
             weights = weights[wrapper]
     if not isinstance(weights, dict) or not weights:
-        found = (
-            f"an empty {type(weights).__name__}"
-            if isinstance(weights, dict)
-            else f"a {type(weights).__name__}"
-        )
+        found = "an empty dict" if isinstance(weights, dict) else f"a {type(weights).__name__}"
         raise SFPError(
             f"{source} holds {found} instead of a state dict; give the weights of a CLIP ViT."
         )
     plain = {}
     for key, value in weights.items():
-        key = str(key).removeprefix("module.").removeprefix("_orig_mod.")
-        key = key.removeprefix(
-            "text."
-        )  # open_clip's CustomTextCLIP keeps the text tower in its own room
-        if isinstance(value, Tensor) and not key.endswith("attn_mask"):
-            if (
-                value.layout != torch.strided
-                or value.numel() * value.element_size() > value.untyped_storage().nbytes()
-            ):
-                raise SFPError(
-                    f"{source} has {tuple(value.shape)} numbers in {key}, more than it holds; get a sound copy."
-                )
-            plain[key] = value
+        # "text." is the text tower of open_clip's CustomTextCLIP
+        key = re.sub(r"^(module\.)?(_orig_mod\.)?(text\.)?", "", str(key))
+        if not isinstance(value, Tensor) or key.endswith("attn_mask"):
+            continue
+        plain[key] = value
+        size = value.numel() * value.element_size()
+        strided = value.layout == torch.strided and not value.is_meta
+        if not strided or size > value.untyped_storage().nbytes():
+            raise SFPError(
+                f"{source} has {tuple(value.shape)} numbers in {key}, more than it holds; "
+                "get a sound copy."
+            )
     openai = all(key in plain for key in _BOOKKEEPING)
     for key in _BOOKKEEPING:
         plain.pop(key, None)
     _require_clip_vit(plain, source)
-    whole = [
-        key
-        for key, value in plain.items()
-        if not value.is_floating_point() or value.layout != torch.strided
-    ]
-    if whole:
-        kind = str(plain[whole[0]].dtype).removeprefix("torch.")
-        raise SFPError(
-            f"{source} has {kind} numbers in {whole[0]}, not plain floating-point weights; give the model before quantisation."
-        )
+    for key, value in plain.items():
+        if not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise SFPError(
+                f"{source} has {kind} numbers in {key}, not plain floating-point weights; "
+                "give the model before quantisation."
+            )
     broken = [key for key, value in plain.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise SFPError(
-            f"{source} has NaN or infinite numbers in {broken[0]} ({len(broken)} tensors in all); get a sound copy."
+            f"{source} has NaN or infinite numbers in {broken[0]} ({len(broken)} tensors in all); "
+            "get a sound copy."
         )
-    return Checkpoint(plain, True if openai else None, source)
+    return Checkpoint(plain, source, True, 64) if openai else Checkpoint(plain, source)
 
 
-def read_sizes(weights: dict[str, Tensor], source: str) -> Sizes:
-    """The sizes of a CLIP ViT from its weights' shapes."""
+def read_config(weights: dict[str, Tensor], source: str) -> dict[str, Any]:
+    """The sizes of a CLIP ViT from its weights' shapes, as an open_clip config without heads."""
     conv = weights["visual.conv1.weight"]
+    width, patch = conv.shape[0], conv.shape[-1]
     patches = weights["visual.positional_embedding"].shape[0] - 1
     grid = round(patches**0.5)
     if grid * grid != patches:
         raise SFPError(
-            f"{source} was trained on a grid of {patches} patches that is not square; give weights with a square one."
+            f"{source} was trained on a grid of {patches} patches that is not square; "
+            "give weights with a square one."
         )
-    return Sizes(
+    mlp_width = weights["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
+    return dict(
         embed_dim=weights["visual.proj"].shape[1],
-        width=conv.shape[0],
-        layers=_count_blocks(weights, "visual.transformer.resblocks."),
-        patch=conv.shape[-1],
-        grid=grid,
-        mlp_width=weights["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        text_width=weights["ln_final.weight"].shape[0],
-        text_layers=_count_blocks(weights, "transformer.resblocks."),
-        context=weights["positional_embedding"].shape[0],
-        vocabulary=weights["token_embedding.weight"].shape[0],
+        vision_cfg=dict(
+            image_size=grid * patch,
+            layers=_count_blocks(weights, "visual.transformer.resblocks."),
+            width=width,
+            patch_size=patch,
+            mlp_ratio=(mlp_width + 0.5) / width,  # open_clip rounds width * ratio down
+        ),
+        text_cfg=dict(
+            context_length=weights["positional_embedding"].shape[0],
+            vocab_size=weights["token_embedding.weight"].shape[0],
+            width=weights["ln_final.weight"].shape[0],
+            layers=_count_blocks(weights, "transformer.resblocks."),
+        ),
     )
 
 
@@ -198,58 +179,57 @@ def _require_clip_vit(weights: dict[str, Tensor], source: str) -> None:
         "visual_projection.": "a CLIP in Hugging Face's layout",
         "logit_bias": "a SigLIP",
     }
-    found = next(
-        (kind for prefix, kind in kinds.items() if any(key.startswith(prefix) for key in weights)),
-        None,
-    )
-    needed = {
-        "visual.conv1.weight": 4, "visual.class_embedding": 1, "visual.positional_embedding": 2, "visual.ln_pre.weight": 1,
-        "visual.ln_post.weight": 1, "visual.proj": 2, "visual.transformer.resblocks.0.attn.in_proj_weight": 2,
-        "visual.transformer.resblocks.0.mlp.c_fc.weight": 2, "token_embedding.weight": 2, "positional_embedding": 2,
-        "ln_final.weight": 1, "text_projection": 2,
-    }  # fmt: skip
-    missing = [key for key in needed if key not in weights]
-    if found or missing:
-        what = f"it is {found}" if found else f"it lacks {missing[0]}"
+    axes = {  # of what read_config takes its sizes from
+        "visual.conv1.weight": 4,
+        "visual.positional_embedding": 2,
+        "visual.proj": 2,
+        "visual.transformer.resblocks.0.mlp.c_fc.weight": 2,
+        "token_embedding.weight": 2,
+        "positional_embedding": 2,
+        "ln_final.weight": 1,
+    }
+    problems = [
+        f"it is {kinds[start]}" for start in kinds if any(k.startswith(start) for k in weights)
+    ]
+    problems += [f"it lacks {key}" for key in axes if key not in weights]
+    if problems:
         raise SFPError(
-            f"{source} is not a CLIP ViT in OpenAI's or open_clip's layout: {what}; give the weights of such a model."
+            f"{source} is not a CLIP ViT in OpenAI's or open_clip's layout: {problems[0]}; "
+            "give the weights of such a model."
         )
-    for key, axes in needed.items():
-        if weights[key].ndim != axes or not weights[key].numel():
+    for key, count in axes.items():
+        if weights[key].ndim != count or not weights[key].numel():
             raise SFPError(
-                f"{source} has {key} of shape {tuple(weights[key].shape)} instead of {axes} axes; get a sound copy."
+                f"{source} has {key} of shape {tuple(weights[key].shape)} instead of {count} axes; "
+                "get a sound copy."
             )
 
 
-def _looks_like_safetensors(path: Path) -> bool:
-    if path.suffix == ".safetensors":
-        return True
+def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(9)
-    return (
-        len(head) == 9
-        and head[8:9] == b"{"
-        and int.from_bytes(head[:8], "little") < path.stat().st_size
-    )
+    length = int.from_bytes(head[:8], "little")
+    return path.suffix == ".safetensors" or (head[8:] == b"{" and length < path.stat().st_size)
 
 
-# --------------------------------------------------------------------------------------------- TorchScript archives
-def _archive_root(path: Path) -> str | None:
+# ----------------------------------------------------------------------------- TorchScript archives
+# torch.load(weights_only=True) refuses them, and torch.jit.load runs what they hold
+
+
+def _torchscript_root(path: Path) -> str | None:
     """The folder inside a TorchScript archive, or None where the file is an ordinary one.
 
     Raises:
         BadZipFile: it would unpack to far more than it holds.
     """
     with zipfile.ZipFile(path) as archive:
-        if (
-            sum(member.file_size for member in archive.infolist())
-            > _MOST_UNPACKED * path.stat().st_size
-        ):
-            raise zipfile.BadZipFile(f"it unpacks to more than {_MOST_UNPACKED} times its size")
-        for name in archive.namelist():
-            root, _, rest = name.partition("/")
-            if rest == "constants.pkl":
-                return root
+        members = archive.infolist()
+    if sum(member.file_size for member in members) > _MOST_UNPACKED * path.stat().st_size:
+        raise zipfile.BadZipFile(f"it unpacks to more than {_MOST_UNPACKED} times its size")
+    for member in members:
+        root, _, rest = member.filename.partition("/")
+        if rest == "constants.pkl":
+            return root
     return None
 
 
@@ -265,7 +245,7 @@ def _rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_
 
 
 class _TensorsOnly(pickle.Unpickler):
-    """Reads a TorchScript archive's ``data.pkl``: tensors and inert objects; any other global is refused."""
+    """Reads an archive's ``data.pkl``: tensors and inert objects; any other global is refused."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         super().__init__(archive.open(f"{root}/data.pkl"))
@@ -278,32 +258,29 @@ class _TensorsOnly(pickle.Unpickler):
             return _rebuild_tensor
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
-        if module == "torch" and name.endswith("Storage"):
-            return {"HalfStorage": torch.half, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32,
-                    "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
-                    "BoolStorage": torch.bool, "ByteStorage": torch.uint8}[name]  # fmt: skip
+        dtype = getattr(
+            torch, name.removesuffix("Storage").lower(), None
+        )  # HalfStorage: torch.half
+        if module == "torch" and name.endswith("Storage") and isinstance(dtype, torch.dtype):
+            return dtype
         if module == "torch.jit._pickle":
             return lambda value, *_: value  # typed lists and dicts
-        raise pickle.UnpicklingError(
-            f"the archive names {module}.{name}, which weights have no need of"
-        )
+        raise pickle.UnpicklingError(f"the archive names {module}.{name}, which weights don't need")
 
     def persistent_load(self, saved: Any) -> Tensor:
         kind, dtype, key, _, count = saved
         if kind != "storage":
             raise pickle.UnpicklingError(f"unknown persistent object {kind!r}")
         data = bytearray(self._archive.read(f"{self._root}/data/{key}"))
-        return (
-            torch.frombuffer(data, dtype=dtype, count=count)
-            if count
-            else torch.empty(0, dtype=dtype)
-        )
+        if not count:
+            return torch.empty(0, dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype, count=count)
 
 
-def _read_torchscript(path: Path) -> dict[str, Tensor]:
+def _read_torchscript(path: Path, root: str) -> dict[str, Tensor]:
     """Parameters and buffers of a TorchScript archive by dotted name."""
     with zipfile.ZipFile(path) as archive:
-        tree = _TensorsOnly(archive, _archive_root(path)).load()
+        tree = _TensorsOnly(archive, root).load()
     weights: dict[str, Tensor] = {}
 
     def collect(prefix: str, value: Any) -> None:
@@ -314,6 +291,4 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
             collect(f"{prefix}.{name}" if prefix else name, child)
 
     collect("", tree)
-    for name in _BOOKKEEPING:  # there they are plain attributes or buffers
-        weights.setdefault(name, torch.tensor(0))
     return weights

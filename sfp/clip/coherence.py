@@ -1,7 +1,7 @@
-"""Coherence of a layer: how well the similarity of two patches tells whether they show the same class (methods.md 1.10).
+"""Coherence of a layer: how well the similarity of two patches predicts that they share a class.
 
-CLIPSeg chooses its attention layer by this AUROC (its Fig. 3), SC-CLIP its middle layers (0.66 in the last, 0.76 in a
-middle layer of ViT-B/16 on ADE20K, 0.77 for DINO).
+CLIPSeg chooses its attention layer by this AUROC (its Fig. 3), SC-CLIP its middle layers (0.66 in
+the last, 0.76 in a middle layer of ViT-B/16 on ADE20K, 0.77 for DINO).
 """
 
 from __future__ import annotations
@@ -17,27 +17,20 @@ FEATURES = ("q", "k", "v", "tokens")
 
 
 def patch_labels(labels: Tensor, grid: tuple[int, int], patch: int, ignore: int = 255) -> Tensor:
-    """The commonest label of each patch's pixels, (B, H, W) int to (B, N) int64; ``ignore`` where all are ignored.
+    """The commonest label of each patch's pixels, the least among equals: (B, H, W) int to (B, N).
 
-    Remainders smaller than a patch are dropped, as the trunk drops them. Among equals the least label wins.
+    ``ignore`` where all pixels are ignored. Remainders smaller than a patch are dropped, as the
+    trunk drops them.
     """
     h, w = grid
-    cells = (
-        labels.long()[:, : h * patch, : w * patch]
-        .unfold(1, patch, patch)
-        .unfold(2, patch, patch)
-        .flatten(3)
-        .flatten(1, 2)
-    )
+    cells = labels.long()[:, : h * patch, : w * patch].unfold(1, patch, patch)
+    cells = cells.unfold(2, patch, patch).flatten(3).flatten(1, 2)
     kept = cells != ignore
     known = cells.masked_select(kept).unique()
-    counts = (
-        torch.stack([(cells == label).sum(-1) for label in known], -1)
-        if len(known)
-        else cells.new_zeros(*cells.shape[:2], 1)
-    )
-    found = known[counts.argmax(-1)] if len(known) else torch.full(cells.shape[:2], ignore)
-    return found.masked_fill(~kept.any(-1), ignore)
+    if not len(known):
+        return torch.full(cells.shape[:2], ignore)
+    counts = torch.stack([(cells == label).sum(-1) for label in known], -1)
+    return known[counts.argmax(-1)].masked_fill(~kept.any(-1), ignore)
 
 
 def coherence(features: Tensor, labels: Tensor, ignore: int = 255) -> float | None:
@@ -66,6 +59,5 @@ def joined_heads(u: Tensor) -> Tensor:
 
 def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels (H, W) at another size, nearest."""
-    return F.interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0, 0].to(
-        labels.dtype
-    )
+    found = F.interpolate(labels[None, None].float(), size=size, mode="nearest-exact")
+    return found[0, 0].to(labels.dtype)

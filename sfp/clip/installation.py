@@ -13,6 +13,7 @@ def require_torchvision_pair() -> None:
         import torchvision  # noqa: F401
     except RuntimeError as error:
         raise SFPError(
-            f"torch {version('torch')} and torchvision {version('torchvision')} are not a pair ({error}); install both from one place, "
-            "for instance: pip install torch==2.15.0 torchvision==0.29.2"
+            f"torch {version('torch')} and torchvision {version('torchvision')} are not a pair "
+            f"({error}); install both from one place, for instance: "
+            "pip install torch==2.15.0 torchvision==0.29.2"
         ) from error

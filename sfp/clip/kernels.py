@@ -1,6 +1,6 @@
-"""The trunk's arithmetic in the fastest form that a device and a precision have: linear maps, layer norm, attention.
+"""Linear maps, layer norm and attention in the fastest form of each device and precision.
 
-Logits and softmax of attention are float32 in every precision (methods.md 0.5).
+Logits and softmax of attention are float32 in every precision.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CACHE_BYTES, _GPU_BYTES = (
-    4 << 20,
-    512 << 20,
-)  # of attention weights at a time: a CPU's cache, a share of a GPU's memory
-_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch 2.1 has none
+# of attention weights at a time: a CPU's cache, a share of a GPU's memory
+_CACHE_BYTES, _GPU_BYTES = 4 << 20, 512 << 20
 _ONEDNN = {None: ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none")}
 
 
@@ -24,52 +21,31 @@ def linear(
 ) -> Tensor:
     """``x W^T + b`` of (..., C), then "silu", "gelu" or nothing.
 
-    On a CPU this is oneDNN's kernel, which torch by itself takes for bfloat16 only; in float32 it was 2.2 times as fast as
-    MKL's on an AMD processor (docs/speed.md). It has no gradient: where one may be wanted, torch's own linear runs.
+    On a CPU this is oneDNN's kernel, which torch by itself takes for bfloat16 only; in float32 it
+    was 2.2 times as fast as MKL's on an AMD processor (docs/speed.md). It has no gradient: where
+    one may be wanted, torch's own linear runs. A row's sum may be rounded differently among other
+    rows: batches agree closely, not to the bit.
     """
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _can_onednn():
         name, algorithm = _ONEDNN[activation]
-        if (
-            x.numel() == x.shape[-1]
-        ):  # a single row alone would be summed in another order than among others
-            twice = x.reshape(1, -1).repeat(2, 1)
-            return linear(twice, weight, bias, activation)[0].view(*x.shape[:-1], -1)
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
     y = F.linear(x, weight, bias)
-    return (
-        y if activation is None else F.silu(y, inplace=True) if activation == "silu" else F.gelu(y)
-    )
+    if activation is None:
+        return y
+    return F.silu(y, inplace=True) if activation == "silu" else F.gelu(y)
 
 
 def _can_onednn() -> bool:
-    if (
-        torch.is_grad_enabled() or _is_compiling()
-    ):  # the compiler takes it for constant weights alone
+    # the compiler takes it for constant weights alone
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """A B of images' matrices (B, ..., n, c) and (B, ..., c, m), or one B (c, m) for all.
-
-    On a CPU image by image, so that an image's product has the same bits in every batch: a batched product may choose its way
-    by the batch's size.
-    """
-    if a.device.type != "cpu":
-        return a @ b
-    others = [b] * len(a) if b.ndim == 2 else b
-    return torch.stack(
-        [
-            linear(x, y.T.contiguous()) if y.ndim == 2 else x @ y
-            for x, y in zip(a, others, strict=True)
-        ]
-    )
 
 
 def layer_norm(
     tokens: Tensor, norm: nn.LayerNorm, dtype: torch.dtype = torch.float32, factor: float = 1.0
 ) -> Tensor:
-    """Layer norm times a factor, computed in float32 (methods.md 0.5) and cast to ``dtype``."""
+    """Layer norm times a factor, computed in float32 and cast to ``dtype``."""
     weight, bias = norm.weight.float(), norm.bias.float()
     if factor != 1.0:
         weight, bias = weight * factor, bias * factor
@@ -100,22 +76,22 @@ def attend(
     scale: float | None = None,
     causal: bool = False,
 ) -> Tensor:
-    """softmax(scale Q K^T + bias) V, of (B, heads, T, head width) each; scale is 1 / sqrt(head width) unless given.
+    """softmax(scale Q K^T + bias) V, of (B, heads, T, head width) each.
 
-    ``causal``: no token sees those after it.
+    Args:
+        scale: 1 / sqrt(head width) if None.
+        causal: no token attends to those after it.
     """
-    # on a CPU torch's fused attention is slower in bfloat16 than explicit weights are, and makes all of them for other widths of V
-    if (
-        q.device.type == "cpu"
-        and not causal
-        and (q.dtype == torch.bfloat16 or q.shape[-1] != v.shape[-1])
-    ):
+    # on a CPU torch's fused attention is slower in bfloat16 than explicit weights are, and makes
+    # all weights at once where V has another width
+    slow = q.dtype == torch.bfloat16 or q.shape[-1] != v.shape[-1]
+    if q.device.type == "cpu" and slow and not causal:
         return attend_explicitly(q, k, v, bias=bias, scale=scale, mean=False)[0]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=causal)
 
 
 def attend_with_rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, AttentionRows]:
-    """``attend``, and the weights' class row, class column and diagonal from each row's log-sum-exp, so that no map is made."""
+    """``attend`` and ``AttentionRows``, from each row's log-sum-exp: no map is made."""
     if (
         q.device.type == "cpu"
         and q.dtype == torch.float32
@@ -145,13 +121,14 @@ def attend_explicitly(
     scale: float | None = None,
     mean: bool = True,
 ) -> tuple[Tensor, AttentionRows, Tensor | None]:
-    """``attend`` by weights made for a few images, or some rows of one, at a time; also their rows, and their mean over heads.
+    """``attend`` by weights made for a few images, or some rows of one, at a time.
 
     Args:
         mean: whether the mean map is wanted.
 
     Returns:
-        The mix (B, heads, T, head width of V), ``AttentionRows``, and the mean map (B, T, T) float32 or None.
+        The mix (B, heads, T, head width of V), ``AttentionRows``, and the weights' mean over heads
+        (B, T, T) float32 or None.
     """
     (images, heads, tokens, _), scale = q.shape, q.shape[-1] ** -0.5 if scale is None else scale
     mixed = v.new_empty(images, tokens, heads, v.shape[-1]).transpose(1, 2)
@@ -159,9 +136,8 @@ def attend_explicitly(
         torch.empty(images, heads, tokens, device=q.device) for _ in range(3)
     )
     mean_map = torch.empty(images, tokens, tokens, device=q.device) if mean else None
-    budget = (_CACHE_BYTES if q.device.type == "cpu" else _GPU_BYTES) // (
-        4 * heads * tokens
-    )  # rows of all heads
+    share = _CACHE_BYTES if q.device.type == "cpu" else _GPU_BYTES
+    budget = share // (4 * heads * tokens)  # rows of all heads
     images_at_once, rows_at_once = max(1, budget // tokens), min(max(1, budget), tokens)
     for first in range(0, images, images_at_once):
         some = slice(first, first + images_at_once)

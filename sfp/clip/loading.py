@@ -1,11 +1,10 @@
-"""``load_clip``: a frozen CLIP by open_clip's names and tags, from a local file, or from a state dict."""
+"""``load_clip``: a frozen CLIP by open_clip's names and tags, from a file, or from a state dict."""
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import os
-import urllib.parse
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sfp.clip.checkpoints import Checkpoint, Sizes, from_state_dict, read_checkpoint, read_sizes
+from sfp.clip.checkpoints import Checkpoint, from_state_dict, read_checkpoint, read_config
 from sfp.errors import SFPError, unknown_choice
-from sfp.network import hub, require_published, why_unreached
+from sfp.files import file_digest
+from sfp.network import hub, require_published, url_sha256, why_unreached
 from sfp.options import check_type
 
 if TYPE_CHECKING:
@@ -26,11 +26,13 @@ BUILT_IN = {
     name: Path(__file__).parent / f"{name.lower()}.safetensors"
     for name in ("Toyland", "Toyland-clean")
 }
+_DEFAULT = "ViT-B-16"
 _QUICK = "-quickgelu"
+_ACTIVATIONS = {True: "QuickGELU", False: "plain GELU"}
 
 
 def load_clip(
-    model: str = "ViT-B-16",
+    model: str = _DEFAULT,
     pretrained: str | os.PathLike | Mapping[str, Any] = "openai",
     *,
     device: str | torch.device | None = None,
@@ -42,92 +44,75 @@ def load_clip(
     """A frozen CLIP ViT.
 
     Args:
-        model: open_clip's name (``ViT-B-16``, ``ViT-L-14-quickgelu``) or OpenAI's spelling (``ViT-B/16``); ``Toyland``
-            is the tiny model that comes with this package, ``Toyland-clean`` its twin without outliers.
-        pretrained: an open_clip tag (``openai``, ``laion400m_e32``, ``metaclip_400m``); the path of a checkpoint
-            (OpenAI or open_clip layout, ``.pt``, ``.safetensors`` or OpenAI's TorchScript archive); or a state dict,
-            whose sizes are read from its shapes.
+        model: open_clip's name (``ViT-B-16``, ``ViT-L-14-quickgelu``) or OpenAI's spelling
+            (``ViT-B/16``); ``Toyland`` is the tiny model that comes with this package,
+            ``Toyland-clean`` its twin without outliers. Under the default name a file may have
+            the sizes of any other model.
+        pretrained: an open_clip tag (``openai``, ``laion400m_e32``, ``metaclip_400m``); the path
+            of a checkpoint (OpenAI or open_clip layout, ``.pt``, ``.safetensors`` or OpenAI's
+            TorchScript archive); or a state dict.
         device: CUDA where there is one, else the CPU, if None.
-        precision: ``fp32``, ``bf16`` or ``fp16`` for the image tower; fp32 on a CPU and fp16 elsewhere, if None.
-        quick_gelu: the activation, where neither tag nor file tells; OpenAI's QuickGELU is assumed, with a warning.
-        head_width: of the image tower's heads, where the model's name doesn't tell; 64 as in every OpenAI model, if None.
-        weights_sha256: what the weights must be: the ``weights_sha256`` of a result, which is the model's ``fingerprint`` and the
-            same whatever the file's format.
+        precision: ``fp32``, ``bf16`` or ``fp16`` for the image tower; fp32 on a CPU and fp16
+            elsewhere, if None.
+        quick_gelu: whether the weights were trained with QuickGELU (OpenAI, MetaCLIP, DFN) or
+            plain GELU (LAION, DataComp); ``-quickgelu`` in ``model`` means True. Needed for a file
+            that doesn't show it by safetensors metadata ``quick_gelu``, by OpenAI's layout, or by
+            being the very file that was published, and for a state dict with the sizes of an
+            open_clip model; for other state dicts None is True.
+        head_width: of the image tower's heads, for sizes that no model of open_clip has. None is
+            64 for OpenAI's layout, and for a state dict in memory if 64 is the only head width
+            of open_clip's models (64, 80, 88, 104, 112) that divides the tower's width.
+        weights_sha256: what the weights must be: the ``weights_sha256`` of a result, which is the
+            model's ``fingerprint`` and the same whatever the file's format.
 
     Returns:
-        A ``FrozenCLIP``.
+        A ``FrozenCLIP``; its ``pixel_mean`` and ``pixel_std`` are those of open_clip's entry of
+        the weights, OpenAI's where there is none.
 
     Raises:
-        SFPError: unknown name or tag, a tag that needs the other activation than the name says, a file that is no
-            CLIP ViT, weights that must be downloaded while there is no network, or another hash.
+        SFPError: unknown name or tag, an activation that isn't the weights' or is not known, a
+            file that is no CLIP ViT or not the named one, an unknown head width, weights that must
+            be downloaded while there is no network, or another hash.
     """
-    import open_clip
+    from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD, FrozenCLIP
 
-    from sfp.clip.clip import FrozenCLIP
-
-    check_type("model", model, str, "ViT-B-16")
+    check_type("model", model, str, _DEFAULT)
     check_type("pretrained", pretrained, str | os.PathLike | Mapping, "openai")
     check_type("quick_gelu", quick_gelu, bool | None)
     check_type("head_width", head_width, int | None)
     device = _usable_device(device)
-    architecture = _open_clip_name(model)
-    tag = "a state dict" if isinstance(pretrained, Mapping) else str(pretrained)
-    if isinstance(pretrained, Mapping):
+    architecture, in_memory = _open_clip_name(model), isinstance(pretrained, Mapping)
+    tag = "a state dict" if in_memory else str(pretrained)
+    entry, proven = {}, True  # open_clip's entry of the weights, and whether it is surely theirs
+    if in_memory:
         checkpoint = from_state_dict(dict(pretrained))
     elif built_in := _built_in(architecture, tag):
-        checkpoint, architecture, tag = _read_built_in(built_in), built_in, built_in.lower()
-        if quick_gelu is False:
-            raise SFPError(
-                f"quick_gelu=False disagrees with {built_in}'s weights, trained with quick_gelu=True; leave it out."
-            )
+        checkpoint, tag = _read_built_in(built_in), built_in.lower()
+        model = architecture = built_in
     elif _is_file_name(tag):
-        checkpoint = read_checkpoint(Path(tag).expanduser())
-        quick_gelu = _activation_of_file(Path(tag), model, checkpoint, quick_gelu)
+        path = Path(tag).expanduser()
+        checkpoint = read_checkpoint(path)
+        entry, proven = _entry_of_file(path)
     else:
-        checkpoint, told = _fetch(architecture, tag)
-        if quick_gelu is not None and quick_gelu != told:
-            raise SFPError(
-                f"quick_gelu={quick_gelu} disagrees with the weights {tag!r}, trained with quick_gelu={told}; leave it out."
-            )
-        quick_gelu = told
-    if quick_gelu is None:
-        quick_gelu = True if checkpoint.quick_gelu is None else checkpoint.quick_gelu
+        entry = _entry_of_tag(architecture, tag)
+        quick_gelu = _activation(quick_gelu, architecture, tag, entry["quick_gelu"], None)
+        checkpoint = _fetch(entry, f"The weights {tag!r} of {architecture}")
 
-    sizes = read_sizes(checkpoint.weights, checkpoint.source)
-    config = open_clip.get_model_config(architecture) or {}
-    if isinstance(pretrained, Mapping) or architecture in BUILT_IN:
-        config = config if _agrees(config, sizes) else {}
-    elif config and not _agrees(config, sizes):
-        if (
-            architecture.removesuffix(_QUICK) != "ViT-B-16"
-        ):  # the default name promises nothing about a file's sizes
-            raise SFPError(
-                f"{checkpoint.source} holds a ViT with {sizes.layers} layers of {sizes.width}, patch {sizes.patch} and images of "
-                f"{sizes.grid * sizes.patch}, which is not {model}; name the model that the file was made for."
-            )
-        config = {}
-    try:
-        network = _build(sizes, config, quick_gelu, head_width)
-    except (AssertionError, RuntimeError, ArithmeticError) as error:
-        raise SFPError(
-            f"The weights of {checkpoint.source} have sizes that make no CLIP ViT ({sizes}); get a sound copy."
-        ) from error
-    try:
-        network.load_state_dict(checkpoint.weights, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split("\n")[1:2]).strip()
-        raise SFPError(
-            f"The weights of {checkpoint.source} don't fit a CLIP ViT of their own sizes ({reason[:200]}); get a sound copy."
-        ) from error
+    name, config = _config_of(checkpoint, model, in_memory, head_width)
+    known, guess = checkpoint.quick_gelu, entry.get("quick_gelu")
+    known = guess if known is None and proven else known
+    if quick_gelu is None and in_memory and name not in _plain_vits():
+        quick_gelu = True
+    quick_gelu = _activation(quick_gelu, architecture, checkpoint.source, known, guess)
     frozen = FrozenCLIP(
-        network,
-        name=architecture
-        if config or architecture in BUILT_IN
-        else f"ViT {sizes.layers}x{sizes.width}/{sizes.patch}",
+        _build(checkpoint, config, quick_gelu),
+        name=name,
         pretrained=tag,
         quick_gelu=quick_gelu,
         device=device,
         precision=precision or ("fp32" if device.type == "cpu" else "fp16"),
+        pixel_mean=entry.get("mean", PIXEL_MEAN),
+        pixel_std=entry.get("std", PIXEL_STD),
     )
     check_weights(frozen, weights_sha256)
     return frozen
@@ -137,8 +122,9 @@ def check_weights(clip: FrozenCLIP, weights_sha256: str | None) -> None:
     """Raises SFPError where a CLIP's weights are not those of a hash; None stands for any."""
     if weights_sha256 is not None and weights_sha256 != clip.fingerprint:
         raise SFPError(
-            f"The weights {clip.pretrained!r} of {clip.name} have the SHA-256 {clip.fingerprint}, but weights_sha256={weights_sha256!r} "
-            "was asked for; give the weights of that hash, or leave it out."
+            f"The weights {clip.pretrained!r} of {clip.name} have the SHA-256 {clip.fingerprint}, "
+            f"but weights_sha256={weights_sha256!r} was asked for; give the weights of that hash, "
+            "or leave it out."
         )
 
 
@@ -158,228 +144,288 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
     return torch.device(device)
 
 
+# ---------------------------------------------------------------------------- names, sizes, heads
+
+
+@functools.cache
+def _plain_vits() -> dict[str, dict[str, Any]]:
+    """open_clip's configs of OpenAI's architecture by name; SigLIP, CLIPA and others are not."""
+    import open_clip
+
+    vision = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+    text = {"context_length", "vocab_size", "width", "heads", "layers"}
+    configs = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
+    return {
+        name: config
+        for name, config in configs.items()
+        if set(config) <= {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
+        and set(config["vision_cfg"]) <= vision
+        and set(config["text_cfg"]) <= text
+        and isinstance(config["vision_cfg"]["layers"], int)  # a ResNet has four numbers
+    }
+
+
 def _open_clip_name(model: str) -> str:
     """open_clip's spelling of a model name.
 
     Raises:
         SFPError: no such model, or not a ViT.
     """
-    import open_clip
-
     for built_in in BUILT_IN:
         if model.lower() == built_in.lower():
             return built_in
     name = model.replace("/", "-").replace("@", "-").removesuffix("px")
-    vits = [
-        known
-        for known in open_clip.list_models()
-        if _is_plain_vit(open_clip.get_model_config(known))
-    ]
-    if name not in vits:
-        raise unknown_choice("CLIP model", model, [*BUILT_IN, *vits])
+    if name not in _plain_vits():
+        raise unknown_choice("CLIP model", model, [*BUILT_IN, *_plain_vits()])
     return name
 
 
-def _is_plain_vit(config: Mapping[str, Any]) -> bool:
-    """Whether a model is OpenAI's architecture: class token, learnt positions, its tokenizer. SigLIP and CLIPA are not."""
-    vision, text = set(config["vision_cfg"]), set(config["text_cfg"])
-    sizes = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
-    towers = vision <= sizes and text <= {
-        "context_length",
-        "vocab_size",
-        "width",
-        "heads",
-        "layers",
+def _config_of(
+    checkpoint: Checkpoint, model: str, in_memory: bool, head_width: int | None
+) -> tuple[str, dict[str, Any]]:
+    """Name and open_clip config of the model that weights are of, by all sizes that they show.
+
+    Raises:
+        SFPError: the file is not of the model that was named, or its head width is unknown.
+    """
+    architecture, vits = _open_clip_name(model), _plain_vits()
+    config = read_config(checkpoint.weights, checkpoint.source)
+    found = [name for name, known in vits.items() if _sizes(known) == _sizes(config)]
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    layers, width, patch = vision["layers"], vision["width"], vision["patch_size"]
+    # a name that nobody need have given says nothing about sizes
+    free = in_memory or architecture.removesuffix(_QUICK) == _DEFAULT
+    if architecture in BUILT_IN and width == 128:  # both built-in models have 2 heads of 64
+        name, known = architecture, 64
+    elif found and (architecture in found or free):
+        name = architecture if architecture in found else found[0]
+        vision, text = dict(vits[name]["vision_cfg"]), vits[name]["text_cfg"]
+        known = vision.get("head_width", 64)
+    elif free:
+        name, known = f"ViT {layers}x{width}/{patch}", checkpoint.head_width
+        widths = {vit["vision_cfg"].get("head_width", 64) for vit in vits.values()}
+        if in_memory and [heads for heads in widths if width % heads == 0] == [64]:
+            known = 64
+    else:
+        raise SFPError(
+            f"{checkpoint.source} holds a ViT with {layers} layers of {width}, patch {patch} and "
+            f"images of {vision['image_size']}, which is not {model}; name the model that "
+            f"the file was made for{', ' + found[0] if found else ''}."
+        )
+    vision["head_width"] = known if head_width is None else head_width
+    if vision["head_width"] is None:
+        raise SFPError(
+            f"{checkpoint.source} holds a ViT with {layers} layers of {width}, which no model of "
+            "open_clip has, so the width of its heads is unknown; give head_width, 64 in most."
+        )
+    if vision["head_width"] < 1 or width % vision["head_width"]:
+        raise SFPError(
+            f"head_width={vision['head_width']} does not divide the image tower's width {width}; "
+            "give one that does."
+        )
+    text = {"heads": max(1, text["width"] // 64), **text}
+    return name, dict(embed_dim=config["embed_dim"], vision_cfg=vision, text_cfg=text)
+
+
+def _sizes(config: Mapping[str, Any]) -> list[int]:
+    """All that the weights of a model show of its config."""
+    vision, text = {"mlp_ratio": 4.0, **config["vision_cfg"]}, config["text_cfg"]
+    return [
+        config["embed_dim"],
+        int(vision["width"] * vision["mlp_ratio"]),
+        *(vision[key] for key in ("layers", "width", "patch_size", "image_size")),
+        *(text[key] for key in ("layers", "width", "context_length", "vocab_size")),
+    ]
+
+
+def _build(checkpoint: Checkpoint, config: Mapping[str, Any], quick_gelu: bool) -> torch.nn.Module:
+    """open_clip's CLIP with the weights of a checkpoint."""
+    import open_clip
+
+    try:
+        with torch.device("meta"):  # no time goes into weights that are about to be loaded
+            network = open_clip.CLIP(**config, quick_gelu=quick_gelu)
+        network.to_empty(device="cpu")
+        network.attn_mask.fill_(float("-inf")).triu_(1)  # no weight, so no checkpoint has it
+        network.load_state_dict(checkpoint.weights, strict=True)
+    except (AssertionError, RuntimeError, ArithmeticError) as error:
+        first, _, reasons = str(error).partition("\n")  # torch heads its list of reasons
+        reason = (reasons or first or type(error).__name__).strip().split("\n")[0]
+        raise SFPError(
+            f"The weights of {checkpoint.source} don't fit a CLIP ViT of their own sizes "
+            f"({reason[:200]}); get a sound copy."
+        ) from error
+    return network
+
+
+# ------------------------------------------------------------------------------- the activation
+
+
+def _activation(
+    asked: bool | None, architecture: str, source: str, known: bool | None, guess: bool | None
+) -> bool:
+    """Whether the MLPs use QuickGELU.
+
+    Args:
+        asked: the user's ``quick_gelu``; a name with ``-quickgelu`` says it, too.
+        known: what is known of the weights.
+        guess: what the file's name suggests.
+
+    Raises:
+        SFPError: nothing says it, or the user's word is not true of the weights.
+    """
+    word = f"quick_gelu={asked}"
+    if architecture.endswith(_QUICK) or architecture in BUILT_IN:
+        if asked is False:
+            raise SFPError(
+                f"quick_gelu=False disagrees with the model {architecture}; leave it out."
+            )
+        asked, word = True, architecture
+    if known is not None:
+        if asked not in (None, known):
+            raise SFPError(
+                f"{word} disagrees with the weights {source}, which were trained with "
+                f"{_ACTIVATIONS[known]}; give quick_gelu={known}, or a model name that fits."
+            )
+        return known
+    if asked is None and guess is None:
+        raise SFPError(
+            f"{source} doesn't say whether it was trained with QuickGELU (OpenAI, MetaCLIP, DFN) "
+            "or plain GELU (LAION, DataComp); give quick_gelu=True or quick_gelu=False."
+        )
+    chosen = guess if asked is None else asked
+    if guess is not None and asked != guess:
+        warnings.warn(
+            f"{source} has the name of a file that was trained with {_ACTIVATIONS[guess]}; "
+            f"{_ACTIVATIONS[chosen]} is taken. quick_gelu=True or False says which it is.",
+            stacklevel=3,
+        )
+    return chosen
+
+
+def _entry_of_file(path: Path) -> tuple[dict[str, Any], bool]:
+    """open_clip's entry of the weights in a file, empty if unknown, and whether it is proven.
+
+    The SHA-256 in an entry's address proves it, the file's exact name only suggests it. Folders
+    mean nothing.
+    """
+    import open_clip
+
+    entries = [_entry(*pair) for pair in open_clip.list_pretrained()]
+    digest = file_digest(path, "sha256")
+    for entry in entries:
+        if (published := url_sha256(entry["url"])) and digest.startswith(published):
+            return entry, True
+    named = [entry for entry in entries if Path(entry["url"]).name == path.name]
+    return (named[0], False) if len({e["quick_gelu"] for e in named}) == 1 else ({}, True)
+
+
+def _entry_of_tag(architecture: str, tag: str) -> dict[str, Any]:
+    """open_clip's entry of a tag.
+
+    Raises:
+        SFPError: unknown tag.
+    """
+    import open_clip
+
+    if architecture in BUILT_IN:
+        raise SFPError(
+            f"The {architecture} model has no weights {tag!r}; leave pretrained out, "
+            "or give the path of a checkpoint."
+        )
+    plain = architecture.removesuffix(_QUICK)
+    tags = {
+        known: name
+        for name in (plain + _QUICK, plain)
+        for known in open_clip.list_pretrained_tags_by_model(name)
     }
-    return (
-        towers
-        and isinstance(config["vision_cfg"]["layers"], int)
-        and set(config) <= {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
-    )
+    if tag not in tags:
+        raise unknown_choice(f"weights for {plain}", tag, sorted(tags))
+    return _entry(tags[tag], tag)
+
+
+def _entry(model: str, tag: str) -> dict[str, Any]:
+    """open_clip's entry, where none of ``url``, ``hf_hub`` and ``quick_gelu`` is missing."""
+    import open_clip
+
+    return dict(url="", hf_hub="", quick_gelu=False) | open_clip.get_pretrained_cfg(model, tag)
+
+
+# ------------------------------------------------------------------------------ where weights lie
 
 
 def _is_file_name(tag: str) -> bool:
-    return (
-        Path(tag).suffix in (".pt", ".pth", ".bin", ".safetensors")
-        or os.sep in tag
-        or Path(tag).is_file()
-    )
+    endings = (".pt", ".pth", ".bin", ".safetensors")
+    return Path(tag).suffix in endings or os.sep in tag or Path(tag).is_file()
 
 
 def _built_in(architecture: str, tag: str) -> str | None:
-    """Which built-in weights are meant: those that the tag names, else the model's own; None if neither does."""
-    tags = {name.lower(): name for name in BUILT_IN}
-    if architecture in BUILT_IN and tag.lower() in (
-        "openai",
-        "toyland",
-    ):  # the default, and the config's
+    """The built-in weights that are meant: the tag's, else the model's; None if neither."""
+    if architecture in BUILT_IN and tag.lower() in ("openai", "toyland"):  # defaults
         return architecture
-    return tags.get(tag.lower())
+    return {name.lower(): name for name in BUILT_IN}.get(tag.lower())
 
 
 def _read_built_in(name: str) -> Checkpoint:
     file = BUILT_IN[name]
     if not file.is_file():
         raise SFPError(
-            f"The built-in {name} weights are missing at {file}; install the package again, or run tools/dev/train_toyland.py."
+            f"The built-in {name} weights are missing at {file}; install the package again, "
+            "or run tools/dev/train_toyland.py."
         )
-    if (
-        hashlib.sha256(file.read_bytes()).hexdigest()
-        != json.loads(file.with_suffix(".json").read_text())["sha256"]
-    ):
+    if file_digest(file, "sha256") != json.loads(file.with_suffix(".json").read_text())["sha256"]:
         raise SFPError(
-            f"The built-in {name} weights at {file} are damaged (SHA-256 differs); install the package again."
+            f"The built-in {name} weights at {file} are damaged (SHA-256 differs); "
+            "install the package again."
         )
     return read_checkpoint(file)
 
 
-def _activation_of_file(path: Path, model: str, checkpoint: Checkpoint, asked: bool | None) -> bool:
-    """The activation of local weights: what was asked for, what the file tells, its name, the model's name."""
-    told = checkpoint.quick_gelu
-    if told is None:
-        told = _activation_of_name(path)
-    if told is None and ("/" in model or model.endswith(_QUICK)):
-        told = True
-    if asked is not None and told is not None and asked != told:
-        raise SFPError(
-            f"quick_gelu={asked} disagrees with {path}, which was trained with quick_gelu={told}; leave it out."
-        )
-    if told is False and model.endswith(_QUICK):
-        raise SFPError(
-            f"{model} means QuickGELU, but {path} was trained with plain GELU; name the model {model.removesuffix(_QUICK)}."
-        )
-    if asked is not None or told is not None:
-        return bool(asked if asked is not None else told)
-    warnings.warn(
-        f"{path} doesn't tell its activation; OpenAI's QuickGELU is assumed. If it was trained with plain GELU (LAION, DataComp), "
-        "pass quick_gelu=False.",
-        stacklevel=3,
-    )
-    return True
-
-
-def _activation_of_name(path: Path) -> bool | None:
-    """Tags of known training sets in a path, such as the folders of Hugging Face's cache, tell the activation."""
-    text = str(path).lower()
-    if any(tag in text for tag in ("openai", "metaclip", "dfn", "quickgelu")):
-        return True
-    if any(tag in text for tag in ("laion", "datacomp", "commonpool")):
-        return False
-    return None
-
-
-def _fetch(architecture: str, tag: str) -> tuple[Checkpoint, bool]:
-    """Weights of an open_clip tag, from its cache or the network, and whether they were trained with QuickGELU.
+def _fetch(entry: Mapping[str, Any], what: str) -> Checkpoint:
+    """Weights of an open_clip entry, from its cache or the network.
 
     Raises:
-        SFPError: unknown tag, the wrong activation in the name, no network, or a file that is not the published one.
+        SFPError: no network, or a file that is not the published one.
     """
     import open_clip
 
-    plain = architecture.removesuffix(_QUICK)
-    if architecture in BUILT_IN:
-        raise SFPError(
-            f"The {architecture} model has no weights {tag!r}; leave pretrained out, or give the path of a checkpoint."
-        )
-    tags = {
-        t for name in (plain, plain + _QUICK) for t in open_clip.list_pretrained_tags_by_model(name)
-    }
-    if tag not in tags:
-        raise unknown_choice(f"weights for {plain}", tag, sorted(tags))
-    entry = open_clip.get_pretrained_cfg(plain, tag) or open_clip.get_pretrained_cfg(
-        plain + _QUICK, tag
-    )
-    quick_gelu = bool(entry.get("quick_gelu", False))
-    if architecture.endswith(_QUICK) and not quick_gelu:
-        raise SFPError(
-            f"{architecture} means QuickGELU, but the weights {tag!r} were trained with plain GELU; name the model {plain}."
-        )
     path = _cached_file(entry)
     if path is None:
-        if why := why_unreached(hub() if entry.get("hf_hub") else entry.get("url", "")):
-            raise SFPError(
-                f"The weights {tag!r} of {plain} are not on this machine and {why}. {_offline_hint(entry)}"
-            )
+        if why := why_unreached(hub() if entry["hf_hub"] else entry["url"]):
+            raise SFPError(f"{what} are not on this machine and {why}. {_offline_hint(entry)}")
         try:
             path = Path(open_clip.download_pretrained(entry))
         except Exception as error:  # the hub's and urllib's errors have no common base
             reason = str(error).strip().split("\n")[0][:160]
             raise SFPError(
-                f"The weights {tag!r} of {plain} could not be downloaded ({reason}). {_offline_hint(entry)}"
+                f"{what} could not be downloaded ({reason}). {_offline_hint(entry)}"
             ) from error
-    require_published(path, entry.get("url", ""))
-    return read_checkpoint(path), quick_gelu
+    require_published(path, entry["url"])
+    return read_checkpoint(path)
 
 
 def _cached_file(entry: Mapping[str, Any]) -> Path | None:
     """Where the weights lie already: Hugging Face's cache or open_clip's folder."""
     from huggingface_hub import try_to_load_from_cache
 
-    repository, _, file = entry.get("hf_hub", "").rpartition("/")
-    for name in (
-        ([file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
-        if repository
-        else []
-    ):
+    repository, _, file = entry["hf_hub"].rpartition("/")
+    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    for name in names if repository else []:
         found = try_to_load_from_cache(repository, name)
         if isinstance(found, str):
             return Path(found)
-    url = entry.get("url", "")
-    local = Path("~/.cache/clip").expanduser() / Path(url).name
-    return local if url and local.is_file() else None
+    local = Path("~/.cache/clip").expanduser() / Path(entry["url"]).name
+    return local if local.is_file() else None
 
 
 def _offline_hint(entry: Mapping[str, Any]) -> str:
-    url = Path(urllib.parse.urlparse(entry.get("url", "")).path).name
-    hub = entry.get("hf_hub", "").rstrip("/")
-    names = " or ".join(
-        filter(None, (url, f"open_clip_model.safetensors of {hub} on Hugging Face" if hub else ""))
-    )
+    names = [Path(entry["url"]).name] if entry["url"] else []
+    if entry["hf_hub"]:
+        repository = entry["hf_hub"].rstrip("/")
+        names.append(f"open_clip_model.safetensors of {repository} on Hugging Face")
     return (
-        f"Bring the file {names} from elsewhere and pass its path as pretrained (config: model.pretrained), or use the built-in "
-        "Toyland model, which needs no download (model='Toyland'; config: configs/cfg_toyland.py)."
+        f"Bring the file {' or '.join(names)} from elsewhere and pass its path as pretrained "
+        f"(config: model.pretrained) with quick_gelu={entry['quick_gelu']}, or use the built-in "
+        "Toyland model, which needs no download (model='Toyland'; "
+        "config: configs/cfg_toyland.py)."
     )
-
-
-def _agrees(config: Mapping[str, Any], sizes: Sizes) -> bool:
-    vision = config.get("vision_cfg", {})
-    found = dict(
-        layers=sizes.layers,
-        width=sizes.width,
-        patch_size=sizes.patch,
-        image_size=sizes.grid * sizes.patch,
-    )
-    return all(vision.get(key) == value for key, value in found.items())
-
-
-def _build(sizes: Sizes, config: Mapping[str, Any], quick_gelu: bool, head_width: int | None):
-    """An open_clip CLIP of these sizes; heads as asked for, the named model's, or 64 wide as in every OpenAI model."""
-    import open_clip
-
-    if head_width is None:
-        head_width = config.get("vision_cfg", {}).get("head_width", 64)
-    if head_width < 1 or sizes.width % head_width:
-        raise SFPError(
-            f"head_width={head_width} does not divide the image tower's width {sizes.width}; give one that does."
-        )
-
-    vision = dict(
-        image_size=sizes.grid * sizes.patch,
-        layers=sizes.layers,
-        width=sizes.width,
-        patch_size=sizes.patch,
-    )
-    vision["head_width"] = head_width
-    vision["mlp_ratio"] = sizes.mlp_width / sizes.width
-    text = dict(
-        context_length=sizes.context,
-        vocab_size=sizes.vocabulary,
-        width=sizes.text_width,
-        layers=sizes.text_layers,
-    )
-    text["heads"] = config.get("text_cfg", {}).get("heads", max(1, sizes.text_width // 64))
-    with torch.device("meta"):  # no time goes into weights that are about to be loaded
-        network = open_clip.CLIP(sizes.embed_dim, vision, text, quick_gelu=quick_gelu)
-    network.to_empty(device="cpu")
-    network.attn_mask.fill_(float("-inf")).triu_(1)  # no weight, so no checkpoint has it
-    return network

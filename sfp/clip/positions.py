@@ -1,14 +1,16 @@
-"""Positional embeddings for other patch grids (methods.md 0.4)."""
+"""Positional embeddings for other patch grids."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfp.errors import unknown_choice
+from sfp.options import check_type
 
-RESIZES = ("scale", "size", "antialias", "bilinear")
+Resize = Literal["scale", "size", "antialias", "bilinear"]
 
 
 def resize_positions(
@@ -16,13 +18,12 @@ def resize_positions(
 ) -> Tensor:
     """Positional embedding (1 + N, C) float32 of a native grid, for another grid: (1 + h * w, C).
 
-    The class position stays. ``scale`` is DINO's way, which SCLIP, NACLIP, ClearCLIP, ProxyCLIP, CLIPtrase, SC-CLIP
-    and SFP use: bicubic with the scale factors ((h + 0.1) / g, (w + 0.1) / g), which also place the samples.
-    The others go to the exact size: ``size`` bicubic, ``antialias`` bicubic with antialiasing (GEM), ``bilinear``
-    (CLIP-Surgery). The native grid itself comes back untouched.
+    The class position and a native grid stay as they are. ``scale`` is DINO's way, which SCLIP,
+    NACLIP, ClearCLIP, ProxyCLIP, CLIPtrase, SC-CLIP and SFP use: bicubic with the scale factors
+    ((h + 0.1) / g, (w + 0.1) / g), which also place the samples. The others go to the exact size:
+    ``size`` bicubic, ``antialias`` bicubic with antialiasing (GEM), ``bilinear`` (CLIP-Surgery).
     """
-    if resize not in RESIZES:
-        raise unknown_choice("positional resize", resize, RESIZES)
+    check_type("The positional resize", resize, Resize)
     if grid == native:
         return positions
     patches = positions[1:].float().reshape(1, *native, -1).permute(0, 3, 1, 2)

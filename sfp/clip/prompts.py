@@ -1,11 +1,12 @@
-"""The 80 ImageNet prompts of OpenAI's CLIP (methods.md 3.1), made from their pattern."""
+"""The 80 ImageNet prompts of OpenAI's CLIP, made from their pattern."""
 
 from __future__ import annotations
 
 _PICTURES = (
-    "bad photo", "sculpture", "low resolution photo", "rendering", "cropped photo", "tattoo", "bright photo",
-    "dark photo", "drawing", "close-up photo", "black and white photo", "painting", "pixelated photo",
-    "jpeg corrupted photo", "blurry photo", "good photo", "doodle", "sketch", "rendition",
+    "bad photo", "sculpture", "low resolution photo", "rendering", "cropped photo", "tattoo",
+    "bright photo", "dark photo", "drawing", "close-up photo", "black and white photo", "painting",
+    "pixelated photo", "jpeg corrupted photo", "blurry photo", "good photo", "doodle", "sketch",
+    "rendition",
 )  # fmt: skip
 _LOOKS = ("hard to see", "clean", "dirty", "cool", "large", "nice", "weird", "small")
 _MATERIALS = ("embroidered", "plastic", "origami", "toy", "cartoon", "plushie")
@@ -34,7 +35,6 @@ IN_THE_SCENE_PROMPTS = tuple(
 )
 PROMPT_SETS = {
     "imagenet80": IMAGENET_PROMPTS,
-    "imagenet85": IMAGENET_PROMPTS
-    + IN_THE_SCENE_PROMPTS,  # CLIP-Surgery's and the original MaskCLIP's
+    "imagenet85": IMAGENET_PROMPTS + IN_THE_SCENE_PROMPTS,  # CLIP-Surgery, the original MaskCLIP
     "photo": ("a photo of a {}.",),
 }

@@ -1,14 +1,12 @@
-"""The text side: query words through prompts to one unit vector each, cached on disk (methods.md 3.1-3.2)."""
+"""Query words through prompts to one vector of length one each, cached on disk."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import re
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,12 +54,14 @@ class TextBank:
         check_type("prompts", prompts, Sequence[str])
         if not prompts:
             raise SFPError(
-                f"prompts is {prompts!r}; give at least one, such as 'a photo of a {{}}.', or one of {', '.join(PROMPT_SETS)}."
+                f"prompts is {prompts!r}; give at least one, such as 'a photo of a {{}}.', "
+                f"or one of {', '.join(PROMPT_SETS)}."
             )
         for prompt in prompts:
             if prompt.count("{}") != 1 or set(prompt.replace("{}", "", 1)) & set("{}"):
                 raise SFPError(
-                    f"The prompt {prompt!r} needs exactly one {{}} where the name goes, and no other braces; write it so."
+                    f"The prompt {prompt!r} needs exactly one {{}} where the name goes, "
+                    "and no other braces; write it so."
                 )
         self.clip, self.prompts = clip, tuple(prompts)
         self.cache_dir = (
@@ -69,9 +69,9 @@ class TextBank:
         )
 
     def encode(self, queries: Sequence[str]) -> Tensor:
-        """Unit vectors (Q, D) float32: prompts encoded, normalised, averaged, normalised.
+        """Vectors (Q, D) float32 of length one: prompts encoded, normalised, averaged, normalised.
 
-        Equal queries are encoded once; vectors of a vocabulary that was seen before come from the cache.
+        Equal queries are encoded once; a vocabulary's vectors are kept in the cache.
 
         Raises:
             SFPError: no query, or one that CLIP can't read whole.
@@ -85,10 +85,8 @@ class TextBank:
             vectors = l2_normalise(self._encode(unique).mean(1))
             if file:
                 _keep(file, vectors)
-        vectors = vectors.to(self.clip.device)
-        return vectors[
-            torch.tensor([unique.index(query) for query in queries], device=vectors.device)
-        ]
+        place = {query: i for i, query in enumerate(unique)}
+        return vectors[[place[query] for query in queries]].to(self.clip.device)
 
     def encode_prompts(self, queries: Sequence[str]) -> Tensor:
         """Unit vectors of each query in each single prompt, (Q, P, D) float32; not cached."""
@@ -99,19 +97,12 @@ class TextBank:
         texts = [prompt.format(query) for query in queries for prompt in self.prompts]
         unique = sorted(set(texts))
         ids = self.clip.tokenize(unique)
-        lengths, order = (ids.argmax(1) + 1).sort(
-            descending=True
-        )  # like lengths share a batch, cut to its longest
+        # like lengths share a batch, cut to its longest
+        lengths, order = (ids.argmax(1) + 1).sort(descending=True)
         tokens = _TOKENS if self.clip.device.type == "cpu" else 32 * _TOKENS
         rows = torch.empty(len(unique), self.clip.embed_dim, device=self.clip.device)
-        with tqdm(
-            total=len(unique),
-            desc="encoding names",
-            unit="text",
-            disable=len(unique) < 2000,
-            leave=False,
-        ) as bar:
-            first = 0
+        quiet, first = len(unique) < 2000, 0
+        with tqdm(total=len(unique), desc="encoding names", disable=quiet, leave=False) as bar:
             while first < len(unique):
                 longest = int(lengths[first])
                 some = order[first : first + max(1, tokens // longest)]
@@ -121,59 +112,50 @@ class TextBank:
                 first += len(some)
                 bar.update(len(some))
         place = {text: i for i, text in enumerate(unique)}
-        rows = rows[torch.tensor([place[text] for text in texts], device=self.clip.device)]
+        rows = rows[[place[text] for text in texts]]
         return rows.unflatten(0, (len(queries), len(self.prompts))).cpu()
 
     def _cache_file(self, queries: Sequence[str]) -> Path | None:
         if self.cache_dir is None:
             return None
-        digest = hashlib.sha256()
-        tokenizer = f"{type(self.clip.tokenizer).__name__}/{self.clip.tokenizer.vocab_size}/{self.clip.model.context_length}"
-        for part in (
-            self.clip.fingerprint,
-            str(self.clip.quick_gelu),
-            tokenizer,
-            *self.prompts,
-            "",
-            *queries,
-        ):
+        digest, clip = hashlib.sha256(), self.clip
+        kind, size = type(clip.tokenizer).__name__, clip.tokenizer.vocab_size
+        tokenizer = f"{kind}/{size}/{clip.model.context_length}"
+        model = (clip.fingerprint, str(clip.quick_gelu), tokenizer)
+        for part in (*model, *self.prompts, "", *queries):
             digest.update(part.encode() + b"\0")
         return self.cache_dir / "text" / f"{digest.hexdigest()}.safetensors"
 
     def _read(self, file: Path, count: int) -> Tensor | None:
-        """The vectors in a file of the cache; None where there are none or they are damaged, to be made again and written over."""
+        """The vectors in a file of the cache; None where there is none or it is damaged."""
         try:
-            data = file.read_bytes()
-            with contextlib.suppress(OSError):  # a cache that may only be read
-                os.utime(file)  # used now, for ``_bound``
-            tensors, (length,) = load(data), struct.unpack_from("<Q", data)
-            proof = json.loads(data[8 : 8 + length])["__metadata__"]["sha256"]
-            vectors = tensors["vectors"]
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError, struct.error):
+            entry = load(file.read_bytes())  # at once: another process may replace the file
+            vectors, digest = entry["vectors"], entry["sha256"]
+        except (OSError, SafetensorError, KeyError, ValueError):
             return None
-        sound = (
-            proof == _proof(vectors)
-            and vectors.shape == (count, self.clip.embed_dim)
-            and vectors.dtype == torch.float32
-        )
-        return vectors if sound else None
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(file)  # used now, for ``_bound``
+        sizes = vectors.dtype == torch.float32 and vectors.shape == (count, self.clip.embed_dim)
+        return vectors if sizes and digest.tolist() == _digest(vectors).tolist() else None
 
 
-def _proof(vectors: Tensor) -> str:
-    return hashlib.sha256(vectors.contiguous().numpy().tobytes()).hexdigest()
+def _digest(vectors: Tensor) -> Tensor:
+    """The SHA-256 of vectors, 32 uint8."""
+    return torch.tensor(list(hashlib.sha256(vectors.numpy().tobytes()).digest()), dtype=torch.uint8)
 
 
 def _keep(file: Path, vectors: Tensor) -> None:
-    """Put vectors into the cache, and take out what was not used for longest where it grows beyond its bound.
+    """Put vectors into the cache, and delete what was not used for longest beyond its bound.
 
     Raises:
         SFPError: the cache folder can't be written, or ``SFP_CACHE_MIB`` is no number.
     """
-    mend = "set SFP_CACHE to a folder that can, or text_cache=False"
+    advice = "set SFP_CACHE to a folder that can, or text_cache=False"
     most = cache_bound()
-    make_folder(file.parent, mend)
-    with whole_file(file, mend) as partial:
-        partial.write_bytes(save({"vectors": vectors.contiguous()}, {"sha256": _proof(vectors)}))
+    make_folder(file.parent, advice)
+    with whole_file(file, advice) as partial:
+        vectors = vectors.contiguous()
+        partial.write_bytes(save({"vectors": vectors, "sha256": _digest(vectors)}))
     _bound(file, most)
 
 
@@ -191,15 +173,14 @@ def cache_bound() -> int:
 
 def text_files(folder: Path) -> list[Path]:
     """The text cache's own files in a folder: named by 64 digits of a hash."""
-    return [
-        path for path in folder.glob("*.safetensors") if re.fullmatch(r"[0-9a-f]{64}", path.stem)
-    ]
+    names = re.compile(r"[0-9a-f]{64}")
+    return [path for path in folder.glob("*.safetensors") if names.fullmatch(path.stem)]
 
 
 def _bound(newest: Path, most: int) -> None:
-    """Delete the text cache's files that were not used for longest, beyond so many bytes; never the newest one.
+    """Delete the files that were not used for longest, beyond so many bytes; never the newest one.
 
-    The time of use only chooses who goes first, so that a clock that was wrong costs no more than encoding again.
+    A clock that was wrong costs no more than encoding again.
     """
     sweep(newest.parent)
     used: list[tuple[float, int, Path]] = []

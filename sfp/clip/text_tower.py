@@ -1,4 +1,4 @@
-"""The frozen text tower of a CLIP, float32, on texts cut to their longest (methods.md 0.6)."""
+"""The frozen text tower of a CLIP, float32, on texts cut to their longest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TextTower:
     def __call__(self, ids: Tensor) -> Tensor:
         """Embeddings (n, D), not normalised, of ids (n, T), T at most the context length.
 
-        What follows a text's end token, the largest id, changes nothing: no token sees those after it.
+        What follows a text's end token, the largest id, changes nothing: attention is causal.
         """
         model = self.model
         stream = model.token_embedding(ids) + model.positional_embedding[: ids.shape[1]]

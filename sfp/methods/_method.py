@@ -16,6 +16,7 @@ from torch import Tensor
 from sfp.clip.block import Block
 from sfp.clip.clip import FrozenCLIP, l2_normalise
 from sfp.clip.kernels import linear
+from sfp.clip.positions import Resize
 from sfp.clip.trunk import Hook, caching_hook
 from sfp.errors import SFPError
 from sfp.options import parse_spec
@@ -24,7 +25,6 @@ from sfp.outliers.repair import Divisor, Empty, Filling
 from sfp.registry import Registered, Registry
 from sfp.stages import Text, View
 
-Resize = Literal["scale", "size", "antialias", "bilinear"]
 METHODS = Registry("method", "sfp.methods")
 PUBLISHED = dict(purify=False, pm="SOM", purify_layers=None, positional_resize="scale")
 _warned: set[str] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -22,15 +23,13 @@ def test_patch_labels_are_the_commonest_and_skip_the_ignored():
 
 
 def test_coherence_by_hand():
-    """Pairs: 0-1 same (1.0), 0-2 other (0.0), 1-2 other (0.0), 0-3 and 1-3 ignored: perfect; then one pair of two misranked."""
     features = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    # same: 0-1 (1.0); other: 0-2 and 1-2 (0.0); patch 3 is ignored
     assert coherence(features, torch.tensor([0, 0, 1, 255])) == 1.0
     # same: 0-1 (1.0) and 2-3 (0.71); other: 0-2, 1-2 (0.0), 0-3, 1-3 (0.71, ties with 2-3)
     assert coherence(features, torch.tensor([0, 0, 1, 1])) == pytest.approx((4 + 2 + 2 * 0.5) / 8)
-    assert (
-        coherence(features, torch.tensor([0, 0, 0, 0])) is None
-        and coherence(features, torch.tensor([0, 1, 2, 3])) is None
-    )
+    for one_kind in ([0, 0, 0, 0], [0, 1, 2, 3]):
+        assert coherence(features, torch.tensor(one_kind)) is None
 
 
 def test_nearest_labels_keep_their_values():
@@ -39,18 +38,17 @@ def test_nearest_labels_keep_their_values():
 
 
 def test_the_tool(tmp_path):
-    command = [
-        sys.executable, str(ROOT / "tools/probe_layers.py"), str(ROOT / "configs/cfg_toyland.py"), "--images", "2", "--out", "probe.json",
-        "--cfg-options", f"test_dataloader.dataset.data_root={tmp_path}/toyland", "test_dataloader.dataset.split=tune",
-        "test_dataloader.dataset.scenes=3",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    start = [sys.executable, ROOT / "tools/probe_layers.py", ROOT / "configs/cfg_toyland.py"]
+    data = dict(data_root=tmp_path / "toyland", split="tune", scenes=3)
+    options = [f"test_dataloader.dataset.{key}={value}" for key, value in data.items()]
+    run = functools.partial(
+        subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    done = run([*start, "--images", "2", "--out", "probe.json", "--cfg-options", *options])
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads((tmp_path / "probe.json").read_text())
     best = max(range(1, 12), key=lambda layer: figures["auroc"]["k"][str(layer)])
     assert f"model.attention_layer={best}  " in done.stdout and figures["images"] == 2
     assert all(1 <= count <= 196 for count in figures["components"].values())
-    done = subprocess.run(
-        [*command[:4], "0"], cwd=tmp_path, capture_output=True, text=True, timeout=200
-    )
+    done = run([*start, "--images", "0"])
     assert done.returncode == 2 and "error: --images is 0" in done.stderr

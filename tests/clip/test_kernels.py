@@ -35,12 +35,14 @@ def test_linear(activation, dtype, bias):
 
 
 @torch.inference_mode()
-def test_linear_of_one_row_does_not_depend_on_the_others():
-    """So a window's features are the same in every batch."""
-    x, weight, bias = torch.randn(6 * 197, 768), torch.randn(3072, 768), torch.randn(3072)
+def test_linear_of_some_rows_is_close_to_that_of_all():
+    """So a window's features are nearly the same in every batch."""
+    x, weight, bias = torch.randn(6 * 197, 768), torch.randn(3072, 768) / 28, torch.randn(3072)
     whole = linear(x, weight, bias, "silu")
-    for rows in (slice(0, 197), slice(197, 5 * 197)):
-        assert torch.equal(linear(x[rows], weight, bias, "silu"), whole[rows])
+    for rows in (slice(0, 1), slice(0, 197), slice(197, 5 * 197)):
+        torch.testing.assert_close(
+            linear(x[rows], weight, bias, "silu"), whole[rows], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_layer_norm_with_a_factor():
@@ -58,13 +60,20 @@ def heads(tokens: int, width: int = 64, images: int = 5) -> list[torch.Tensor]:
 
 
 def plainly(q, k, v, bias=None, scale=None):
-    logits = (
-        q.double()
-        @ k.double().transpose(-2, -1)
-        * (q.shape[-1] ** -0.5 if scale is None else scale)
-    )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    logits = q.double() @ k.double().transpose(-2, -1) * scale
     weights = (logits if bias is None else logits + bias).softmax(-1)
     return weights @ v.double(), weights
+
+
+def check_rows(rows, weights, atol):
+    for found, expected in (
+        (rows.cls_row, weights[:, :, 0, 1:]),
+        (rows.cls_column, weights[:, :, 1:, 0]),
+        (rows.diagonal, weights.diagonal(dim1=2, dim2=3)[..., 1:]),
+    ):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, atol=atol, rtol=10 * atol)
 
 
 @pytest.mark.parametrize(
@@ -77,40 +86,18 @@ def plainly(q, k, v, bias=None, scale=None):
 def test_explicit_attention_in_parts(cache, bias, monkeypatch):
     monkeypatch.setattr(kernels, "_CACHE_BYTES", cache)
     q, k, v = heads(50)
-    bias = (
-        None
-        if bias is None
-        else torch.randn(50, 50)
-        if bias == "square"
-        else F.pad(torch.zeros(1, 49), (1, 0), value=float("-inf"))
-    )
+    row = F.pad(torch.zeros(1, 49), (1, 0), value=float("-inf"))
+    bias = {None: None, "square": torch.randn(50, 50), "row": row}[bias]
     for scale in (None, 0.3):
         expected, weights = plainly(q, k, v, bias, scale)
         mixed, rows, mean = attend_explicitly(q, k, v, bias=bias, scale=scale)
         torch.testing.assert_close(mixed.double(), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(mean.double(), weights.mean(1), atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(
-            rows.cls_row.double(), weights[:, :, 0, 1:], atol=1e-6, rtol=1e-5
-        )
-        torch.testing.assert_close(
-            rows.cls_column.double(), weights[:, :, 1:, 0], atol=1e-6, rtol=1e-5
-        )
-        torch.testing.assert_close(
-            rows.diagonal.double(), weights.diagonal(dim1=2, dim2=3)[..., 1:], atol=1e-6, rtol=1e-5
-        )
+        check_rows(rows, weights, 1e-6)
     assert attend_explicitly(q, k, v, mean=False)[2] is None
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tokens", [1, 2, 50, 197])
 @torch.inference_mode()
@@ -120,14 +107,7 @@ def test_rows_from_the_log_sum_exp(tokens, dtype, device):
     mixed, rows = attend_with_rows(q, k, v)
     loose = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(mixed.double(), expected, atol=loose, rtol=loose)
-    small = 1e-5 if dtype == torch.float32 else 1e-3
-    for found, own in (
-        (rows.cls_row, weights[:, :, 0, 1:]),
-        (rows.cls_column, weights[:, :, 1:, 0]),
-        (rows.diagonal, weights.diagonal(dim1=2, dim2=3)[..., 1:]),
-    ):
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found.double(), own, atol=small, rtol=small)
+    check_rows(rows, weights, 1e-6 if dtype == torch.float32 else 1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -136,23 +116,11 @@ def test_attend(dtype):
     q, k, v = (u.to(dtype) for u in heads(60))
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     bias = torch.randn(60, 60).to(dtype)
-    torch.testing.assert_close(
-        attend(q, k, v, bias=bias).double(),
-        plainly(q, k, v, bias)[0],
-        atol=tolerance,
-        rtol=tolerance,
-    )
     u = torch.cat([q, k], -1)  # as SFP's SAE: another width than V's
-    torch.testing.assert_close(
-        attend(u, u, v, scale=0.1).double(),
-        plainly(u, u, v, scale=0.1)[0],
-        atol=tolerance,
-        rtol=tolerance,
-    )
     upper = torch.full((60, 60), float("-inf")).triu(1)
-    torch.testing.assert_close(
-        attend(q, k, v, causal=True).double(),
-        plainly(q, k, v, upper)[0],
-        atol=tolerance,
-        rtol=tolerance,
-    )
+    for found, (expected, _) in (
+        (attend(q, k, v, bias=bias), plainly(q, k, v, bias)),
+        (attend(u, u, v, scale=0.1), plainly(u, u, v, scale=0.1)),
+        (attend(q, k, v, causal=True), plainly(q, k, v, upper)),
+    ):
+        torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)

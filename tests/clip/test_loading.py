@@ -1,23 +1,34 @@
-"""Loading: layouts, archives, activations, names, and what is refused. Files are made by the tests."""
+"""Loading: layouts, archives, heads, activations, names, and what is refused."""
 
 from __future__ import annotations
 
-import os
+import hashlib
 import pickle
-import subprocess
-import sys
 import time
+import warnings
+import zipfile
 
 import open_clip
 import parity
 import pytest
 import torch
-from conftest import ROOT, parity_clip
+from conftest import parity_clip
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from sfp.clip import load_clip
-from sfp.clip.checkpoints import from_state_dict, read_checkpoint
+from sfp.clip.checkpoints import Checkpoint, from_state_dict, read_checkpoint
+from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
+from sfp.clip.loading import _config_of, _plain_vits
 from sfp.errors import SFPError
+
+HEADS = dict(device="cpu", head_width=64)  # the parity models have sizes of no open_clip model
+TINY = dict(**HEADS, quick_gelu=True)
+BOOKKEEPING = dict(
+    input_resolution=torch.tensor(224),
+    context_length=torch.tensor(77),
+    vocab_size=torch.tensor(49408),
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,28 +47,16 @@ def same(clip, embedding) -> bool:
 
 def custom_text_layout(weights):
     """open_clip's CustomTextCLIP: the text tower under ``text.``."""
-    tops = (
-        "token_embedding.",
-        "positional_embedding",
-        "transformer.",
-        "ln_final.",
-        "text_projection",
-    )
-    return {f"text.{key}" if key.startswith(tops) else key: value for key, value in weights.items()}
+    tops = {"token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection"}
+    return {f"text.{k}" if k.split(".")[0] in tops else k: v for k, v in weights.items()}
 
 
 class TestLayouts:
     def test_state_dict_sizes_are_read_from_shapes(self, weights):
         clip = load_clip(pretrained=weights, device="cpu")
         trunk = clip.trunk
-        assert (trunk.layers, trunk.width, trunk.heads, trunk.patch, trunk.native_grid) == (
-            12,
-            128,
-            2,
-            16,
-            (14, 14),
-        )
-        assert clip.quick_gelu and clip.embed_dim == 64
+        assert (trunk.layers, trunk.width, trunk.heads, trunk.patch) == (12, 128, 2, 16)
+        assert trunk.native_grid == (14, 14) and clip.quick_gelu and clip.embed_dim == 64
 
     @pytest.mark.parametrize(
         "wrap",
@@ -65,39 +64,35 @@ class TestLayouts:
             lambda w: w,
             lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}, "epoch": 32},
             lambda w: {k: v.half() for k, v in w.items()},
-            lambda w: {
-                **w,
-                "input_resolution": torch.tensor(224),
-                "context_length": torch.tensor(77),
-                "vocab_size": torch.tensor(49408),
-            },
+            lambda w: {**w, **BOOKKEEPING},
             custom_text_layout,
         ],
         ids=["plain", "training checkpoint", "half", "OpenAI's bookkeeping", "CustomTextCLIP"],
     )
     def test_pt_files(self, wrap, weights, embedding, tmp_path):
-        torch.save(wrap(weights), tmp_path / "openai.pt")
-        assert same(load_clip("ViT-B/16", tmp_path / "openai.pt", device="cpu"), embedding)
+        torch.save(wrap(weights), tmp_path / "any.pt")
+        assert same(load_clip("ViT-B/16", tmp_path / "any.pt", **TINY), embedding)
 
     def test_safetensors(self, weights, embedding, tmp_path):
-        save_file(weights, tmp_path / "openai.safetensors")
-        assert same(
-            load_clip("ViT-B/16", str(tmp_path / "openai.safetensors"), device="cpu"), embedding
-        )
+        save_file(weights, tmp_path / "any.safetensors")
+        assert same(load_clip("ViT-B/16", str(tmp_path / "any.safetensors"), **TINY), embedding)
 
     def test_torchscript_archive_like_openai_ships(self, weights, embedding, tmp_path):
-        """A scripted module tree with OpenAI's names in half precision, as ``ViT-B-16.pt`` is."""
-        path = tmp_path / "ViT-B-16.pt"
-        torch.jit.script(module_tree({key: value.half() for key, value in weights.items()})).save(
-            str(path)
-        )
-        checkpoint = read_checkpoint(path)
-        assert checkpoint.quick_gelu is True
-        assert set(checkpoint.weights) == set(weights)
+        """A scripted module tree with OpenAI's names in half precision, as ``ViT-B-16.pt`` is.
+
+        It shows activation and heads by itself; an archive without OpenAI's bookkeeping doesn't.
+        """
+        half = {key: value.half() for key, value in weights.items()}
+        path = tmp_path / "any.pt"
+        torch.jit.script(module_tree({**half, **BOOKKEEPING})).save(str(path))
+        assert set(read_checkpoint(path).weights) == set(weights)
         assert same(load_clip("ViT-B/16", path, device="cpu"), embedding)
+        torch.jit.script(module_tree(half)).save(str(path))
+        with pytest.raises(SFPError, match="quick_gelu=True or quick_gelu=False"):
+            load_clip("ViT-B/16", path, **HEADS)
 
     def test_full_size_vit_b_16_in_openai_layout(self, tmp_path):
-        """86 M + 63 M made-up weights through the real loading code, equal to open_clip's own forward."""
+        """86 M + 63 M made-up weights: outputs equal to open_clip's."""
         torch.manual_seed(1)
         config = open_clip.get_model_config("ViT-B-16")
         model = open_clip.CLIP(
@@ -106,22 +101,13 @@ class TestLayouts:
         weights = {
             key: value.half() for key, value in model.state_dict().items() if key != "attn_mask"
         }
-        bookkeeping = dict(
-            input_resolution=torch.tensor(224),
-            context_length=torch.tensor(77),
-            vocab_size=torch.tensor(49408),
-        )
-        torch.save({**weights, **bookkeeping}, tmp_path / "b16.pt")
+        torch.save({**weights, **BOOKKEEPING}, tmp_path / "b16.pt")
         clip = load_clip("ViT-B/16", tmp_path / "b16.pt", device="cpu")
         trunk = clip.trunk
-        assert (trunk.layers, trunk.width, trunk.heads, trunk.patch, clip.embed_dim) == (
-            12,
-            768,
-            12,
-            16,
-            512,
-        )
-        assert clip.name == "ViT-B-16" and clip.quick_gelu
+        assert (trunk.layers, trunk.width, trunk.heads, trunk.patch) == (12, 768, 12, 16)
+        assert clip.name == "ViT-B-16" and clip.quick_gelu and clip.embed_dim == 512
+        with pytest.raises(SFPError, match="quick_gelu=True or quick_gelu=False"):
+            load_clip(pretrained=weights, device="cpu")  # LAION's look the same in memory
         window = torch.randn(1, 3, 224, 224)
         model.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False)
         with torch.no_grad():
@@ -136,7 +122,7 @@ class TestLayouts:
 
 
 def full_size(name: str, path) -> None:
-    """Weights of a named model's sizes in OpenAI's layout and half precision, made of one repeated stretch of noise."""
+    """Weights of a named model's sizes, half precision, of one repeated stretch of noise."""
     config = open_clip.get_model_config(name)
     with torch.device("meta"):
         shapes = open_clip.CLIP(
@@ -161,7 +147,7 @@ def full_size(name: str, path) -> None:
 
 
 class TestBackbones:
-    """OpenAI's, LAION's and MetaCLIP's models, by their sizes and tags; their weights are made up."""
+    """OpenAI's, LAION's and MetaCLIP's models by sizes and tags; their weights are made up."""
 
     @pytest.mark.parametrize(
         ("name", "expected"),
@@ -173,52 +159,100 @@ class TestBackbones:
     def test_sizes_follow_the_checkpoint(self, name, expected, tmp_path):
         from sfp.methods import build_method
 
-        path = tmp_path / "openai.safetensors"
+        path = tmp_path / "any.safetensors"
         full_size(name.replace("/", "-").replace("@336px", "-336"), path)
-        clip = load_clip(name, path, device="cpu", precision="bf16")
-        trunk = clip.trunk
-        text_heads = clip.model.transformer.resblocks[0].attn.num_heads
-        assert (
-            trunk.layers,
-            trunk.width,
-            trunk.heads,
-            trunk.patch,
-            trunk.native_grid,
-            clip.embed_dim,
-            text_heads,
-        ) == expected
+        clip = load_clip(name, path, device="cpu", precision="bf16", quick_gelu=True)
+        trunk, text_heads = clip.trunk, clip.model.transformer.resblocks[0].attn.num_heads
+        sizes = (trunk.layers, trunk.width, trunk.heads, trunk.patch, trunk.native_grid)
+        assert (*sizes, clip.embed_dim, text_heads) == expected
         features = build_method("SC-CLIP", clip)(torch.randn(1, 3, 224, 280))
-        assert (
-            features.shape == (1, 224 // trunk.patch, 280 // trunk.patch, clip.embed_dim)
-            and torch.isfinite(features).all()
-        )
+        grid = (224 // trunk.patch, 280 // trunk.patch)
+        assert features.shape == (1, *grid, clip.embed_dim) and torch.isfinite(features).all()
 
-    def test_tags_load_from_the_hubs_cache_with_their_activation(self, tmp_path):
-        """LAION-400M has GELU, MetaCLIP QuickGELU, whatever the name says; nothing is downloaded."""
-        tags = {"laion400m_e32": False, "metaclip_400m": True, "metaclip_fullcc": True}
+    @pytest.mark.parametrize(
+        ("model", "tags"),
+        [
+            ("ViT-B/16", {"laion400m_e32": False, "metaclip_400m": True, "metaclip_fullcc": True}),
+            ("ViT-L/14", {"laion2b_s32b_b82k": False}),
+        ],
+    )
+    def test_tags_in_the_hubs_cache(self, model, tags, tmp_path, monkeypatch):
+        """Activation, mean and standard deviation are those of open_clip's entry."""
+        name = model.replace("/", "-")
         weights = tmp_path / "made.safetensors"
-        full_size("ViT-B-16", weights)
-        for tag in tags:
-            entry = open_clip.get_pretrained_cfg("ViT-B-16", tag) or open_clip.get_pretrained_cfg(
-                "ViT-B-16-quickgelu", tag
-            )
+        full_size(name, weights)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        grey = torch.full((1, 3, 2, 2), 128, dtype=torch.uint8)
+        for tag, quick_gelu in tags.items():
+            names = (name, f"{name}-quickgelu")
+            entry = next(filter(None, (open_clip.get_pretrained_cfg(n, tag) for n in names)))
             repository, _, file = entry["hf_hub"].rpartition("/")
             folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
             (folder / "snapshots/1").mkdir(parents=True)
             (folder / "refs").mkdir()
             (folder / "refs/main").write_text("1")
             (folder / "snapshots/1" / (file or "open_clip_model.safetensors")).symlink_to(weights)
-        code = f"import sfp; print([sfp.load_clip('ViT-B/16', tag, device='cpu').quick_gelu for tag in {list(tags)}])"
-        environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.stdout.strip() == str(list(tags.values())), done.stderr[-1500:]
+            clip = load_clip(model, tag, device="cpu", precision="bf16")
+            assert clip.quick_gelu == quick_gelu
+            mean, std = torch.tensor(entry["mean"]), torch.tensor(entry["std"])
+            expected = ((128 / 255 - mean) / std).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+            torch.testing.assert_close(clip.normalise(grey), expected, atol=1e-5, rtol=1e-5)
+            assert (clip.pixel_mean == (0.5, 0.5, 0.5)) == (tag == "laion2b_s32b_b82k")
+
+
+class TestHeads:
+    """No shape of the weights shows how wide the heads are."""
+
+    @pytest.mark.parametrize("name", [n for n in _plain_vits() if not n.endswith("quickgelu")])
+    def test_the_config_whose_sizes_agree_gives_them(self, name):
+        expected = open_clip.get_model_config(name)
+        with torch.device("meta"):
+            weights = open_clip.CLIP(
+                expected["embed_dim"], expected["vision_cfg"], expected["text_cfg"]
+            ).state_dict()
+        checkpoint = Checkpoint(weights, "a file")
+        for in_memory in (True, False):  # under the default name
+            found, config = _config_of(checkpoint, "ViT-B-16", in_memory, None)
+            assert found == name
+            assert config["vision_cfg"]["head_width"] == expected["vision_cfg"].get(
+                "head_width", 64
+            )
+            assert config["text_cfg"]["heads"] == expected["text_cfg"]["heads"]
+        if name != "ViT-B-16":
+            other = "ViT-B-32" if name == "ViT-L-14" else "ViT-L-14"
+            with pytest.raises(SFPError, match=f"is not {other}; .* made for, {name}"):
+                _config_of(checkpoint, other, False, None)
+
+    @pytest.fixture(scope="class")
+    def four_of_80(self):
+        vision = dict(image_size=32, layers=1, width=320, patch_size=16, head_width=80)
+        text = dict(width=64, heads=1, layers=1)
+        return open_clip.CLIP(64, vision, text, quick_gelu=True).eval()
+
+    def test_sizes_of_no_model(self, four_of_80, tmp_path):
+        """4 heads of 80 could be 5 of 64."""
+        weights = {k: v for k, v in four_of_80.state_dict().items() if k != "attn_mask"}
+        save_file(weights, tmp_path / "any.safetensors")
+        windows = torch.randn(2, 3, 32, 32)
+        for given in (weights, tmp_path / "any.safetensors"):
+            with pytest.raises(SFPError, match="head_width"):
+                load_clip(pretrained=given, device="cpu", quick_gelu=True)
+            clip = load_clip(pretrained=given, device="cpu", quick_gelu=True, head_width=80)
+            with torch.no_grad():
+                expected = four_of_80.encode_image(windows)
+            torch.testing.assert_close(clip.encode_image(windows), expected, atol=1e-5, rtol=1e-4)
+
+    def test_a_built_in_models_name_for_another_file(self, four_of_80, tmp_path):
+        weights = {k: v for k, v in four_of_80.state_dict().items() if k != "attn_mask"}
+        save_file(weights, tmp_path / "any.safetensors")
+        with pytest.raises(SFPError, match=r"1 layers of 320, .* is not Toyland"):
+            load_clip("Toyland", tmp_path / "any.safetensors", device="cpu")
+
+    def test_a_file_of_128_needs_them_a_state_dict_does_not(self, weights, tmp_path):
+        save_file(weights, tmp_path / "any.safetensors")
+        with pytest.raises(SFPError, match="12 layers of 128, which no model of open_clip has"):
+            load_clip(pretrained=tmp_path / "any.safetensors", device="cpu", quick_gelu=True)
+        assert load_clip(pretrained=weights, device="cpu").trunk.heads == 2
 
     def test_a_head_width_that_does_not_fit(self, weights):
         with pytest.raises(SFPError, match="head_width=48 does not divide"):
@@ -245,38 +279,89 @@ def module_tree(weights) -> torch.nn.Module:
 
 
 class TestActivation:
-    def saved(self, weights, path):
+    def saved(self, weights, path, **more):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, path)
+        save_file(weights, path, **more)
         return path
 
-    def test_names_in_the_path_tell(self, weights, tmp_path):
-        laion = self.saved(
-            weights, tmp_path / "models--timm--vit.laion400m_e32/open_clip_model.safetensors"
-        )
-        meta = self.saved(
-            weights, tmp_path / "models--timm--vit.metaclip_400m/open_clip_model.safetensors"
-        )
-        assert not load_clip("ViT-B-16", laion, device="cpu").quick_gelu
-        assert load_clip("ViT-B-16", meta, device="cpu").quick_gelu
+    def test_folders_and_parts_of_a_name_say_nothing(self, weights, tmp_path):
+        for path in (
+            "openai_exports/open_clip_model.safetensors",
+            "models--timm--vit_base_patch16_clip_224.laion400m_e32/open_clip_model.safetensors",
+            "my_metaclip_dfn_laion.safetensors",
+        ):
+            file = self.saved(weights, tmp_path / path)
+            with pytest.raises(SFPError, match="quick_gelu=True or quick_gelu=False"):
+                load_clip("ViT-B/16", file, **HEADS)
+            for quick_gelu in (True, False):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    clip = load_clip("ViT-B/16", file, quick_gelu=quick_gelu, **HEADS)
+                assert clip.quick_gelu == quick_gelu
 
-    def test_an_unknown_file_is_taken_for_openai_with_a_warning(self, weights, tmp_path):
+    @pytest.mark.parametrize(
+        ("release", "quick_gelu"),
+        [
+            ("h14_v1.2_altogether.pt", False),
+            ("b16_400m.pt", True),
+            ("vit_b_32-quickgelu-laion400m_e32-46683a32.pt", True),
+            ("vit_b_16-laion400m_e32-55e67d44.pt", False),
+        ],
+    )
+    def test_a_releases_file_name_is_a_guess_with_a_warning(
+        self, release, quick_gelu, weights, tmp_path
+    ):
+        file = self.saved(weights, tmp_path / release)
+        with pytest.warns(UserWarning, match="has the name of a file"):
+            assert load_clip(pretrained=file, **HEADS).quick_gelu == quick_gelu
+        with pytest.warns(UserWarning, match="has the name of a file"):
+            clip = load_clip(pretrained=file, quick_gelu=not quick_gelu, **HEADS)
+        assert clip.quick_gelu != quick_gelu
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert load_clip(pretrained=file, quick_gelu=quick_gelu, **HEADS)
+
+    def test_the_digest_of_a_published_file_proves_it(self, weights, tmp_path, monkeypatch):
+        file = self.saved(weights, tmp_path / "mine.pt")
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        address = f"https://github.com/mlfoundations/open_clip/releases/x-{digest[:8]}.pt"
+        entry = dict(url=address, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED["ViT-B-16"], "made", entry)
+        clip = load_clip(pretrained=file, **HEADS)
+        assert not clip.quick_gelu
+        assert (clip.pixel_mean, clip.pixel_std) == (entry["mean"], entry["std"])
+        with pytest.raises(SFPError, match="trained with plain GELU"):
+            load_clip(pretrained=file, **TINY)
+
+    def test_a_models_name_says_it(self, weights, tmp_path):
         file = self.saved(weights, tmp_path / "mine.safetensors")
-        with pytest.warns(UserWarning, match="quick_gelu=False"):
-            assert load_clip("ViT-B-16", file, device="cpu").quick_gelu
-        assert not load_clip("ViT-B-16", file, device="cpu", quick_gelu=False).quick_gelu
+        assert load_clip("ViT-B-16-quickgelu", file, **HEADS).quick_gelu
+        with pytest.raises(SFPError, match="quick_gelu=False disagrees with the model ViT-B-16-q"):
+            load_clip("ViT-B-16-quickgelu", file, quick_gelu=False, **HEADS)
+
+    @pytest.mark.parametrize("known", [True, False])
+    def test_metadata_prove_it(self, known, weights, tmp_path):
+        metadata = {"quick_gelu": str(known).lower()}
+        file = self.saved(weights, tmp_path / "mine.safetensors", metadata=metadata)
+        clip = load_clip(pretrained=file, **HEADS)
+        assert clip.quick_gelu == known
+        assert (clip.pixel_mean, clip.pixel_std) == (PIXEL_MEAN, PIXEL_STD)
+        with pytest.raises(SFPError, match=f"quick_gelu={not known} disagrees with the weights"):
+            load_clip(pretrained=file, quick_gelu=not known, **HEADS)
+
+    def test_openais_layout_proves_it(self, weights, tmp_path):
+        torch.save({**weights, **BOOKKEEPING}, tmp_path / "mine.pt")
+        assert load_clip(pretrained=tmp_path / "mine.pt", device="cpu").quick_gelu
+        with pytest.raises(SFPError, match="trained with QuickGELU"):
+            load_clip(pretrained=tmp_path / "mine.pt", device="cpu", quick_gelu=False)
 
     def test_activation_matters(self, weights, embedding):
         assert not same(load_clip(pretrained=weights, device="cpu", quick_gelu=False), embedding)
 
-    def test_disagreement_is_an_error(self, weights, tmp_path):
-        laion = self.saved(weights, tmp_path / "laion400m_e32.safetensors")
-        with pytest.raises(SFPError, match="plain GELU"):
-            load_clip("ViT-B-16-quickgelu", laion, device="cpu")
-        with pytest.raises(SFPError, match="disagrees"):
-            load_clip("ViT-B-16", laion, device="cpu", quick_gelu=True)
-        with pytest.raises(SFPError, match="plain GELU"):
-            load_clip("ViT-B-16-quickgelu", "laion2b_s34b_b88k", device="cpu")
+    def test_a_tag_of_the_other_activation(self):
+        for name, asked in (("ViT-B-16-quickgelu", None), ("ViT-B-16", True)):
+            with pytest.raises(SFPError, match="plain GELU"):
+                load_clip(name, "laion2b_s34b_b88k", device="cpu", quick_gelu=asked)
 
     @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-32", "ViT-L-14", "ViT-L-14-336"])
     def test_openai_tags_mean_quick_gelu_whatever_the_name_says(self, name):
@@ -329,13 +414,10 @@ class TestRefusals:
         broken = {**weights, "visual.proj": weights["visual.proj"] * float("nan")}
         with pytest.raises(SFPError, match=r"NaN or infinite numbers in visual\.proj"):
             load_clip(pretrained=broken)
-        torch.save(weights, tmp_path / "openai.pt")
-        self.refused("12 layers of 128", "ViT-L/14", tmp_path / "openai.pt")
-        missing = {
-            key: value
-            for key, value in weights.items()
-            if key != "visual.transformer.resblocks.3.ln_1.weight"
-        }
+        torch.save(weights, tmp_path / "any.pt")
+        self.refused("12 layers of 128", "ViT-L/14", tmp_path / "any.pt")
+        gone = "visual.transformer.resblocks.3.ln_1.weight"
+        missing = {key: value for key, value in weights.items() if key != gone}
         with pytest.raises(SFPError, match="don't fit"):
             load_clip(pretrained=missing)
 
@@ -351,8 +433,6 @@ class TestRefusals:
         assert not (tmp_path / "ran").exists()
 
     def test_a_torchscript_archive_that_would_run_code_is_never_run(self, tmp_path):
-        import zipfile
-
         class Bomb:
             def __reduce__(self):
                 return (open, (str(tmp_path / "ran"), "w"))
@@ -360,14 +440,15 @@ class TestRefusals:
         with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
             archive.writestr("script/data.pkl", pickle.dumps(Bomb()))
             archive.writestr("script/constants.pkl", pickle.dumps(()))
-        self.refused("weights have no need of", "ViT-B/16", tmp_path / "script.pt")
+        self.refused("weights don't need", "ViT-B/16", tmp_path / "script.pt")
         assert not (tmp_path / "ran").exists()
 
     def test_no_network_is_known_within_ten_seconds(self, monkeypatch):
-        monkeypatch.delenv("HF_HUB_OFFLINE")
-        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
         started = time.monotonic()
-        self.refused(r"there is no network.*ViT-B-16\.pt.*Toyland", "ViT-B/16")
+        words = r"there is no network.*ViT-B-16\.pt.*quick_gelu=True.*Toyland"
+        self.refused(words, "ViT-B/16")
         assert time.monotonic() - started < 10
 
     def test_offline_mode(self):

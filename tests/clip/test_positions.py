@@ -1,12 +1,14 @@
-"""Positional embeddings for other grids (methods.md 0.4 and 8)."""
+"""Positional embeddings for other grids."""
 
 from __future__ import annotations
+
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sfp.clip.positions import RESIZES, resize_positions
+from sfp.clip.positions import Resize, resize_positions
 from sfp.errors import SFPError
 
 
@@ -16,7 +18,7 @@ def test_the_native_grid_is_untouched():
 
 
 @pytest.mark.parametrize("native", [7, 14, 16, 24])
-@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("resize", get_args(Resize))
 def test_every_grid_comes_out_exactly(native, resize):
     positions = torch.randn(1 + native * native, 2)
     for side in range(1, 91):

@@ -1,4 +1,4 @@
-"""Prompts, ensembling and the cache (methods.md 3.1-3.2)."""
+"""Prompts, ensembling and the cache."""
 
 from __future__ import annotations
 
@@ -96,15 +96,13 @@ def test_damage_of_any_kind_is_found(damage, clip, tmp_path):
     sound = file.read_bytes()
     random = np.random.default_rng(0)
     if damage == "one bit anywhere":
-        for at in (
-            *random.integers(len(sound), size=40),
-            len(sound) - 1,
-        ):  # the header and the vectors
+        for at in (*random.integers(len(sound), size=40), len(sound) - 1):
             file.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << int(at) % 8]) + sound[at + 1 :])
             assert torch.equal(TextBank(clip, "photo", tmp_path).encode(["cat", "dog"]), vectors)
         return
     if damage == "another file's vectors":  # whole and finite
-        save_file({"vectors": torch.ones_like(vectors)}, file, {"sha256": "0" * 64})
+        digest = torch.zeros(32, dtype=torch.uint8)
+        save_file({"vectors": torch.ones_like(vectors), "sha256": digest}, file)
     elif damage == "no checksum":
         save_file({"vectors": torch.ones_like(vectors)}, file)
     else:
@@ -114,11 +112,8 @@ def test_damage_of_any_kind_is_found(damage, clip, tmp_path):
 
 
 def test_it_is_bounded_and_what_was_used_lately_stays(clip, tmp_path, monkeypatch):
-    foreign = [
-        tmp_path / "text/mine.safetensors",
-        tmp_path / "text/notes.txt",
-        tmp_path / "text" / f"{'a' * 64}.png",
-    ]
+    names = ("mine.safetensors", "notes.txt", f"{'a' * 64}.png")
+    foreign = [tmp_path / "text" / name for name in names]
     foreign[0].parent.mkdir()
     for path in foreign:
         path.write_bytes(bytes(1 << 20))
@@ -127,9 +122,7 @@ def test_it_is_bounded_and_what_was_used_lately_stays(clip, tmp_path, monkeypatc
     words = "abcdefghijklmnop"
     for number, word in enumerate(words):
         TextBank(clip, ["{}"], tmp_path).encode([word])
-        for path in text_bank.text_files(
-            tmp_path / "text"
-        ):  # as if they were written at other times
+        for path in text_bank.text_files(tmp_path / "text"):  # as if written at other times
             if path.stat().st_mtime > 1e6:
                 os.utime(path, (number, number))
         TextBank(clip, ["{}"], tmp_path).encode(["a"])  # used again and again
@@ -154,14 +147,14 @@ import sys
 from pathlib import Path
 import torch
 from sfp.clip import text_bank
-own = torch.full((40, 64), float(sys.argv[2]))
+start = torch.full((40, 64), float(sys.argv[2]))
 for i in range(30):
-    text_bank._keep(Path(sys.argv[1]) / f"{i % 3:064x}.safetensors", own + i % 3)
+    text_bank._keep(Path(sys.argv[1]) / f"{i % 3:064x}.safetensors", start + i % 3)
 """
 
 
 def test_two_processes_at_once(clip, tmp_path):
-    """Both write the same three entries 30 times, while this one reads: each read finds a whole entry."""
+    """Both write the same three entries, while this one reads: each read finds a whole entry."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WRITE, str(tmp_path)]
     writers = [
@@ -174,9 +167,8 @@ def test_two_processes_at_once(clip, tmp_path):
             vectors = bank._read(path, 40)
             assert vectors is not None and len(vectors.unique()) == 1
             reads += 1
-    assert [writer.communicate()[1] for writer in writers] == [b"", b""] and [
-        writer.returncode for writer in writers
-    ] == [0, 0]
+    assert [writer.communicate()[1] for writer in writers] == [b"", b""]
+    assert [writer.returncode for writer in writers] == [0, 0]
     assert reads > 5 and len(list(tmp_path.iterdir())) == 3
 
 

@@ -99,7 +99,7 @@ def select(args: argparse.Namespace) -> None:
             f"There is no step_*.safetensors from step {args.from_step} on in {args.work_dir}; run tools/dev/train_toyland.py first."
         )
     for file in tqdm(files, desc="checkpoints"):
-        clip = load_clip("ViT-B-16-quickgelu", str(file), device="cpu")
+        clip = load_clip("Toyland", str(file), device="cpu")
         bank = TextBank(clip, cache_dir=False)
         row = {
             name: mean_iou(Pipeline(build_method(method, clip, **options), bank), scenes)
