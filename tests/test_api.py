@@ -10,9 +10,7 @@ import torch
 from PIL import Image
 
 import sfp
-from sfp.api import leave_to_background
 from sfp.datasets import toyland
-from sfp.pipeline import Protocol
 
 NAMES = ["sky", ["sea", "ocean"], "house", "boat"]
 
@@ -43,7 +41,7 @@ def test_a_path_a_pil_image_and_an_array_are_one(segmenter, scene, tmp_path):
         assert np.array_equal(first.labels, other.labels)
 
 
-def test_both_doors_give_the_same_labels(segmenter, scene, tmp_path):
+def test_both_entry_points_give_the_same_labels(segmenter, scene, tmp_path):
     """The mmseg segmentor on mmcv's resized image, and ``Segmenter`` on the file."""
     from sfp.plugin import require_mmseg
 
@@ -59,12 +57,6 @@ def test_both_doors_give_the_same_labels(segmenter, scene, tmp_path):
         clip="Toyland",
         pretrained="toyland",
         names=NAMES,
-        data_preprocessor=dict(
-            type="SegDataPreProcessor",
-            mean=[122.771, 116.746, 104.094],
-            std=[68.501, 66.632, 70.323],
-            bgr_to_rgb=True,
-        ),
     )
     resized = mmcv.imrescale(scene.image[..., ::-1], (2048, 336))
     sample = SegDataSample(metainfo=dict(ori_shape=scene.labels.shape, img_shape=resized.shape[:2]))
@@ -148,16 +140,14 @@ class TestBackground:
         result = segmenter(scene.image, ["sun"], background=["rest", "sky", "grass", "snow"])
         assert result.names == ("rest", "sun") and set(result.areas) == {"rest", "sun"}
 
-    def test_small_names_are_dropped_before_the_threshold(self):
-        """Four pixels, three names: the third wins one pixel, a quarter, and is dropped, the second is just above."""
-        probabilities = torch.tensor(
-            [[[0.9, 0.6, 0.1, 0.4]], [[0.1, 0.3, 0.1, 0.5]], [[0.0, 0.1, 0.8, 0.1]]]
-        )
-        labels, scores = leave_to_background(probabilities, Protocol(prob_thd=0.5))
-        assert labels.tolist() == [[1, 1, 3, 2]]
-        labels, scores = leave_to_background(probabilities, Protocol(prob_thd=0.5, area_thd=0.25))
-        assert labels.tolist() == [[1, 1, 0, 0]] and scores.shape == (4, 1, 4)
-        assert not scores[2:].any()
+    @pytest.mark.parametrize("options", [dict(prob_thd=0.9), dict(area_thd=0.1)])
+    def test_a_threshold_without_a_background_is_refused(self, options, segmenter, scene):
+        """What falls below it would become the first name, whatever that is."""
+        own = sfp.Segmenter("SFP", segmenter.pipeline.method.clip, **options)
+        with pytest.raises(sfp.SFPError, match="would give pixels to 'sky', class 0 of the names"):
+            own(scene.image, NAMES)
+        named = own(scene.image, [["background", "sand"], *NAMES])
+        assert named.names[0] == "background"
 
     @pytest.mark.parametrize(
         ("background", "options", "words"),
@@ -166,7 +156,7 @@ class TestBackground:
             ("nothing", {"prob_thd": 0.2}, "Nothing would fall to the background 'nothing'"),
             ("sky", {"prob_thd": 0.5}, "duplicate name 'sky'"),
             (["nothing", ""], {}, "empty name at place 1"),
-            ("nothing", {"prob_thd": 1.5}, "must lie in"),
+            ("nothing", {"prob_thd": 1.5}, "from 0 to 1"),
         ],
     )
     def test_mistakes(self, background, options, words, segmenter, scene):
@@ -197,11 +187,11 @@ class TestMany:
 
     def test_windows_of_several_images_share_a_batch(self, segmenter, scenes, monkeypatch):
         batches = []
-        see = segmenter.pipeline.method.see
+        run = segmenter.pipeline.method.run
         monkeypatch.setattr(
             segmenter.pipeline.method,
-            "see",
-            lambda windows: batches.append(len(windows)) or see(windows),
+            "run",
+            lambda windows: batches.append(len(windows)) or run(windows),
         )
         alone = [len(list(segmenter.many([scene], NAMES))) and batches.pop() for scene in scenes]
         assert len(list(segmenter.many(scenes, NAMES, keep_scores=False))) == 3
@@ -241,7 +231,7 @@ class TestMany:
         with pytest.raises(sfp.SFPError, match="give a list of images"):
             segmenter.many(single, NAMES)
 
-    def test_wrong_names_are_told_at_once(self, segmenter, scenes):
+    def test_wrong_names_are_refused_at_once(self, segmenter, scenes):
         with pytest.raises(sfp.SFPError, match="duplicate"):
             segmenter.many(scenes, ["cat", "cat"])
 
@@ -254,11 +244,11 @@ def test_several_vocabularies_in_one_pass(method, segmenter, scene, monkeypatch)
     vocabularies = [NAMES, ["sand", "sun"], toyland.CLASSES]
     alone = [segmenter(scene.image, names) for names in vocabularies]
     passes = []
-    see = segmenter.pipeline.method.see
+    run = segmenter.pipeline.method.run
     monkeypatch.setattr(
         segmenter.pipeline.method,
-        "see",
-        lambda windows: passes.append(len(windows)) or see(windows),
+        "run",
+        lambda windows: passes.append(len(windows)) or run(windows),
     )
     assert segmenter.vocabularies(scene.image, vocabularies) == alone
     assert len(passes) == 1
@@ -275,7 +265,7 @@ def test_names_are_encoded_once(segmenter, scene):
     assert clip.text_tower.encoded == encoded
 
 
-def test_the_protocol_tells_settings_and_words(segmenter):
+def test_the_protocol_has_settings_and_words(segmenter):
     protocol = segmenter.protocol(NAMES)
     assert protocol["words"] == [["sky"], ["sea", "ocean"], ["house"], ["boat"]]
     assert json.loads(json.dumps(protocol)) == protocol

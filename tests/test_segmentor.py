@@ -14,15 +14,14 @@ from conftest import ROOT
 from PIL import Image
 
 from sfp.datasets import toyland
+from sfp.errors import SFPError
 from sfp.plugin import require_mmseg
 
 CONFIG = """
     default_scope = 'mmseg'
     custom_imports = dict(imports=['sfp'])
     model = dict(
-        type='SFPSegmentor', clip='Toyland', pretrained='toyland', method='SFP', name_path='{names}',
-        data_preprocessor=dict(
-            type='SegDataPreProcessor', mean=[122.771, 116.746, 104.094], std=[68.501, 66.632, 70.323], bgr_to_rgb=True))
+        type='SFPSegmentor', clip='Toyland', weights='toyland', method='SFP', name_path='{names}')
     pipeline = [
         dict(type='LoadImageFromFile'), dict(type='Resize', scale=(2048, 336), keep_ratio=True), dict(type='LoadAnnotations'),
         dict(type='PackSegInputs')]
@@ -155,14 +154,28 @@ def test_modes_of_mmsegs_base_class(segmentor):
         segmentor(image, [], mode="loss")
 
 
-def test_init_model_blanks_pretrained(segmentor):
-    """mmseg's init_model sets model.pretrained to None; Toyland stays Toyland."""
+def test_blanked_weights_are_refused_and_others_survive(segmentor, folder):
+    """mmseg's init_model sets model.pretrained to None, which must not mean other weights."""
+    from mmseg.apis import init_model
+    from safetensors.torch import load_file, save_file
+
+    from sfp.clip.loading import BUILT_IN
     from sfp.segmentor import SFPSegmentor
 
-    assert (
-        SFPSegmentor("Toyland", None, names=["sky", "sea"]).frozen.fingerprint
-        == segmentor.frozen.fingerprint
-    )
+    with pytest.raises(SFPError, match=r"name the weights in model\.weights"):
+        SFPSegmentor("Toyland", None, names=["sky", "sea"])
+    own = {key: value * 1.01 for key, value in load_file(BUILT_IN["Toyland"]).items()}
+    save_file(own, folder / "own.safetensors", {"quick_gelu": "true"})
+    options = dict(weights=str(folder / "own.safetensors"), head_width=64, clip="ViT-B/16")
+    model = init_model(str(folder / "config.py"), device="cpu", cfg_options=dict(model=options))
+    assert model.frozen.fingerprint != segmentor.frozen.fingerprint
+    assert model.frozen.pretrained == str(folder / "own.safetensors")
+
+
+def test_predict_takes_a_list_without_samples(segmentor):
+    images = [torch.randn(3, 224, 240), torch.randn(3, 240, 224)]
+    found = segmentor.predict(images, None)
+    assert [sample.pred_sem_seg.data.shape for sample in found] == [(1, 224, 240), (1, 240, 224)]
 
 
 def test_images_of_different_sizes_share_a_batch():
@@ -173,17 +186,10 @@ def test_images_of_different_sizes_share_a_batch():
     from sfp.segmentor import SFPSegmentor
 
     init_default_scope("mmseg")
-    preprocessor = dict(
-        type="UnevenSegDataPreProcessor",
-        mean=[122.771, 116.746, 104.094],
-        std=[68.501, 66.632, 70.323],
-        bgr_to_rgb=True,
-    )
     segmentor = SFPSegmentor(
         clip="Toyland",
         pretrained="toyland",
         names=list(toyland.CLASSES),
-        data_preprocessor=preprocessor,
     )
     scene = torch.from_numpy(toyland.make_scene("val", 3).image[..., ::-1].copy()).permute(2, 0, 1)
     images = [scene, scene[:, :150, :230], scene[:, :, :240]]

@@ -91,8 +91,8 @@ class Pipeline:
         for size, members in places.items():
             while members:
                 chunk = members[: self.batch_of(*size)]
-                windows = torch.stack([cut(images[i], grids[i][j]) for i, j in chunk])
                 try:
+                    windows = torch.stack([cut(images[i], grids[i][j]) for i, j in chunk])
                     found = self.method.run(windows)
                 except RuntimeError as error:
                     self._lower(len(chunk), error)

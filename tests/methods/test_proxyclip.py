@@ -119,7 +119,12 @@ class TestTimm:
             num_heads=2,
             dynamic_img_size=True,
         )
-        assert TimmViT(model.eval(), parity_clip("vit12"))(torch.randn(1, 3, 56, 84)).shape == (1, 48, 4, 6)
+        assert TimmViT(model.eval(), parity_clip("vit12"))(torch.randn(1, 3, 56, 84)).shape == (
+            1,
+            48,
+            4,
+            6,
+        )
 
     @pytest.mark.parametrize(
         ("name", "weights", "words"),
