@@ -20,7 +20,6 @@ from conftest import ROOT
 from PIL import Image
 
 import sfp
-from sfp.clip.loading import BUILT_IN
 from sfp.page import __main__ as program
 from sfp.page import views
 from sfp.page.backend import (
@@ -95,9 +94,8 @@ def test_purification_is_as_chosen(backend):
 
 
 def test_a_backbone_from_a_file_and_few_kept(tmp_path):
-    files = [
-        Backbone(f"file {number}", "ViT-B-16", str(BUILT_IN["Toyland"])) for number in range(3)
-    ]
+    weights = ROOT / "sfp/clip/toyland.safetensors"
+    files = [Backbone(f"file {number}", "ViT-B-16", str(weights)) for number in range(3)]
     backend = Backend(tmp_path, files)
     key = backend.add_picture(backend.examples[0].file)
     first, *others = [Settings("MaskCLIP", AS_PUBLISHED, backbone.title) for backbone in files]
@@ -111,7 +109,9 @@ def test_a_backbone_from_a_file_and_few_kept(tmp_path):
 
 def test_every_method_works_with_the_built_in_model(backend, scene):
     for method in sfp.list_methods():
-        assert backend.segmentation(scene, "sea, sky", Settings(method, AS_PUBLISHED, TOYLAND)).areas
+        assert backend.segmentation(
+            scene, "sea, sky", Settings(method, AS_PUBLISHED, TOYLAND)
+        ).areas
 
 
 def test_pictures_are_reduced_turned_and_bounded_in_number(backend, tmp_path):
@@ -191,39 +191,33 @@ def test_what_is_typed_is_never_html(backend, scene):
     name = "<img src=x onerror=alert(1)>"
     result = backend.segmentation(scene, f"sea; {name}", SETTINGS)
     other = backend.segmentation(scene, f"sea; {name}", Settings("CLIP", OFF, TOYLAND))
-    pages = [
-        views.legend(result),
-        views.pixel(result.at(9, 9), result, 9, 9),
-        views.comparison({"a": result, "<b>": other}),
-    ]
+    pages = [views.legend(result), views.comparison({"a": result, "<b>": other})]
     for html in [*pages, views.status(name), views.status(name, error=True)]:
         assert "<img" not in html and "<b>a" not in html and "&lt;" in html
 
 
-def test_the_legend_and_the_scores_are_those_of_the_result(backend, scene):
+def test_the_legend_and_the_shares_are_those_of_the_result(backend, scene):
     result = backend.segmentation(scene, backend.examples[0].names, SETTINGS)
-    assert re.findall(r'sfp-name">([^<]*)<', views.legend(result)) == [
-        escape(text) for text, _ in result.legend
-    ]
-    found = result.at(374, 224)
-    html = views.pixel(found, result, 374, 224)
-    assert f"<b>{found.name}</b>" in html and html.count("<tr>") == 6
-    assert "agree on <b>100%</b>" in views.comparison({"one": result, "same": result})
+    shown = re.findall(r'sfp-name">([^<]*)<', views.legend(result))
+    assert shown == [escape(text) for text, _ in result.legend]
+    table = views.comparison({"one": result, "same": result})
+    assert "agree on <b>100%</b>" in table
+    for name, share in result.areas.items():
+        cell = f'<td class="sfp-number">{100 * share:.1f}%</td>'
+        assert f"</span>{name}</th>{cell}{cell}</tr>" in table
 
 
 def test_the_views_of_a_layer(backend, scene):
     inspection = backend.inspection(scene, Settings("SFP", AS_PUBLISHED, TOYLAND), "L2")
-    first, later = views.draw_layer(inspection, 1, (3, 4)), views.draw_layer(inspection, 9, (3, 4))
-    pictures = [first.chosen, first.outliers, first.class_token, first.before, first.after]
-    assert {picture.size for picture in pictures} == {(views.HEIGHT * 18 // 14, views.HEIGHT)}
-    assert np.array_equal(first.before, first.after) and "both are the same" in first.caption
-    assert (
-        not np.array_equal(later.before, later.after) and "both are the same" not in later.caption
-    )
-    assert (
-        f"<b>{inspection.plain.outliers['L2'][8].sum()} of 252</b>" in later.caption
-        and "row 3, column 4" in later.caption
-    )
+    first, *first_drawings = views.draw_layer(inspection, 1, (3, 4))
+    later, *later_drawings = views.draw_layer(inspection, 9, (3, 4))
+    assert {drawing.size for drawing in first_drawings} == {(views.HEIGHT * 18 // 14, views.HEIGHT)}
+    assert np.array_equal(*first_drawings[3:]) and "both are the same" in first
+    assert not np.array_equal(*later_drawings[3:]) and "both are the same" not in later
+    mask = inspection.plain.outliers["L2"][8]
+    assert f"<b>{mask.sum()} of 252</b>" in later and "row 3, column 4" in later
+    before = 100 * inspection.plain.attention_of(9, (3, 4))[mask].sum()
+    assert f"gives them <b>{before:.0f}%</b> of its attention before" in later
 
 
 def run_program(capsys, monkeypatch, *arguments: str) -> tuple[int, str]:
@@ -302,7 +296,7 @@ def width(request):
 
 @pytest.fixture
 def page(chromium, address, width, screenshots, request):
-    """The page in a browser window; afterwards it has asked no other host for anything and logged no error."""
+    """The page in a browser window; at the end it has asked no other host and logged no error."""
     asked, errors = [], []
     window = chromium.new_page(viewport={"width": width, "height": 900})
     window.set_default_timeout(60_000)
@@ -338,6 +332,9 @@ def wait_for_text(page, place: str, text: str) -> str:
 
 def click_in(page, place: str, x: float, y: float) -> None:
     """Click at shares of a picture's width and height."""
+    page.wait_for_function(
+        "place => document.querySelector(place + ' img')?.naturalWidth > 0", arg=place
+    )
     image = page.locator(f"{place} img")
     box = image.bounding_box()
     image.click(position={"x": x * box["width"], "y": y * box["height"]})
@@ -357,7 +354,8 @@ def test_segment_an_example(page):
     ) and "%" in legend
     before = picture_bytes(page, "#sfp-overlay")
     click_in(page, "#sfp-overlay", 0.75, 0.6)
-    assert "boat" in wait_for_text(page, "#sfp-pixel", "At x")
+    scores = wait_for_text(page, "#sfp-scores", "At x")
+    assert re.search(r"At x \d+, y \d+\s+boat\s+\d+%", scores), scores
     page.click(
         "#sfp-examples button[aria-label='Thumbnail 2 of 6']"
     )  # another example is segmented at once
@@ -413,7 +411,7 @@ def test_compare_two_methods(page):
 
 
 @pytest.mark.parametrize("width", [1280], indirect=True)
-def test_mistakes_are_told_in_sentences(page, tmp_path):
+def test_errors_are_sentences(page, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     page.set_input_files("input[type=file]", tmp_path / "broken.jpg")
     assert "broken.jpg can't be read as a picture; give a sound JPEG" in wait_for_text(
