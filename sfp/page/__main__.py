@@ -54,10 +54,11 @@ def serve(args: argparse.Namespace) -> None:
         tempfile.TemporaryDirectory(prefix="sfp-page-") as folder,
         listen(args.host, args.port) as listening,
     ):
-        os.environ.update(  # read when Gradio is imported
+        os.environ.update(  # read when Gradio and Pillow are imported
             GRADIO_ANALYTICS_ENABLED="False",
             GRADIO_TEMP_DIR=f"{folder}/gradio",
             HF_HUB_DISABLE_TELEMETRY="1",
+            PILLOW_BLOCK_SIZE="64m",  # large pictures' memory then goes back to the system
         )
         from sfp.page.backend import BACKBONES, Backbone, Backend
         from sfp.page.server import page_server
