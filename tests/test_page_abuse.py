@@ -183,9 +183,9 @@ def text_chunk(size: int) -> bytes:
 
 
 def exif(size: int) -> bytes:
-    card = Image.Exif()
-    card[0x010E] = "x" * size
-    return saved(SMALL, "JPEG", exif=card)
+    tags = Image.Exif()
+    tags[0x010E] = "x" * size
+    return saved(SMALL, "JPEG", exif=tags)
 
 
 SMALL = Image.new("RGB", (64, 48), "teal")
