@@ -20,16 +20,15 @@ from conftest import ROOT
 from PIL import Image
 
 import sfp
-from sfp.clip.loading import BUILT_IN
 from sfp.page import __main__ as program
 from sfp.page import views
-from sfp.page.studio import (
+from sfp.page.backend import (
     AS_PUBLISHED,
     BACKBONES,
     OFF,
     Backbone,
+    Backend,
     Settings,
-    Studio,
     purifications,
     read_names,
 )
@@ -49,85 +48,86 @@ SETTINGS = Settings("SFP", AS_PUBLISHED, TOYLAND)
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    return Studio(tmp_path_factory.mktemp("studio"))
+def backend(tmp_path_factory):
+    return Backend(tmp_path_factory.mktemp("backend"))
 
 
 @pytest.fixture
-def scene(studio):
-    return studio.add_picture(studio.examples[0].file)
+def scene(backend):
+    return backend.add_picture(backend.examples[0].file)
 
 
-def test_every_example_can_be_segmented(studio):
-    for example in studio.examples:
-        key = studio.add_picture(example.file)
-        result = studio.segmentation(key, example.names, SETTINGS)
-        assert result.labels.shape == studio.picture(key).shape[:2] and len(result.areas) > 2
+def test_every_example_can_be_segmented(backend):
+    for example in backend.examples:
+        key = backend.add_picture(example.file)
+        result = backend.segmentation(key, example.names, SETTINGS)
+        assert result.labels.shape == backend.picture(key).shape[:2] and len(result.areas) > 2
     assert (
-        studio.segmentation.cache_info().maxsize == 4
-        and studio.segmentation.cache_info().currsize == 4
+        backend.segmentation.cache_info().maxsize == 4
+        and backend.segmentation.cache_info().currsize == 4
     )
 
 
-def test_the_same_request_is_answered_from_memory(studio, scene):
-    assert studio.segmentation(scene, "sea, sky", SETTINGS) is studio.segmentation(
+def test_the_same_request_is_answered_from_memory(backend, scene):
+    assert backend.segmentation(scene, "sea, sky", SETTINGS) is backend.segmentation(
         scene, "sea, sky", SETTINGS
     )
-    assert studio.segmenter(SETTINGS) is studio.segmenter(SETTINGS)
+    assert backend.segmenter(SETTINGS) is backend.segmenter(SETTINGS)
     assert (
-        studio.segmenter(SETTINGS).pipeline.method.clip
-        is studio.segmenter(Settings("CLIP", OFF, TOYLAND)).pipeline.method.clip
+        backend.segmenter(SETTINGS).pipeline.method.clip
+        is backend.segmenter(Settings("CLIP", OFF, TOYLAND)).pipeline.method.clip
     )
 
 
-def test_purification_is_as_chosen(studio):
+def test_purification_is_as_chosen(backend):
     assert set(sfp.list_detectors()) < set(purifications())
-    assert studio.segmenter(SETTINGS).pipeline.method.purifier.detector.name == "SOM"
-    assert studio.segmenter(Settings("SFP", OFF, TOYLAND)).pipeline.method.purifier is None
+    assert backend.segmenter(SETTINGS).pipeline.method.purifier.detector.name == "SOM"
+    assert backend.segmenter(Settings("SFP", OFF, TOYLAND)).pipeline.method.purifier is None
     assert (
-        studio.segmenter(Settings("CLIP", "LOF", TOYLAND)).pipeline.method.purifier.detector.name
+        backend.segmenter(Settings("CLIP", "LOF", TOYLAND)).pipeline.method.purifier.detector.name
         == "LOF"
     )
-    everywhere = studio.segmenter(
+    everywhere = backend.segmenter(
         Settings("SC-CLIP", AS_PUBLISHED, TOYLAND, every_layer=True)
     ).pipeline.method.purifier
     assert everywhere.detector.name == "LOF" and sorted(everywhere.layers) == list(range(1, 12))
 
 
 def test_a_backbone_from_a_file_and_few_kept(tmp_path):
-    files = [
-        Backbone(f"file {number}", "ViT-B-16", str(BUILT_IN["Toyland"])) for number in range(3)
-    ]
-    studio = Studio(tmp_path, files)
-    key = studio.add_picture(studio.examples[0].file)
+    weights = ROOT / "sfp/clip/toyland.safetensors"
+    files = [Backbone(f"file {number}", "ViT-B-16", str(weights)) for number in range(3)]
+    backend = Backend(tmp_path, files)
+    key = backend.add_picture(backend.examples[0].file)
     first, *others = [Settings("MaskCLIP", AS_PUBLISHED, backbone.title) for backbone in files]
-    assert studio.segmentation(key, "sea, sky", first).areas
-    kept = weakref.ref(studio.segmenter(first).pipeline.method.clip)
+    assert backend.segmentation(key, "sea, sky", first).areas
+    kept = weakref.ref(backend.segmenter(first).pipeline.method.clip)
     for settings in others:
-        studio.segmenter(settings)
+        backend.segmenter(settings)
     gc.collect()
     assert kept() is None
 
 
-def test_every_method_works_with_the_built_in_model(studio, scene):
+def test_every_method_works_with_the_built_in_model(backend, scene):
     for method in sfp.list_methods():
-        assert studio.segmentation(scene, "sea, sky", Settings(method, AS_PUBLISHED, TOYLAND)).areas
+        assert backend.segmentation(
+            scene, "sea, sky", Settings(method, AS_PUBLISHED, TOYLAND)
+        ).areas
 
 
-def test_pictures_are_reduced_turned_and_bounded_in_number(studio, tmp_path):
+def test_pictures_are_reduced_turned_and_bounded_in_number(backend, tmp_path):
     first = None
     for number in range(33):
         file = tmp_path / f"{number}.png"
         Image.new("RGB", (40, 30), (number, 0, 0)).save(file)
-        first = first or studio.add_picture(file)
-        studio.add_picture(file)
+        first = first or backend.add_picture(file)
+        backend.add_picture(file)
     with pytest.raises(sfp.SFPError, match="no longer kept"):
-        studio.picture(first)
+        backend.picture(first)
     large = Image.new("RGB", (3000, 1500))
     exif = large.getexif()
     exif[0x0112] = 6  # lies on its side
     large.save(tmp_path / "large.jpg", exif=exif)
-    assert studio.picture(studio.add_picture(tmp_path / "large.jpg")).shape == (1024, 512, 3)
+    assert backend.picture(backend.add_picture(tmp_path / "large.jpg")).shape == (1024, 512, 3)
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,10 @@ def test_pictures_are_reduced_turned_and_bounded_in_number(studio, tmp_path):
         (lambda file: Image.new("L", (500, 100)).save(file), "too long and thin"),
     ],
 )
-def test_a_bad_picture_is_one_sentence(make, words, studio, tmp_path):
+def test_a_bad_picture_is_one_sentence(make, words, backend, tmp_path):
     make(tmp_path / "broken.png")
     with pytest.raises(sfp.SFPError, match=words) as caught:
-        studio.add_picture(tmp_path / "broken.png")
+        backend.add_picture(tmp_path / "broken.png")
     assert str(tmp_path) not in str(caught.value)
 
 
@@ -182,48 +182,42 @@ def test_names_are_bounded(text, words):
         ("scene", "sea", Settings("SFP", AS_PUBLISHED, "Toylant"), "Unknown backbone"),
     ],
 )
-def test_a_bad_request_is_one_sentence(picture, names, settings, words, studio, scene):
+def test_a_bad_request_is_one_sentence(picture, names, settings, words, backend, scene):
     with pytest.raises(sfp.SFPError, match=words):
-        studio.segmentation(picture and scene, names, settings)
+        backend.segmentation(picture and scene, names, settings)
 
 
-def test_what_is_typed_is_never_html(studio, scene):
+def test_what_is_typed_is_never_html(backend, scene):
     name = "<img src=x onerror=alert(1)>"
-    result = studio.segmentation(scene, f"sea; {name}", SETTINGS)
-    other = studio.segmentation(scene, f"sea; {name}", Settings("CLIP", OFF, TOYLAND))
-    pages = [
-        views.legend(result),
-        views.pixel(result.at(9, 9), result, 9, 9),
-        views.comparison({"a": result, "<b>": other}),
-    ]
+    result = backend.segmentation(scene, f"sea; {name}", SETTINGS)
+    other = backend.segmentation(scene, f"sea; {name}", Settings("CLIP", OFF, TOYLAND))
+    pages = [views.legend(result), views.comparison({"a": result, "<b>": other})]
     for html in [*pages, views.status(name), views.status(name, error=True)]:
         assert "<img" not in html and "<b>a" not in html and "&lt;" in html
 
 
-def test_the_legend_and_the_scores_are_those_of_the_result(studio, scene):
-    result = studio.segmentation(scene, studio.examples[0].names, SETTINGS)
-    assert re.findall(r'sfp-name">([^<]*)<', views.legend(result)) == [
-        escape(text) for text, _ in result.legend
-    ]
-    found = result.at(374, 224)
-    html = views.pixel(found, result, 374, 224)
-    assert f"<b>{found.name}</b>" in html and html.count("<tr>") == 6
-    assert "agree on <b>100%</b>" in views.comparison({"one": result, "same": result})
+def test_the_legend_and_the_shares_are_those_of_the_result(backend, scene):
+    result = backend.segmentation(scene, backend.examples[0].names, SETTINGS)
+    shown = re.findall(r'sfp-name">([^<]*)<', views.legend(result))
+    assert shown == [escape(text) for text, _ in result.legend]
+    table = views.comparison({"one": result, "same": result})
+    assert "agree on <b>100%</b>" in table
+    for name, share in result.areas.items():
+        cell = f'<td class="sfp-number">{100 * share:.1f}%</td>'
+        assert f"</span>{name}</th>{cell}{cell}</tr>" in table
 
 
-def test_the_views_of_a_layer(studio, scene):
-    inspection = studio.inspection(scene, Settings("SFP", AS_PUBLISHED, TOYLAND), "L2")
-    first, later = views.draw_layer(inspection, 1, (3, 4)), views.draw_layer(inspection, 9, (3, 4))
-    pictures = [first.chosen, first.outliers, first.class_token, first.before, first.after]
-    assert {picture.size for picture in pictures} == {(views.HEIGHT * 18 // 14, views.HEIGHT)}
-    assert np.array_equal(first.before, first.after) and "both are the same" in first.caption
-    assert (
-        not np.array_equal(later.before, later.after) and "both are the same" not in later.caption
-    )
-    assert (
-        f"<b>{inspection.plain.outliers['L2'][8].sum()} of 252</b>" in later.caption
-        and "row 3, column 4" in later.caption
-    )
+def test_the_views_of_a_layer(backend, scene):
+    inspection = backend.inspection(scene, Settings("SFP", AS_PUBLISHED, TOYLAND), "L2")
+    first, *first_drawings = views.draw_layer(inspection, 1, (3, 4))
+    later, *later_drawings = views.draw_layer(inspection, 9, (3, 4))
+    assert {drawing.size for drawing in first_drawings} == {(views.HEIGHT * 18 // 14, views.HEIGHT)}
+    assert np.array_equal(*first_drawings[3:]) and "both are the same" in first
+    assert not np.array_equal(*later_drawings[3:]) and "both are the same" not in later
+    mask = inspection.plain.outliers["L2"][8]
+    assert f"<b>{mask.sum()} of 252</b>" in later and "row 3, column 4" in later
+    before = 100 * inspection.plain.attention_of(9, (3, 4))[mask].sum()
+    assert f"gives them <b>{before:.0f}%</b> of its attention before" in later
 
 
 def run_program(capsys, monkeypatch, *arguments: str) -> tuple[int, str]:
@@ -302,7 +296,7 @@ def width(request):
 
 @pytest.fixture
 def page(chromium, address, width, screenshots, request):
-    """The page in a browser window; afterwards it has asked no other host for anything and logged no error."""
+    """The page in a browser window; at the end it has asked no other host and logged no error."""
     asked, errors = [], []
     window = chromium.new_page(viewport={"width": width, "height": 900})
     window.set_default_timeout(60_000)
@@ -338,6 +332,9 @@ def wait_for_text(page, place: str, text: str) -> str:
 
 def click_in(page, place: str, x: float, y: float) -> None:
     """Click at shares of a picture's width and height."""
+    page.wait_for_function(
+        "place => document.querySelector(place + ' img')?.naturalWidth > 0", arg=place
+    )
     image = page.locator(f"{place} img")
     box = image.bounding_box()
     image.click(position={"x": x * box["width"], "y": y * box["height"]})
@@ -357,7 +354,8 @@ def test_segment_an_example(page):
     ) and "%" in legend
     before = picture_bytes(page, "#sfp-overlay")
     click_in(page, "#sfp-overlay", 0.75, 0.6)
-    assert "boat" in wait_for_text(page, "#sfp-pixel", "At x")
+    scores = wait_for_text(page, "#sfp-scores", "At x")
+    assert re.search(r"At x \d+, y \d+\s+boat\s+\d+%", scores), scores
     page.click(
         "#sfp-examples button[aria-label='Thumbnail 2 of 6']"
     )  # another example is segmented at once
@@ -413,7 +411,7 @@ def test_compare_two_methods(page):
 
 
 @pytest.mark.parametrize("width", [1280], indirect=True)
-def test_mistakes_are_told_in_sentences(page, tmp_path):
+def test_errors_are_sentences(page, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     page.set_input_files("input[type=file]", tmp_path / "broken.jpg")
     assert "broken.jpg can't be read as a picture; give a sound JPEG" in wait_for_text(

@@ -88,7 +88,7 @@ def probe(args: argparse.Namespace) -> None:
     from sfp.experiments.probes import probe_layers
     from sfp.outliers import build_detector
     from sfp.pipeline.windows import cut, window_grid
-    from sfp.segmentor import read_protocol, read_vocabulary
+    from sfp.evaluation.config import read_protocol, read_vocabulary
 
     if args.images < 1 or (args.pairs is not None and args.pairs < 2):
         raise SFPError(

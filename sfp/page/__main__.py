@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import importlib.util
 import os
 import signal
@@ -18,8 +17,6 @@ import tempfile
 from pathlib import Path
 
 from sfp.errors import SFPError, run_command
-
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 def main() -> int:
@@ -50,46 +47,34 @@ def serve(args: argparse.Namespace) -> None:
     """
     if importlib.util.find_spec("gradio") is None:
         raise SFPError(
-            "The page needs Gradio, which is not installed; in the repository's folder: pip install -c constraints.txt -e '.[page]'."
+            "The page needs Gradio, which is not installed; "
+            "in the repository's folder: pip install -c constraints.txt -e '.[page]'."
         )
     with (
         tempfile.TemporaryDirectory(prefix="sfp-page-") as folder,
         listen(args.host, args.port) as listening,
     ):
-        os.environ.update(
+        os.environ.update(  # read when Gradio and Pillow are imported
             GRADIO_ANALYTICS_ENABLED="False",
             GRADIO_TEMP_DIR=f"{folder}/gradio",
             HF_HUB_DISABLE_TELEMETRY="1",
-        )  # read at the import
+            PILLOW_BLOCK_SIZE="64m",  # large pictures' memory then goes back to the system
+        )
+        from sfp.page.backend import BACKBONES, Backbone, Backend
         from sfp.page.server import page_server
-        from sfp.page.studio import BACKBONES, Backbone, Studio
 
-        own = (
-            (Backbone(f"{args.model}, {Path(args.pretrained).name}", args.model, args.pretrained),)
-            if args.model
-            else ()
-        )
-        _give_memory_back()
-        server = page_server(Studio(Path(folder), (*own, *BACKBONES)), args.host)
+        backbones = list(BACKBONES)
+        if args.model:
+            title = f"{args.model}, {Path(args.pretrained).name}"
+            backbones.insert(0, Backbone(title, args.model, args.pretrained))
+        server = page_server(Backend(Path(folder), backbones), args.host)
         host, port = listening.getsockname()[:2]
-        print(
-            f"The page is at http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)",
-            flush=True,
-        )
-        signal.signal(
-            signal.SIGTERM, signal.default_int_handler
-        )  # so that the folder is removed then too
+        address = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+        print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
+        # so that the folder is removed then too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             server.run([listening])
-
-
-def _give_memory_back() -> None:
-    """Have blocks of 1 MB and more returned to the system when they are freed.
-
-    glibc otherwise keeps what large pictures needed, once for each thread that read one.
-    """
-    with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -103,7 +88,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise SFPError(
-            f"The page can't listen on {host} port {port} ({error}); choose another --port, or another --host."
+            f"The page can't listen on {host} port {port} ({error}); "
+            "choose another --port, or another --host."
         ) from error
 
 

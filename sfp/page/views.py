@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from html import escape
 
 import numpy as np
@@ -10,17 +9,14 @@ from PIL import Image
 
 from sfp import Inspection, Segmentation
 from sfp.drawing import Colour, heatmap, mark, mask_over
-from sfp.result import Pixel
 
-HEIGHT = 448  # of the drawings of a layer
-_MOST_SCORES = 6
-_ROOT = 0.5  # attention is drawn by its square root: its largest values dwarf the others
+HEIGHT = 448  # of the drawings of a layer, in pixels
 
 
 def status(text: str, error: bool = False) -> str:
     """One sentence about what was done, or what went wrong."""
-    kind = "error" if error else "done"
-    return f'<p class="sfp-status sfp-{kind}" role="{"alert" if error else "status"}">{escape(text)}</p>'
+    kind, role = ("error", "alert") if error else ("done", "status")
+    return f'<p class="sfp-status sfp-{kind}" role="{role}">{escape(text)}</p>'
 
 
 def hint(text: str) -> str:
@@ -30,116 +26,78 @@ def hint(text: str) -> str:
 
 def legend(result: Segmentation) -> str:
     """A swatch, the name and the share of the picture for each name that occurs, largest first."""
-    entries = [
+    entries = "".join(
         f'<li>{_swatch(colour)}<span class="sfp-name">{escape(text)}</span></li>'
         for text, colour in result.legend
-    ]
-    missing = [escape(name) for name in result.names if name not in result.areas]
-    note = f'<p class="sfp-hint">Not found: {", ".join(missing)}.</p>' if missing else ""
-    return f'<ul class="sfp-legend">{"".join(entries)}</ul>{note}'
-
-
-def pixel(found: Pixel, result: Segmentation, x: int, y: int) -> str:
-    """The name under a click and the best scores there, as bars."""
-    colours = dict(zip(result.names, result.palette.tolist(), strict=True))
-    rows = [
-        f"<tr><th>{_swatch(tuple(colours[name]))}{escape(name)}</th>"
-        f'<td><span class="sfp-bar" style="width:{100 * score:.1f}%"></span></td><td class="sfp-number">{100 * score:.1f}%</td></tr>'
-        for name, score in list(found.scores.items())[:_MOST_SCORES]
-    ]
-    left = len(found.scores) - len(rows)
-    more = f'<p class="sfp-hint">and {left} more</p>' if left > 0 else ""
-    place = f'<p class="sfp-found">At x {x}, y {y}: <b>{escape(found.name)}</b></p>'
-    return f'<div class="sfp-pixel">{place}<table class="sfp-table">{"".join(rows)}</table>{more}</div>'
+    )
+    missing = [name for name in result.names if name not in result.areas]
+    note = hint(f"Not found: {', '.join(missing)}.") if missing else ""
+    return f'<ul class="sfp-legend">{entries}</ul>{note}'
 
 
 def comparison(results: dict[str, Segmentation]) -> str:
-    """The share of each name by each method, and where the methods agree."""
+    """The share of each name by each of two methods, and where the methods agree."""
     first, second = results.values()
     colours = dict(zip(first.names, first.palette.tolist(), strict=True))
-    seen = dict.fromkeys([*first.areas, *second.areas])
-    head = "".join(f'<th class="sfp-number">{escape(title)}</th>' for title in results)
-    rows = [
-        f"<tr><th>{_swatch(tuple(colours[name]))}{escape(name)}</th>"
-        + "".join(
-            f'<td class="sfp-number">{100 * result.areas.get(name, 0):.1f}%</td>'
-            for result in results.values()
-        )
-        + "</tr>"
-        for name in seen
-    ]
+
+    def row(name: str, cells: list[str]) -> str:
+        numbers = "".join(f'<td class="sfp-number">{escape(cell)}</td>' for cell in cells)
+        return f"<tr><th>{name}</th>{numbers}</tr>"
+
+    rows = [row("share of the picture", list(results))]
+    for name in dict.fromkeys([*first.areas, *second.areas]):
+        shares = [f"{100 * result.areas.get(name, 0):.1f}%" for result in (first, second)]
+        rows.append(row(_swatch(tuple(colours[name])) + escape(name), shares))
     agreed = 100 * float((first.labels == second.labels).mean())
     note = f'<p class="sfp-found">The two agree on <b>{agreed:.0f}%</b> of the pixels.</p>'
-    return f'{note}<table class="sfp-table sfp-shares"><tr><th>share of the picture</th>{head}</tr>{"".join(rows)}</table>'
+    return f'{note}<table class="sfp-table">{"".join(rows)}</table>'
 
 
-@dataclass(frozen=True)
-class LayerViews:
-    """One layer of an inspection, drawn: all of one size."""
+def draw_layer(
+    inspection: Inspection, layer: int, patch: tuple[int, int]
+) -> tuple[str, Image.Image, Image.Image, Image.Image, Image.Image, Image.Image]:
+    """A caption and five drawings of a layer (from 1) and a patch (row, column).
 
-    chosen: Image.Image
-    outliers: Image.Image
-    class_token: Image.Image
-    before: Image.Image
-    after: Image.Image
-    caption: str
-
-
-def draw_layer(inspection: Inspection, layer: int, patch: tuple[int, int]) -> LayerViews:
-    """The views of a layer and a patch (row, column).
+    The drawings: the picture with the patch, the outliers, what the class token attends to, what
+    the patch attends to before purification, and after it.
 
     Raises:
         SFPError: no such layer or patch.
     """
-    before, after = (
-        inspection.plain.attention_of(layer, patch),
-        inspection.purified.attention_of(layer, patch),
-    )
-    (detector, masks), picture = next(iter(inspection.plain.outliers.items())), inspection.image
+    image = inspection.image
+    before = inspection.plain.attention_of(layer, patch)
+    after = inspection.purified.attention_of(layer, patch)
+    ((detector, masks),) = inspection.plain.outliers.items()
     mask = masks[layer - 1]
 
-    def heat(values: np.ndarray, framed: bool) -> Image.Image:
-        return heatmap(
-            picture,
-            values,
-            power=_ROOT,
-            outliers=mask,
-            patch=patch if framed else None,
-            height=HEIGHT,
-        )
+    def heat(values: np.ndarray, patch: tuple[int, int] | None = None) -> Image.Image:
+        # the square root, since a few values are far larger than the others
+        return heatmap(image, values, power=0.5, outliers=mask, patch=patch, height=HEIGHT)
 
-    photo = Image.fromarray(picture).resize(
-        (round(picture.shape[1] * HEIGHT / picture.shape[0]), HEIGHT), Image.Resampling.BICUBIC
+    width = round(image.shape[1] * HEIGHT / image.shape[0])
+    photo = Image.fromarray(image).resize((width, HEIGHT), Image.Resampling.BICUBIC)
+    drawings = (
+        mark(photo, inspection.grid, patch=patch),
+        mask_over(image, mask, height=HEIGHT),
+        heat(inspection.plain.cls_attention[layer - 1]),
+        heat(before, patch),
+        heat(after, patch),
     )
-    shares = [100 * float(attention[mask].sum()) for attention in (before, after)]
     purifier = inspection.protocol["purifier"].partition("(")[0]
     layers = inspection.protocol["purified_layers"]
-    spread = (
-        f"layers {layers[0]} to {layers[-1]}"
-        if len(layers) > 1
-        else f"layer {layers[0]}"
-        if layers
-        else "no layer"
+    where = f"layer {layers[0]}" if layers else "no layer"
+    if len(layers) > 1:
+        where = f"layers {layers[0]} to {layers[-1]}"
+    text = (
+        f"Layer {layer} of {inspection.layers}: <b>{mask.sum()} of {mask.size}</b> patches are "
+        f"outliers by {escape(detector)}. The patch at row {patch[0]}, column {patch[1]} gives "
+        f"them <b>{100 * before[mask].sum():.0f}%</b> of its attention before and "
+        f"<b>{100 * after[mask].sum():.0f}%</b> after purification by {escape(purifier)} "
+        f"after {where}."
     )
-    same = (
-        ""
-        if layers and layer > layers[0]
-        else " No layer before this one is repaired, so both are the same."
-    )
-    found = f"<b>{mask.sum()} of {mask.size}</b> patches are outliers by {escape(detector)}"
-    before_after = f"<b>{shares[0]:.0f}%</b> of its attention before and <b>{shares[1]:.0f}%</b> after purification"
-    caption = (
-        f'<p class="sfp-found">Layer {layer} of {inspection.layers}: {found}. The patch at row {patch[0]}, column {patch[1]} gives them '
-        f"{before_after} by {escape(purifier)} after {spread}.{same}</p>"
-    )
-    return LayerViews(
-        chosen=mark(photo, inspection.grid, patch=patch),
-        outliers=mask_over(picture, mask, height=HEIGHT),
-        class_token=heat(inspection.plain.cls_attention[layer - 1], framed=False),
-        before=heat(before, framed=True),
-        after=heat(after, framed=True),
-        caption=caption,
-    )
+    if not layers or layer <= layers[0]:
+        text += " No layer before this one is repaired, so both are the same."
+    return f'<p class="sfp-found">{text}</p>', *drawings
 
 
 def _swatch(colour: Colour) -> str:

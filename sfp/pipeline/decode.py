@@ -67,7 +67,7 @@ def decode(
 
 def _best_of_synonyms(probabilities: Tensor, class_of_query: Tensor, classes: int) -> Tensor:
     """Probabilities of queries (..., Q) to those of classes (..., K)."""
-    if len(class_of_query) == classes:
+    if class_of_query.tolist() == list(range(classes)):
         return probabilities
     empty = probabilities.new_zeros(*probabilities.shape[:-1], classes)
     return empty.scatter_reduce_(-1, class_of_query.expand_as(probabilities), probabilities, "amax")

@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT
 
 from sfp.datasets import mmseg_datasets
-from sfp.evaluation.config import CONFIGS, read_config
-from sfp.methods import METHODS, list_methods
+from sfp.evaluation.config import CONFIGS, method_options, read_config, read_protocol
+from sfp.methods import check_method, list_methods
 from sfp.pipeline import Vocabulary
 
 DATASETS = sorted(path.stem.removeprefix("cfg_") for path in CONFIGS.glob("cfg_*.py"))
@@ -39,16 +39,10 @@ def test_the_ten_datasets_and_toyland():
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("method", list_methods())
 def test_every_method_has_settings_that_its_options_take(method, dataset):
-    """Each key of the model is one of the segmentor's, or an option of the method; the names file has the right length."""
-    import inspect
-
-    from sfp.segmentor import SFPSegmentor
-
-    assert (CONFIGS / "methods" / f"{method}.py").is_file()
+    """Each key of the model is one of the segmentor's, of the protocol's, or an option of the method."""
     cfg = read(dataset, f"model.method={method}")
-    known = set(inspect.signature(SFPSegmentor.__init__).parameters)
-    options = {key: value for key, value in cfg.model.items() if key not in known and key != "type"}
-    METHODS.check_options(method, options)
+    check_method(method, method_options(cfg.model))
+    read_protocol(cfg.model)
     assert cfg.model.method == method and cfg.dataset == dataset
     assert cfg.model.purify is (True if method in ("SFP", "SFP-release") else None)
     assert len(vocabulary(cfg).names) == CLASSES[dataset]

@@ -23,7 +23,7 @@ from sfp.experiments.ablations import (
 from sfp.methods import build_method
 from sfp.options import parse_spec
 from sfp.outliers import build_detector
-from sfp.segmentor import method_options
+from sfp.evaluation.config import method_options
 
 
 @pytest.mark.parametrize("name", [name for name, ablation in ABLATIONS.items() if ablation.table])

@@ -1,4 +1,4 @@
-"""What the page answers, without its widgets: pictures, models and results, each kept in a bounded number."""
+"""What the page computes, without its widgets: a bounded number of pictures, models and results."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import numpy as np
 from PIL import Image
 
 from sfp import Inspection, Segmentation, Segmenter, SFPError, list_detectors, load_clip
-from sfp.api import Names
-from sfp.clip.loading import BUILT_IN
 from sfp.datasets import toyland
 from sfp.errors import unknown_choice
 from sfp.images import read_image
@@ -22,15 +20,15 @@ from sfp.options import parse_names
 from sfp.pipeline import Vocabulary
 
 AS_PUBLISHED, OFF = "as published", "off"
-MOST_FILE_BYTES = 20 << 20
-MOST_WORDS, LONGEST_WORD, LONGEST_NAMES = 40, 60, 1000
-_MOST_PIXELS = 50_000_000
-_LONG_SIDE = 1024  # pictures are kept no larger: the models see a short side of 336
-_MOST_ASPECT = 4
+MAX_FILE_BYTES = 20 << 20
+MAX_WORDS, MAX_WORD_LENGTH, MAX_NAMES_LENGTH = 40, 60, 1000
+_MAX_PIXELS = 50_000_000
+_MAX_ASPECT = 4
+_LONG_SIDE = 1024  # of the pictures that are kept: the models take a short side of 336
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SCENES = (10, 0, 3, 6, 4, 2)
 _FIRST_NAMES = "sky; sea, ocean; sand; sun; boat; house"
-_TOYLAND_OPTIONS = {"ProxyCLIP": {"proxy": "colour"}}  # its usual outside eye must be downloaded
+_TOYLAND_OPTIONS = {"ProxyCLIP": {"proxy": "colour"}}  # its usual proxy is a download
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,14 @@ BACKBONES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """A method, its purification (``AS_PUBLISHED``, ``OFF`` or a detector; after every layer or its own ones), a backbone's title."""
+    """What a visitor chose.
+
+    Attributes:
+        method: a name of ``list_methods()``.
+        purification: ``AS_PUBLISHED``, ``OFF`` or the name of a detector.
+        backbone: a ``Backbone``'s title.
+        every_layer: purify after every layer, not only where the method does.
+    """
 
     method: str
     purification: str
@@ -71,24 +76,23 @@ class Example:
     names: str
 
 
-class Studio:
-    """The page's work.
+class Backend:
+    """Segments and inspects pictures for all visitors.
 
-    Kept at any time: the last 32 pictures, 2 backbones with 4 segmenters each, 4 segmentations and 2 inspections; what fell
-    out is made again when it is asked for, but for pictures. Not for several threads at once.
+    Kept at any time: the last 32 pictures, 2 backbones with 4 segmenters each, 4 segmentations
+    and 2 inspections. Not for several threads at once.
 
     Args:
-        folder: where the examples are drawn, and all that is kept in files lies.
+        folder: where the examples and the cache of text vectors are written.
         backbones: what can be chosen.
     """
 
     def __init__(self, folder: Path, backbones: Sequence[Backbone] = BACKBONES):
         self.backbones = {backbone.title: backbone for backbone in backbones}
-        self.folder = folder
         self.examples = _draw_examples(folder)
         self._text_cache = folder / "text"
         self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._segmenter_on = functools.lru_cache(maxsize=2)(self._load)
+        self._segmenters = functools.lru_cache(maxsize=2)(self._load)
         self.segmentation = functools.lru_cache(maxsize=4)(self._segmentation)
         self.inspection = functools.lru_cache(maxsize=2)(self._inspection)
 
@@ -96,23 +100,25 @@ class Studio:
         """Keep a picture, reduced to a long side of 1024; returns the key that ``picture`` takes.
 
         Raises:
-            SFPError: not a picture, of too many pixels, or more than four times as long as it is wide.
+            SFPError: not a picture, too many pixels, or over four times as long as it is wide.
         """
         try:
             with Image.open(file, formats=_FORMATS) as opened:
                 width, height = opened.size
-                pixels = read_image(opened) if width * height <= _MOST_PIXELS else None
-        except Exception as error:  # Pillow's readers raise whatever they stumble on
+                pixels = read_image(opened) if width * height <= _MAX_PIXELS else None
+        except Exception as error:  # Pillow's readers raise errors of all kinds
             raise SFPError(
-                f"{file.name} can't be read as a picture; give a sound {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."
+                f"{file.name} can't be read as a picture; "
+                f"give a sound {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."
             ) from error
+        size = f"{file.name} has {width}x{height} pixels"
         if pixels is None:
             raise SFPError(
-                f"{file.name} has {width}x{height} pixels; the page takes {_MOST_PIXELS // 10**6} million, so make it smaller."
+                f"{size}; the page takes {_MAX_PIXELS // 10**6} million, so make it smaller."
             )
-        if max(width, height) > _MOST_ASPECT * min(width, height):
+        if max(width, height) > _MAX_ASPECT * min(width, height):
             raise SFPError(
-                f"{file.name} has {width}x{height} pixels, too long and thin for the page; cut it to at most {_MOST_ASPECT}:1."
+                f"{size}, too long and thin for the page; cut it to at most {_MAX_ASPECT}:1."
             )
         reduced = Image.fromarray(pixels)
         reduced.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
@@ -145,12 +151,11 @@ class Studio:
         """
         if settings.backbone not in self.backbones:
             raise unknown_choice("backbone", settings.backbone, self.backbones)
-        return self._segmenter_on(settings.backbone)(
-            settings.method, settings.purification, settings.every_layer
-        )
+        make = self._segmenters(settings.backbone)
+        return make(settings.method, settings.purification, settings.every_layer)
 
     def _segmentation(self, picture: str | None, names: str, settings: Settings) -> Segmentation:
-        """A picture segmented by names, see ``read_names``.
+        """A picture, by its key, segmented by names, see ``read_names``.
 
         Raises:
             SFPError: no picture, wrong names, an unknown choice, or weights that can't be had.
@@ -159,7 +164,7 @@ class Studio:
         return self.segmenter(settings)(pixels, words)
 
     def _inspection(self, picture: str | None, settings: Settings, detector: str) -> Inspection:
-        """A picture through the layers, with one detector's outliers.
+        """A picture, by its key, through the layers, with one detector's outliers.
 
         Raises:
             SFPError: no picture, an unknown choice, or weights that can't be had.
@@ -169,10 +174,11 @@ class Studio:
     def _load(self, title: str) -> Callable[[str, str, bool], Segmenter]:
         backbone = self.backbones[title]
         clip = load_clip(backbone.model, backbone.pretrained)
+        is_toyland = backbone.model.startswith("Toyland")
 
         @functools.lru_cache(maxsize=4)
         def make(method: str, purification: str, every_layer: bool) -> Segmenter:
-            options = dict(_TOYLAND_OPTIONS.get(method, {})) if clip.name in BUILT_IN else {}
+            options = dict(_TOYLAND_OPTIONS.get(method, {})) if is_toyland else {}
             if purification == OFF:
                 options["purify"] = False
             elif purification != AS_PUBLISHED:
@@ -184,7 +190,7 @@ class Studio:
         return make
 
 
-def read_names(text: str) -> Names:
+def read_names(text: str) -> list[str | list[str]]:
     """Names as typed, see ``parse_names``, within the page's bounds.
 
     Raises:
@@ -194,15 +200,17 @@ def read_names(text: str) -> Names:
         raise SFPError("There are no names; type what to look for, such as: cat, sofa, window.")
     names = parse_names(text)
     words = [word for name in names for word in ([name] if isinstance(name, str) else name)]
-    if len(text) > LONGEST_NAMES or len(words) > MOST_WORDS:
+    if len(text) > MAX_NAMES_LENGTH or len(words) > MAX_WORDS:
         raise SFPError(
-            f"There are {len(words)} words in {len(text)} letters; the page takes {MOST_WORDS} words in {LONGEST_NAMES} letters."
+            f"There are {len(words)} words in {len(text)} letters; "
+            f"the page takes {MAX_WORDS} words in {MAX_NAMES_LENGTH} letters."
         )
-    for word in words:
-        if len(word) > LONGEST_WORD:
-            raise SFPError(
-                f"The name {word[:20]!r}... has {len(word)} letters; the page takes {LONGEST_WORD}, so shorten it."
-            )
+    longest = max(words, key=len)
+    if len(longest) > MAX_WORD_LENGTH:
+        raise SFPError(
+            f"The name {longest[:20]!r}... has {len(longest)} letters; "
+            f"the page takes {MAX_WORD_LENGTH}, so shorten it."
+        )
     Vocabulary.from_names(names, "The list of names")
     return names
 
