@@ -1,4 +1,5 @@
-"""Package metadata. ``constraints.txt`` pins the set of versions that was verified; the ranges here are wider.
+"""Package metadata. ``constraints.txt`` pins the set of versions that was verified; the ranges here
+are wider.
 
 An upper bound is the next major version; docs/supply.md has all of them, and why.
 """

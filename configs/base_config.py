@@ -2,8 +2,10 @@
 
 sh scripts/test.sh configs/cfg_toyland.py --cfg-options model.purify=False
 sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.pm=LOF model.clip=ViT-L/14
-sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.method=SC-CLIP  # with the settings of configs/methods/SC-CLIP.py
-sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.method=CLIPSeg settings=tcl  # short side 448, windows 448/224
+sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.method=SC-CLIP  # with the settings of
+configs/methods/SC-CLIP.py
+sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.method=CLIPSeg settings=tcl  # short
+side 448, windows 448/224
 """
 
 default_scope = "mmseg"
@@ -28,8 +30,10 @@ model = dict(
     pretrained="openai",  # an open_clip tag, or the path of a .pt or .safetensors file
     method="SFP",  # SFP as published; SFP-release as released; see sfp.list_methods()
     purify=True,  # False switches purification off, None leaves it as the method was published
-    pm="SOM",  # the detector: SOM, L2, LOF, DBSCAN ..., see sfp.list_detectors(); None: the method's own
-    purify_layers=None,  # 1-based blocks after which it acts; None: the method's own (SFP: all but the last)
+    # the detector: SOM, L2, LOF, DBSCAN ..., see sfp.list_detectors(); None: the method's own
+    pm="SOM",
+    # 1-based blocks after which it acts; None: the method's own (SFP: all but the last)
+    purify_layers=None,
     window=224,  # 0: the whole image at once
     stride=112,
     logit_scale=40,

@@ -1,4 +1,7 @@
-"""ADE20K-150 validation, label 0 ignored. Short side 336 as the paper says; the released config has 384."""
+"""ADE20K-150 validation, label 0 ignored.
+
+Short side 336 as the paper says; the released config has 384.
+"""
 
 _base_ = ["base_config.py"]
 

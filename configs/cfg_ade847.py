@@ -1,6 +1,7 @@
 """ADE20K full (2021_17_01), validation, 847 classes in 16-bit labels, ignored 65535.
 
-A class is one query, synonyms and commas included, as in ProxyCLIP. validation.txt lists the images without ".jpg".
+A class is one query, synonyms and commas included, as in ProxyCLIP. validation.txt lists the images
+without ".jpg".
 """
 
 _base_ = ["base_config.py"]

@@ -1,4 +1,7 @@
-"""PASCAL VOC 2012 val with background. Thresholds: methods.md 3.4, SFP column; for ViT-L/14 add model.prob_thd=0.2."""
+"""PASCAL VOC 2012 val with background.
+
+Thresholds: methods.md 3.4, SFP column; for ViT-L/14 add model.prob_thd=0.2.
+"""
 
 _base_ = ["base_config.py"]
 

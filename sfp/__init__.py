@@ -3,7 +3,8 @@
     import sfp
     result = sfp.Segmenter("SFP")("photo.jpg", ["cat", "sofa", "window"])
 
-Importing it also makes ``SFPSegmentor`` and the datasets known to mmsegmentation, where that is installed.
+Importing it also makes ``SFPSegmentor`` and the datasets known to mmsegmentation, where that is
+installed.
 """
 
 import importlib

@@ -64,7 +64,8 @@ class Segmenter:
     Args:
         method: one of ``sfp.list_methods()``.
         model, pretrained, device, precision, quick_gelu, head_width, weights_sha256: see
-            ``load_clip``; ``model="Toyland"`` needs no download. ``model`` may be a frozen CLIP from ``load_clip``,
+            ``load_clip``; ``model="Toyland"`` needs no download. ``model`` may be a frozen CLIP
+            from ``load_clip``,
             which several segmenters then share.
         short_side: the picture's short side is resized to it before windows are cut.
         prompts, text_cache: see ``TextBank``.
@@ -243,7 +244,8 @@ class Segmenter:
         background: str | Sequence[str] | None = None,
         prob_thd: float | None = None,
     ) -> dict[str, Any]:
-        """What makes a result: method, weights, prompts, sizes, thresholds, and the names asked for.
+        """What makes a result: method, weights, prompts, sizes, thresholds, and the names asked
+        for.
 
         Plain values, the same after a round trip through JSON.
         """

@@ -1,4 +1,7 @@
-"""The one exception for what a user can mend: its message is one sentence with what, where and what to do."""
+"""The one exception for what a user can mend.
+
+Its message is one sentence with what, where and what to do.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from collections.abc import Callable, Iterable
 
 
 class SFPError(ValueError):
-    """Wrong input. Command-line programs print its message and exit with code 2, without a traceback.
+    """Wrong input. Command-line programs print its message and exit with code 2, without a
+    traceback.
 
-    The message is one line: a library's reason may bring several, and torch wraps a worker's error in its whole traceback.
+    The message is one line: a library's reason may bring several, and torch wraps a worker's error
+    in its whole traceback.
     """
 
     def __init__(self, message: object):
@@ -21,7 +26,8 @@ class SFPError(ValueError):
 
 
 def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
-    """Run a command-line program's work: 0, 2 after an ``SFPError``'s sentence, 130 after Ctrl-C; with ``args.debug`` they are raised.
+    """Run a command-line program's work: 0, 2 after an ``SFPError``'s sentence, 130 after Ctrl-C;
+    with ``args.debug`` they are raised.
 
     A file that can't be read or written ends in a sentence, too.
     """
@@ -47,7 +53,8 @@ def _of_file(error: OSError) -> SFPError:
     if file is None:
         return SFPError(f"{error}; run it again with --debug to see where.")
     return SFPError(
-        f"{file} can't be read or written ({error.strerror}); check the path, its permissions and the room on its disk."
+        f"{file} can't be read or written ({error.strerror}); check the path, its permissions and "
+        f"the room on its disk."
     )
 
 

@@ -1,6 +1,7 @@
 """Options as people type them, ``KEY=VALUE`` and ``NAME:KEY=VALUE,KEY=VALUE``, and their types.
 
-Types are annotations: ``Annotated[int, Range(1)]`` is a whole number of at least 1, ``Literal["mean",
+Types are annotations: ``Annotated[int, Range(1)]`` is a whole number of at least 1,
+``Literal["mean",
 "max"]`` one of two words.
 """
 
@@ -46,7 +47,10 @@ Share = Annotated[float, Range(0, 1)]
 
 
 def parse_value(text: str) -> Any:
-    """A typed value: a Python literal, ``true``, ``false`` and ``none`` in any case, else the text."""
+    """A typed value.
+
+    A Python literal, ``true``, ``false`` and ``none`` in any case, else the text.
+    """
     words = {"true": True, "false": False, "none": None}
     if text.strip().lower() in words:
         return words[text.strip().lower()]

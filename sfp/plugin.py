@@ -1,4 +1,6 @@
-"""Making the package known to mmsegmentation, so that ``custom_imports = dict(imports=['sfp'])`` is all a config needs."""
+"""Making the package known to mmsegmentation, so that ``custom_imports = dict(imports=['sfp'])`` is
+all a config needs.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ _MODULES = {
 
 
 def register_with_mmseg() -> None:
-    """Give mmseg's registries the places of our classes; they import them when first asked for a name.
+    """Give mmseg's registries the places of our classes; they import them when first asked for a
+    name.
 
-    Importing mmseg's models takes seconds, so ``import sfp`` doesn't. Without mmseg nothing happens.
+    Importing mmseg's models takes seconds, so ``import sfp`` doesn't. Without mmseg nothing
+    happens.
     """
     if find_spec("mmseg") is None or find_spec("mmengine") is None:
         return
@@ -43,10 +47,12 @@ def require_mmseg() -> None:
     """Import mmsegmentation quietly.
 
     Raises:
-        SFPError: it is missing, or mmcv and mmsegmentation don't fit each other; names the pair to install.
+        SFPError: it is missing, or mmcv and mmsegmentation don't fit each other; names the pair
+            to install.
     """
     try:
-        # onedl-mmsegmentation prints that its company's client is absent, mmcv-lite warns of ops that CLIP has no use for
+        # onedl-mmsegmentation prints that its company's client is absent, mmcv-lite warns of ops
+        # that CLIP has no use for
         with (
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),

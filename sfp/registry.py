@@ -1,4 +1,7 @@
-"""Registries: classes by name, built with checked options. Methods, detectors, refiners and backbones."""
+"""Registries.
+
+Classes by name, built with checked options. Methods, detectors, refiners and backbones.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,11 @@ from sfp.options import check_type
 
 
 class Registered:
-    """Base of registered classes: annotated attributes of the class body are options, dataclass fields.
+    """Base of registered classes: annotated attributes of the class body are options, dataclass
+    fields.
 
-    An attribute without annotation would be no option, though it looks like one: it is refused, unless a base
+    An attribute without annotation would be no option, though it looks like one: it is refused,
+    unless a base
     class declares it as a ``ClassVar``.
     """
 
@@ -30,7 +35,8 @@ class Registered:
             plain = not callable(value) and not isinstance(value, _DESCRIPTORS)
             if plain and not name.startswith("_") and name not in declared:
                 raise TypeError(
-                    f"{cls.__name__}.{name} has no type; write {name}: {type(value).__name__} = {value!r}"
+                    f"{cls.__name__}.{name} has no type; write {name}: {type(value).__name__} = "
+                    f"{value!r}"
                     f" for an option, or {name}: ClassVar = ... for a constant."
                 )
         dataclasses.dataclass(kw_only=True, repr=False, eq=False)(cls)
@@ -54,7 +60,8 @@ class Registry:
         self._unlisted: set[str] = set()
 
     def register(self, name: str, listed: bool = True):
-        """Class decorator: enter a class under ``name``; ``names`` leaves it out unless it is listed.
+        """Class decorator: enter a class under ``name``; ``names`` leaves it out unless it is
+        listed.
 
         Raises:
             ValueError: the name is taken.

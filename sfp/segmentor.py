@@ -43,7 +43,8 @@ class SFPSegmentor(BaseSegmentor):
     Args:
         clip: model name, see ``load_clip``.
         pretrained: tag or path of the weights.
-        weights: the same under a key that mmseg's ``init_model`` and ``MMSegInferencer`` leave alone:
+        weights: the same under a key that mmseg's ``init_model`` and ``MMSegInferencer`` leave
+            alone:
             they set ``pretrained`` to None, which is refused. It wins where both are given.
         method: one of ``sfp.list_methods()``.
         name_path: names file, one class per line; ``names`` instead gives them as a list.
@@ -52,7 +53,8 @@ class SFPSegmentor(BaseSegmentor):
         windows_at_once: largest batch of windows, see ``Pipeline``.
         precision, device, quick_gelu, head_width, weights_sha256: see ``load_clip``.
         data_preprocessor: by default one with CLIP's mean and deviation.
-        options: fields of ``Protocol`` (``window``, ``prob_thd``, ``refine`` ...) and options of the
+        options: fields of ``Protocol`` (``window``, ``prob_thd``, ``refine`` ...) and options
+            of the
             method (``purify``, ``pm``, ``sae_residual`` ...).
     """
 
@@ -116,7 +118,8 @@ class SFPSegmentor(BaseSegmentor):
     def predict(
         self, inputs: Tensor | list[Tensor], data_samples: list[SegDataSample] | None = None
     ) -> list[SegDataSample]:
-        """Labels of preprocessed images (B, 3, h, w), or a list of them, at each one's original size.
+        """Labels of preprocessed images (B, 3, h, w), or a list of them, at each one's original
+        size.
 
         They are ``pred_sem_seg`` (1, H, W). Windows of all these images share batches.
         """

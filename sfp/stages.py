@@ -1,4 +1,7 @@
-"""What flows between the stages encode, look, score and refine: an image as methods score it, and text."""
+"""What flows between the stages encode, look, score and refine.
+
+An image as methods score it, and text.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """One image, its windows, and what a method made of them; ``view["features"]`` reads ``encoded``.
+    """One image, its windows, and what a method made of them; ``view["features"]`` reads
+    ``encoded``.
 
     Attributes:
         image: normalised, (3, H, W), as large as the windows slide over it.

@@ -1,4 +1,8 @@
-"""Shared fixtures: the parity models, and an environment in which nothing is read from or written to the user's folders."""
+"""Shared fixtures.
+
+The parity models, and an environment in which nothing is read from or written to the user's
+folders.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +55,10 @@ def toyland_clip():
 
 @pytest.fixture
 def tool(monkeypatch, capsys):
-    """The ``main`` of a program in tools/, in this process: its exit code, output and error line."""
+    """The ``main`` of a program in tools/, in this process.
+
+    Its exit code, output and error line.
+    """
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])

@@ -1,7 +1,9 @@
 """Weights, images and texts of the golden outputs in ``tests/goldens``, made from PCG64 alone.
 
-The goldens were computed by the authors' own code on these weights (see ``goldens/index*.json`` for repositories and
-commits). Every number below is a recipe that must be met to the bit: ``digest`` is compared before anything else.
+The goldens were computed by the authors' own code on these weights (see ``goldens/index*.json`` for
+repositories and
+commits). Every number below is a recipe that must be met to the bit: ``digest`` is compared before
+anything else.
 Images are the normalised tensors themselves.
 """
 
@@ -46,7 +48,8 @@ TESTED = {
     "scclip", "sfp_som", "sfp_l2", "sfp_lof", "sfp_2025_12", "proxyclip", "pamr",
     "segmentor_sfp", "segmentor_scclip",
 }  # fmt: skip
-# name: (layers, patch); all have width 128, 64-wide heads, 224-pixel images, embedding 64, text width 64 with 2 layers
+# name: (layers, patch); all have width 128, 64-wide heads, 224-pixel images, embedding 64, text
+# width 64 with 2 layers
 SPECS = {spec: spec_sizes(spec) for spec in INDEX["weights_sha256"]}
 WIDTH, EMBED, TEXT_WIDTH, TEXT_LAYERS, CONTEXT, VOCABULARY = 128, 64, 64, 2, 77, 49408
 
@@ -233,7 +236,9 @@ def image(name: str, height: int, width: int) -> Tensor:
 
 
 def case_image(case: str) -> Tensor:
-    """The picture of a golden case such as "vit12/win0" or "vit12/win1_res0.5", with a batch of one."""
+    """The picture of a golden case such as "vit12/win0" or "vit12/win1_res0.5", with a batch of
+    one.
+    """
     spec, name = case.split("/")
     name = name.split("_")[0]
     own = INDEX["images"].get(f"{spec}/{name}", f"{name}.0")

@@ -72,7 +72,7 @@ def test_options_reach_protocol_and_method(scene):
     segmenter = sfp.Segmenter("SFP", "Toyland", device="cpu", short_side=224, **options)
     method = segmenter.pipeline.method
     assert method.purifier is None and method.sae_residual == "none"
-    protocol = segmenter(scene.image, NAMES).protocol
+    protocol = segmenter(scene.image, ["background", *NAMES]).protocol
     assert (
         protocol["window"],
         protocol["prob_thd"],
@@ -98,7 +98,10 @@ def test_wrong_options():
 
 class TestBackground:
     def test_a_text_is_a_label_alone(self, segmenter, scene):
-        """Pixels whose best name is improbable fall to it; the names' own probabilities are those of asking without it."""
+        """Pixels whose best name is improbable fall to it.
+
+        The names' own probabilities are those of asking without it.
+        """
         plain = segmenter(scene.image, NAMES)
         best = plain.scores.max(0)
         threshold = float(np.quantile(best, 0.3))

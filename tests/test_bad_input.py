@@ -1,6 +1,8 @@
-"""A catalogue of bad input over every door: each case ends in one sentence, and leaves nothing that could be taken for a result.
+"""A catalogue of bad input over every door: each case ends in one sentence, and leaves nothing that
+could be taken for a result.
 
-A case is its door's call and the words that the sentence must have: the value or file that is wrong. Besides, each sentence must
+A case is its door's call and the words that the sentence must have: the value or file that is
+wrong. Besides, each sentence must
 say how to mend it, in one line without a traceback; command lines end with exit code 2.
 """
 
@@ -135,7 +137,10 @@ def write_voc(root: Path) -> None:
 
 @pytest.fixture
 def program(place, monkeypatch, capsys):
-    """A program of tools/ as a script in this process and in the folder of bad files: the exit code and all error lines."""
+    """A program of tools/ as a script in this process and in the folder of bad files.
+
+    The exit code and all error lines.
+    """
 
     def run(name: str, *arguments: str, data: Path | None = None) -> tuple[int, list[str]]:
         monkeypatch.chdir(place)
@@ -184,7 +189,77 @@ def fails(program, place):
     return run
 
 
-# ------------------------------------------------------------------------------------------------------ config
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ------------------------------------------------------------------------------------------------------
+# config
 CONFIG = [
     ("model.window=8 model.stride=8", "window=8 is smaller than one patch (16)"),
     ("model.window=big", "window is 'big'"),

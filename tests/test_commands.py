@@ -145,7 +145,8 @@ def test_miou_equals_a_count_by_hand(data, results):
 def test_a_second_start_encodes_no_text(data, tmp_path):
     code = (
         "import sys; from sfp.segmentor import SFPSegmentor; "
-        f"s = SFPSegmentor('Toyland', 'toyland', name_path={str(ROOT / 'configs/cls_toyland.txt')!r}, text_cache=sys.argv[1]); "
+        f"s = SFPSegmentor('Toyland', 'toyland', "
+        f"name_path={str(ROOT / 'configs/cls_toyland.txt')!r}, text_cache=sys.argv[1]); "
         "print('encoded', s.frozen.text_tower.encoded)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "cache")]

@@ -1,6 +1,8 @@
-"""Whole runs through the real command line that are killed, interrupted, or find damaged files: then the same command again.
+"""Whole runs through the real command line that are killed, interrupted, or find damaged files:
+then the same command again.
 
-Two seconds of a quick run show most of it in tests/test_counts.py and tests/test_files.py; these take minutes.
+Two seconds of a quick run show most of it in tests/test_counts.py and tests/test_files.py; these
+take minutes.
 """
 
 from __future__ import annotations

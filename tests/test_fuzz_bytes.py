@@ -1,4 +1,7 @@
-"""Whatever bytes a file has, reading it gives a sound result or one sentence: no other error, no hang, no flood, no new file."""
+"""Whatever bytes a file has, reading it gives a sound result or one sentence.
+
+No other error, no hang, no flood, no new file.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,10 @@ def sound_or_told(read: Callable[[], Any], folder: Path | None = None) -> Any:
 
 @st.composite
 def broken(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """One of some files with bytes changed, put in, taken out or doubled, or cut; now and then mere noise."""
+    """One of some files with bytes changed, put in, taken out or doubled, or cut.
+
+    Now and then mere noise.
+    """
     if draw(st.integers(0, 15)) == 0:
         return draw(st.binary(max_size=300))
     data = bytearray(draw(st.sampled_from(seeds)))
@@ -440,6 +446,7 @@ def test_overrides(tmp_path, pairs):
     config = pytest.importorskip("sfp.evaluation.config")
     file = tmp_path / "cfg_small.py"
     file.write_text(
-        "model = dict(method='CLIP')\ntest_dataloader = dict(dataset=dict(pipeline=[]))\ntest_evaluator = dict()\n"
+        "model = dict(method='CLIP')\ntest_dataloader = "
+        "dict(dataset=dict(pipeline=[]))\ntest_evaluator = dict()\n"
     )
     sound_or_told(lambda: config.read_config(file, pairs), tmp_path)

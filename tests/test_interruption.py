@@ -1,4 +1,6 @@
-"""Runs that are killed and continued, and runs on several ranks, give bit for bit what one whole run gives."""
+"""Runs that are killed and continued, and runs on several ranks, give bit for bit what one whole
+run gives.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is said where mmsegmentation or torchvision don't fit, in processes that meet such an installation."""
+"""What is said where mmsegmentation or torchvision don't fit, in processes that meet such an
+installation.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def test_with_a_pair_that_does_not_fit(tmp_path):
     package(
         tmp_path,
         "mmseg",
-        "raise AssertionError('MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4.')",
+        "raise AssertionError('MMCV==2.2.0 is used but incompatible. Please install "
+        "mmcv>=2.0.0rc4.')",
     )
     done = run(TEST, tmp_path)
     assert (
@@ -79,7 +82,9 @@ def test_a_torchvision_of_another_torch(tmp_path):
 
 
 def test_importing_sfp_is_light(tmp_path):
-    """mmseg's models and datasets are imported when a config asks for them, not with ``import sfp``."""
+    """mmseg's models and datasets are imported when a config asks for them, not with ``import
+    sfp``.
+    """
     done = run(
         "import sys, sfp; print('mmseg.models' in sys.modules, 'mmseg.datasets' in sys.modules)",
         tmp_path,

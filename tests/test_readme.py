@@ -1,4 +1,5 @@
-"""Every Python block and every command of README.md and docs/*.md runs, in the order of its page; every link leads somewhere.
+"""Every Python block and every command of README.md and docs/*.md runs, in the order of its page;
+every link leads somewhere.
 
 README.md's and the gallery's run each time, the other pages' with ``--slow``.
 """
@@ -24,7 +25,8 @@ PAGES = {
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
 
-# Printed commands that are not run here, and why. A command that is neither here nor in NEED_DATA is run.
+# Printed commands that are not run here, and why. A command that is neither here nor in NEED_DATA
+# is run.
 NOT_RUN = {
     "sh scripts/run_tests.sh": "these tests themselves",
     "python tools/dev/draw_pictures.py pictures --only page.png": "drives a browser, as test_page.py does",
@@ -43,11 +45,14 @@ NOT_RUN = {
 NEED_DATA = {
     "python tools/prepare_dataset.py voc21 --download",
     "python tools/check_dataset.py voc21",
-    "python tools/prepare_dataset.py city_scapes --source gtFine_trainvaltest.zip leftImg8bit_trainvaltest.zip",
+    "python tools/prepare_dataset.py city_scapes --source gtFine_trainvaltest.zip "
+    "leftImg8bit_trainvaltest.zip",
     "sh scripts/test.sh configs/cfg_voc21.py",
-    "sh scripts/test.sh configs/cfg_voc20.py --cfg-options model.method=SC-CLIP model.clip=ViT-L/14",
+    "sh scripts/test.sh configs/cfg_voc20.py --cfg-options model.method=SC-CLIP "
+    "model.clip=ViT-L/14",
     "sh scripts/test.sh configs/cfg_ade20k.py --cfg-options settings=tcl",
-    "sh scripts/multi_test.sh --methods SCLIP ClearCLIP SC-CLIP SFP --datasets voc21 context60 coco_object voc20 context59",
+    "sh scripts/multi_test.sh --methods SCLIP ClearCLIP SC-CLIP SFP --datasets voc21 context60 "
+    "coco_object voc20 context59",
 }
 EACH_TIME = ("README.md", "gallery.md")
 
@@ -104,7 +109,10 @@ def run(command: list[str], cwd: Path, **environment: str) -> subprocess.Complet
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Callable[[str], Path]:
-    """For each page a checkout of its own, which its steps may write to; only the number of scenes is cut."""
+    """For each page a checkout of its own, which its steps may write to.
+
+    Only the number of scenes is cut.
+    """
     made: dict[str, Path] = {}
 
     def of(page: str) -> Path:

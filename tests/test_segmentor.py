@@ -1,4 +1,7 @@
-"""The package as a plugin in mmsegmentation's own sense: its runner and its inferencer, knowing only ``custom_imports``."""
+"""The package as a plugin in mmsegmentation's own sense.
+
+Its runner and its inferencer, knowing only ``custom_imports``.
+"""
 
 from __future__ import annotations
 

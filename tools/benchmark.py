@@ -1,7 +1,9 @@
-"""Evaluate methods x backbones x datasets over the GPUs at hand, or on the CPU; the same command again goes on where it stopped.
+"""Evaluate methods x backbones x datasets over the GPUs at hand, or on the CPU; the same command
+again goes on where it stopped.
 
 python tools/benchmark.py --methods SFP SC-CLIP ClearCLIP --datasets voc21 voc20 ade20k
-python tools/benchmark.py --methods SFP "SFP:pm=L2,max_outliers=5" --backbones ViT-B/16 ViT-L/14 ViT-B/16:metaclip_400m --settings common
+python tools/benchmark.py --methods SFP "SFP:pm=L2,max_outliers=5" --backbones ViT-B/16 ViT-L/14
+ViT-B/16:metaclip_400m --settings common
 """
 
 from __future__ import annotations
@@ -99,7 +101,9 @@ def work(args: argparse.Namespace) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Leave as soon as the process that started this one is gone, so that a killed program leaves nothing running behind."""
+    """Leave as soon as the process that started this one is gone, so that a killed program leaves
+    nothing running behind.
+    """
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -146,7 +150,8 @@ def benchmark(args: argparse.Namespace) -> None:
     groups, finished, failed = plan(cells, share=not args.no_sharing)
     shared = sum(len(group) for group in groups) - len(groups)
     print(
-        f"{len(cells)} cells: {len(finished)} finished, {sum(map(len, groups))} to do in {len(groups)} passes "
+        f"{len(cells)} cells: {len(finished)} finished, {sum(map(len, groups))} to do in "
+        f"{len(groups)} passes "
         f"({shared} share one), {len(failed)} can't start; on {', '.join(devices)}"
     )
     with only_one(args.out, "--out"):
@@ -160,9 +165,11 @@ def benchmark(args: argparse.Namespace) -> None:
 
 
 def run_all(groups: list[list], devices: list[str], args: argparse.Namespace) -> dict:
-    """Run groups, one at a time on each device; returns the failed cells with the reason. Ctrl-C stops the workers.
+    """Run groups, one at a time on each device; returns the failed cells with the reason. Ctrl-C
+    stops the workers.
 
-    Of a group that fails each cell is tried by itself, so that one dataset's fault doesn't take others with it.
+    Of a group that fails each cell is tried by itself, so that one dataset's fault doesn't take
+    others with it.
     """
     waiting, running, failed = [(f"group{i}", group) for i, group in enumerate(groups)], [], {}
     bar = tqdm(total=sum(map(len, groups)), unit="cell", disable=not groups)
@@ -187,7 +194,8 @@ def run_all(groups: list[list], devices: list[str], args: argparse.Namespace) ->
                     reason = last_line(worker.log)
                     failed.update({cell: f"{reason} (log: {worker.log})" for cell in worker.group})
                 tqdm.write(
-                    f"{'failed' if worker.process.returncode else 'done'}: {', '.join(map(str, worker.group))}"
+                    f"{'failed' if worker.process.returncode else 'done'}: "
+                    f"{', '.join(map(str, worker.group))}"
                 )
     finally:
         bar.close()

@@ -1,4 +1,5 @@
-"""See and clear what this toolkit keeps for later: text vectors, downloaded weights and archives, compiled code.
+"""See and clear what this toolkit keeps for later: text vectors, downloaded weights and archives,
+compiled code.
 
 python tools/cache.py
 python tools/cache.py --clear text
@@ -55,7 +56,8 @@ def show_and_clear(args: argparse.Namespace) -> None:
         found = cache.files(cache.folder) if cache.folder.is_dir() else []
         size = sum(path.stat().st_size for path in found if path.is_file())
         print(
-            f"{cache.name:10} {len(found):6d} files {size / 2**20:9.1f} MiB  {cache.folder}  ({cache.purpose})"
+            f"{cache.name:10} {len(found):6d} files {size / 2**20:9.1f} MiB  {cache.folder}  "
+            f"({cache.purpose})"
         )
         if cache.name not in args.clear and (cache.name == "compiled" or "all" not in args.clear):
             continue

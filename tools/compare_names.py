@@ -1,12 +1,17 @@
 """The same images under other class names: how far the names alone move a number.
 
-Each vocabulary is scored in the same pass of the images: the config's own names, "official"; the first word of each class, "plain", where
-these have synonyms; those of further files; and the official ones with distractors, which are words that are no class of the dataset: a
-pixel that goes to one is wrong. Two figures stand side by side: mIoU over all classes of the dataset that occur in labels or predictions,
+Each vocabulary is scored in the same pass of the images: the config's own names, "official"; the
+first word of each class, "plain", where
+these have synonyms; those of further files; and the official ones with distractors, which are words
+that are no class of the dataset: a
+pixel that goes to one is wrong. Two figures stand side by side: mIoU over all classes of the
+dataset that occur in labels or predictions,
 and over those that the labels of the measured images have.
 
-python tools/compare_names.py configs/cfg_toyland.py --images 20 --names synonyms=configs/cls_toyland_synonyms.txt
-python tools/compare_names.py configs/cfg_voc20.py --names plain=configs/cls_voc20_plain.txt sclip=configs/cls_voc20_sclip.txt \\
+python tools/compare_names.py configs/cfg_toyland.py --images 20 --names
+synonyms=configs/cls_toyland_synonyms.txt
+python tools/compare_names.py configs/cfg_voc20.py --names plain=configs/cls_voc20_plain.txt
+sclip=configs/cls_voc20_sclip.txt \\
     --distractors configs/cls_ade20k.txt
 """
 
@@ -100,7 +105,8 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> dict:
-    """By label a vocabulary and how many of its last classes are distractors: "official"; "plain", the first word of each class, where
+    """By label a vocabulary and how many of its last classes are distractors: "official"; "plain",
+    the first word of each class, where
     official classes have several; those of files; and official with distractors.
 
     Raises:
@@ -118,7 +124,8 @@ def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> di
         label, _, path = text.partition("=")
         if not path or not label or label in found:
             raise SFPError(
-                f"--names got {text!r}; give LABEL=FILE, with another label for each file than {', '.join(found)}."
+                f"--names got {text!r}; give LABEL=FILE, with another label for each file than "
+                f"{', '.join(found)}."
             )
         found[label] = Vocabulary.from_file(path, separator), 0
     if distractors:
@@ -129,7 +136,8 @@ def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> di
         ]
         if not words:
             raise SFPError(
-                f"All names of {distractors} are the dataset's own; give --distractors a file with other words."
+                f"All names of {distractors} are the dataset's own; give --distractors a file "
+                f"with other words."
             )
         found[f"official + {len(words)} distractors"] = (
             Vocabulary.from_names([*official.words, *words]),
@@ -139,7 +147,11 @@ def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> di
 
 
 def table(vocabularies: dict, counts: Sequence[Sequence[np.ndarray]], classes: int) -> str:
-    """Markdown: each vocabulary's mIoU over all classes and over those present, the change, and what goes to distractors."""
+    """Markdown.
+
+    Each vocabulary's mIoU over all classes and over those present, the change, and what goes to
+    distractors.
+    """
     head = [
         "names",
         "#queries",

@@ -1,4 +1,5 @@
-"""Compare the labels that methods give in half precision with those in float32, and their mIoU, on Toyland's held-out scenes.
+"""Compare the labels that methods give in half precision with those in float32, and their mIoU, on
+Toyland's held-out scenes.
 
 python tools/compare_precision.py --methods CLIP SC-CLIP SFP --scenes 120 --out precision.json
 """
@@ -33,7 +34,8 @@ def main() -> int:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Print and write, for each method and precision, the share of equal pixels in percent and the mIoU.
+    """Print and write, for each method and precision, the share of equal pixels in percent and the
+    mIoU.
 
     Raises:
         SFPError: unknown method or precision, or no scene.

@@ -1,4 +1,5 @@
-"""Turn a folder of results into the papers' table: measured, published, difference, and what in the protocol differs.
+"""Turn a folder of results into the papers' table: measured, published, difference, and what in the
+protocol differs.
 
 python tools/make_table.py work_dirs/benchmark
 python tools/make_table.py work_dirs/benchmark --format latex --paper SC-CLIP --out table.tex
@@ -46,7 +47,8 @@ def make(args: argparse.Namespace) -> None:
     ]
     if not found:
         raise SFPError(
-            f"There is no results.json in {', '.join(map(str, args.folders))}; give the --work-dir or --out of an evaluation."
+            f"There is no results.json in {', '.join(map(str, args.folders))}; give the "
+            f"--work-dir or --out of an evaluation."
         )
     text = {"markdown": markdown, "csv": as_csv, "latex": latex}[args.format](
         collect(found, args.paper)

@@ -1,10 +1,13 @@
-"""Measure what methods cost beside the plain forward pass of open_clip on the same windows, in interleaved rounds.
+"""Measure what methods cost beside the plain forward pass of open_clip on the same windows, in
+interleaved rounds.
 
 python tools/measure_speed.py --methods CLIP SFP SC-CLIP --batch 1 6 24 --out speed.json
-python tools/measure_speed.py --methods SFP SFP-release:pm=LOF --model ViT-B/16 --precision bf16 --device cpu
+python tools/measure_speed.py --methods SFP SFP-release:pm=LOF --model ViT-B/16 --precision bf16
+--device cpu
 python tools/measure_speed.py --methods CLIP SCLIP SC-CLIP --layout table9
 
-Weights are made up unless --pretrained names some: they change no timing but that of detectors. Quote ratios, not seconds.
+Weights are made up unless --pretrained names some: they change no timing but that of detectors.
+Quote ratios, not seconds.
 """
 
 from __future__ import annotations
@@ -182,7 +185,8 @@ def load_both(args: argparse.Namespace):
     else:
         if name + "-quickgelu" not in open_clip.list_models():
             raise SFPError(
-                f"Made-up weights need a model that open_clip has with QuickGELU, and {args.model} is none; give ViT-B/16, say."
+                f"Made-up weights need a model that open_clip has with QuickGELU, and "
+                f"{args.model} is none; give ViT-B/16, say."
             )
         torch.manual_seed(0)
         logging.disable(logging.WARNING)  # that the weights are made up
@@ -198,7 +202,10 @@ def load_both(args: argparse.Namespace):
 def in_rounds(
     calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warm: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round; all calls of a round follow each other, so that a slow minute hits them alike."""
+    """Seconds of each call in each round.
+
+    All calls of a round follow each other, so that a slow minute hits them alike.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(0 if warm else 1, rounds + 1):
         for name, call in calls.items():
@@ -217,7 +224,10 @@ def wait(device: torch.device) -> None:
 
 
 def spread(seconds: list[float], plain: list[float]) -> dict[str, float]:
-    """Median seconds, and the ratio to the plain forward round by round: median, least and largest."""
+    """Median seconds, and the ratio to the plain forward round by round.
+
+    Median, least and largest.
+    """
     ratios = [own / other for own, other in zip(seconds, plain, strict=True)]
     return {
         "seconds": statistics.median(seconds),
@@ -248,7 +258,10 @@ def gflop(call: Callable[[], Any]) -> float:
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
-    """MiB above what is held before: the allocator's on a GPU, the process's on a Linux CPU; None elsewhere."""
+    """MiB above what is held before.
+
+    The allocator's on a GPU, the process's on a Linux CPU; None elsewhere.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         held = torch.cuda.memory_allocated(device)
@@ -275,7 +288,8 @@ def resident(key: str) -> float:
 def measure_images(
     args: argparse.Namespace, clip, plain, segmenters: dict, rates: tuple[float, float]
 ) -> list[dict[str, Any]]:
-    """Milliseconds of each stage for one JPEG, beside the plain forward of its windows as one batch.
+    """Milliseconds of each stage for one JPEG, beside the plain forward of its windows as one
+    batch.
 
     The whole is ``Segmenter`` on the file, its text known.
     """
@@ -358,7 +372,10 @@ def measure_images(
 
 
 def peak_rates(clip) -> tuple[float, float]:
-    """What this machine reached: operations per second of the MLP's first linear map, bytes per second of a copy."""
+    """What this machine reached.
+
+    Operations per second of the MLP's first linear map, bytes per second of a copy.
+    """
     from sfp.clip.kernels import linear
 
     weight = clip.trunk.blocks[0].fc.weight
@@ -376,7 +393,10 @@ def peak_rates(clip) -> tuple[float, float]:
 
 
 def least_bytes(clip, parts: tuple[Tensor, ...], text: Tensor, stitched: Any) -> dict[str, float]:
-    """Bytes that a stage must read and write at least: weights once for each group of windows, inputs and outputs once."""
+    """Bytes that a stage must read and write at least.
+
+    Weights once for each group of windows, inputs and outputs once.
+    """
     blocks = [
         sum(p.numel() * p.element_size() for p in block.module.parameters())
         for block in clip.trunk.blocks
@@ -400,7 +420,10 @@ def least_bytes(clip, parts: tuple[Tensor, ...], text: Tensor, stitched: Any) ->
 def floors(
     calls: dict[str, Callable[[], Any]], least: dict[str, float], rates: tuple[float, float]
 ) -> dict[str, float]:
-    """Milliseconds that each stage takes at least at these rates: by its operations or its bytes, whichever is more."""
+    """Milliseconds that each stage takes at least at these rates.
+
+    By its operations or its bytes, whichever is more.
+    """
     done = {
         stage: gflop(calls[stage]) * 1e9
         for stage in ("trunk", "encode", "text similarity", "stitch", "decode labels")
@@ -410,7 +433,8 @@ def floors(
 
 
 def measure_texts(classes: int, clip, plain) -> dict[str, float]:
-    """Seconds of the first and of the second start of a text bank, and of open_clip on the same texts at full length.
+    """Seconds of the first and of the second start of a text bank, and of open_clip on the same
+    texts at full length.
 
     open_clip's are those of every 20th text, times 20.
     """
@@ -494,7 +518,8 @@ def tables(result: dict[str, Any]) -> str:
     height, width = result["image"]
     texts = result.get("texts")
     words = (
-        f"\n{texts['classes']} classes x 80 prompts: {texts['first']:.1f} s the first time, {1e3 * texts['second']:.1f} ms from the cache; "
+        f"\n{texts['classes']} classes x 80 prompts: {texts['first']:.1f} s the first time, "
+        f"{1e3 * texts['second']:.1f} ms from the cache; "
         f"open_clip at 77 tokens {texts['open_clip']:.0f} s, {texts['ratio']:.1f} times as long\n"
         if texts
         else ""
@@ -505,10 +530,13 @@ def tables(result: dict[str, Any]) -> str:
     speed = f"{result['gflop_per_s']:.0f} GFLOP/s in a linear map, {result['gb_per_s']:.0f} GB/s in a copy"
     windows = result["images"][0]["windows"]
     return (
-        f"{result['model']}, {result['precision']}, {result['machine']}, {result['threads']} threads ({speed}), "
-        f"torch {result['torch']}; ratio: time over that of open_clip's encode_image in {result['plain_precision']}, "
+        f"{result['model']}, {result['precision']}, {result['machine']}, {result['threads']} "
+        f"threads ({speed}), "
+        f"torch {result['torch']}; ratio: time over that of open_clip's encode_image in "
+        f"{result['plain_precision']}, "
         f"medians of {result['rounds']} interleaved rounds\n\n"
-        f"{markdown_table(head, body)}\nOne JPEG of {height}x{width} with {result['classes']} classes, {windows} windows; "
+        f"{markdown_table(head, body)}\nOne JPEG of {height}x{width} with {result['classes']} "
+        f"classes, {windows} windows; "
         f"milliseconds, and the whole over open_clip's forward of these windows\n\n"
         f"{markdown_table(of_stages, stages)}{words}"
     )

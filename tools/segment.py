@@ -2,11 +2,15 @@
 
 python tools/segment.py photo.jpg --names "cat, sofa, window" --model ViT-B/16
 python tools/segment.py scene.jpg --names "sea; boat, ship; sky" --model Toyland --out pictures
-python tools/segment.py scene.jpg --names "sea, sky" --model Toyland --method ProxyCLIP --options proxy=colour
-python tools/segment.py photos --names "cat, sofa" --background "background, wall, floor" --methods CLIP,SC-CLIP,SFP
+python tools/segment.py scene.jpg --names "sea, sky" --model Toyland --method ProxyCLIP --options
+proxy=colour
+python tools/segment.py photos --names "cat, sofa" --background "background, wall, floor" --methods
+CLIP,SC-CLIP,SFP
 
-A folder's pictures are found in its subfolders too, and their results lie in the same subfolders of --out. Each result PNG
-carries its settings and its source, so that the same command again skips what is done, and a changed setting or picture
+A folder's pictures are found in its subfolders too, and their results lie in the same subfolders of
+--out. Each result PNG
+carries its settings and its source, so that the same command again skips what is done, and a
+changed setting or picture
 is done again. Two pictures of one name get results of two names.
 """
 
@@ -90,7 +94,9 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """A picture, the stem of its results, and what tells its file from another one or a changed one."""
+    """A picture, the stem of its results, and what tells its file from another one or a changed
+    one.
+    """
 
     image: Path
     stem: Path
@@ -98,7 +104,8 @@ class Job:
 
 
 def find_images(paths: list[Path]) -> dict[Path, Path]:
-    """Files as given, and the pictures in folders and their subfolders, each with the stem of its results.
+    """Files as given, and the pictures in folders and their subfolders, each with the stem of its
+    results.
 
     Hidden files and what this program made are left out.
 
@@ -116,7 +123,8 @@ def find_images(paths: list[Path]) -> dict[Path, Path]:
             inside = [p for p in inside if not _is_result(p)]
             if not inside:
                 raise SFPError(
-                    f"The folder {path} has no pictures ({', '.join(_ENDINGS)}); name one that has some."
+                    f"The folder {path} has no pictures ({', '.join(_ENDINGS)}); name one that "
+                    f"has some."
                 )
             found.update({p: p.relative_to(path).with_suffix("") for p in inside})
         else:
@@ -125,7 +133,10 @@ def find_images(paths: list[Path]) -> dict[Path, Path]:
 
 
 def plan(images: dict[Path, Path], out: Path, ending: str) -> list[Job]:
-    """A job for each picture: its old results' stem if it has any, else one that is free, in ``out`` and among the jobs."""
+    """A job for each picture.
+
+    Its old results' stem if it has any, else one that is free, in ``out`` and among the jobs.
+    """
     jobs: dict[Path, Job] = {}
     for image, stem in images.items():
         path = os.path.relpath(image.resolve(), out.resolve())
@@ -169,12 +180,14 @@ def segment(args: argparse.Namespace) -> None:
         or options.get(key) != _DEFAULTS.get(key)
     ]:
         raise SFPError(
-            f"--options names {twice[0]}, which has an option of its own; give --{twice[0].replace('_', '-')} alone."
+            f"--options names {twice[0]}, which has an option of its own; give "
+            f"--{twice[0].replace('_', '-')} alone."
         )
     options.update(further)
     if background is None and (options.get("prob_thd") or options.get("area_thd")):
         raise SFPError(
-            f"--options has a threshold, but what falls below it would become {names[0]!r}, the first name; add --background LABEL."
+            f"--options has a threshold, but what falls below it would become {names[0]!r}, the "
+            f"first name; add --background LABEL."
         )
     titles = (
         [title.strip() for title in args.methods.split(",")]
@@ -204,7 +217,8 @@ def segment_all(
     """Segment the pictures that aren't done and write the results.
 
     Raises:
-        SFPError: pictures that can't be segmented, named when all others are done; results that can't be written.
+        SFPError: pictures that can't be segmented, named when all others are done; results that
+            can't be written.
     """
     endings = [_STRIP] if args.methods else [_LABELS, _OVERLAY]  # the first one carries the card
     card = {"methods": settings} if args.methods else settings[0]
@@ -220,7 +234,8 @@ def segment_all(
     left = [job for job in jobs if args.fresh or not is_done(job)]
     if len(left) < len(jobs):
         print(
-            f"{len(jobs) - len(left)} of {len(jobs)} are done with these settings; --fresh does them again"
+            f"{len(jobs) - len(left)} of {len(jobs)} are done with these settings; --fresh does "
+            f"them again"
         )
     pictures = [job.image for job in left]
     streams = [
@@ -262,7 +277,8 @@ def segment_all(
         raise failed[0]
     if failed:
         raise SFPError(
-            f"{len(failed)} of {len(jobs)} images could not be segmented and are named above, the first because: {failed[0]}"
+            f"{len(failed)} of {len(jobs)} images could not be segmented and are named above, the "
+            f"first because: {failed[0]}"
         )
 
 

@@ -1,4 +1,7 @@
-"""Plain dense CLIP. The thresholds are ProxyCLIP's notes for it; sweep model.prob_thd from 0.05 to 0.5 and record it."""
+"""Plain dense CLIP.
+
+The thresholds are ProxyCLIP's notes for it; sweep model.prob_thd from 0.05 to 0.5 and record it.
+"""
 
 model = dict(method="CLIP", purify=None, pm=None)
 datasets = dict(

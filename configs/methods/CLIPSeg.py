@@ -1,6 +1,8 @@
-"""CLIPSeg in the protocol that its paper names (TCL's: short side 448, windows 448/224), with SC-CLIP's thresholds.
+"""CLIPSeg in the protocol that its paper names (TCL's: short side 448, windows 448/224), with
+SC-CLIP's thresholds.
 
-Its paper names no layer for ViT-B; tools/probe_layers.py chose Toyland's on 20 scenes of the split "tune".
+Its paper names no layer for ViT-B; tools/probe_layers.py chose Toyland's on 20 scenes of the split
+"tune".
 """
 
 _base_ = ["SC-CLIP.py"]

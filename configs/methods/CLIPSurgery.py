@@ -1,4 +1,7 @@
-"""CLIP-Surgery in the common protocol with its 85 prompts and SC-CLIP's thresholds; model.feature_surgery=True switches that on."""
+"""CLIP-Surgery in the common protocol with its 85 prompts and SC-CLIP's thresholds.
+
+Model.feature_surgery=True switches that on.
+"""
 
 _base_ = ["SC-CLIP.py"]
 

@@ -1,4 +1,7 @@
-"""ClearCLIP as its repository runs it: short side 448, windows 448/224, one background word (methods.md 3.4)."""
+"""ClearCLIP as its repository runs it.
+
+Short side 448, windows 448/224, one background word (methods.md 3.4).
+"""
 
 model = dict(method="ClearCLIP", purify=None, pm=None)
 own = dict(window=448, stride=224, logit_scale=50)

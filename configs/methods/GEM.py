@@ -1,4 +1,7 @@
-"""GEM in the common protocol with SC-CLIP's thresholds; its own demo resizes to 448x448 and has one prompt."""
+"""GEM in the common protocol with SC-CLIP's thresholds.
+
+Its own demo resizes to 448x448 and has one prompt.
+"""
 
 _base_ = ["SC-CLIP.py"]
 

@@ -1,4 +1,7 @@
-"""MaskCLIP, official variant, with its 85 prompts; SC-CLIP's thresholds: sweep model.prob_thd and record it."""
+"""MaskCLIP, official variant, with its 85 prompts.
+
+SC-CLIP's thresholds: sweep model.prob_thd and record it.
+"""
 
 _base_ = ["SC-CLIP.py"]
 

@@ -1,4 +1,7 @@
-"""NACLIP as its repository runs it: PAMR on, VOC as whole images (methods.md 3.4). model.pamr_iterations=0 for its other table."""
+"""NACLIP as its repository runs it.
+
+PAMR on, VOC as whole images (methods.md 3.4). model.pamr_iterations=0 for its other table.
+"""
 
 model = dict(method="NACLIP", purify=None, pm=None)
 pamr = dict(pamr_iterations=10, pamr_dilations=(8, 16))

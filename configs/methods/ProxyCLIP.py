@@ -1,4 +1,7 @@
-"""ProxyCLIP as its repository runs it: windows 336/112, DINO ViT-B/8 through timm (methods.md 3.4). Toyland has no DINO: plain colours."""
+"""ProxyCLIP as its repository runs it.
+
+Windows 336/112, DINO ViT-B/8 through timm (methods.md 3.4). Toyland has no DINO: plain colours.
+"""
 
 model = dict(method="ProxyCLIP", purify=None, pm=None)
 own = dict(window=336, stride=112, logit_scale=40)

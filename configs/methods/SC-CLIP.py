@@ -1,4 +1,7 @@
-"""SC-CLIP as its repository runs it; also the thresholds of methods without their own (methods.md 3.4)."""
+"""SC-CLIP as its repository runs it.
+
+Also the thresholds of methods without their own (methods.md 3.4).
+"""
 
 model = dict(method="SC-CLIP", purify=None, pm=None)  # None: as published, LOF after block L-1
 datasets = dict(

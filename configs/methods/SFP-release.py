@@ -1,4 +1,7 @@
-"""SFP as its repository runs it: the datasets' configs are its own, but for ADE20K's short side and ViT-L/14's thresholds."""
+"""SFP as its repository runs it.
+
+The datasets' configs are its own, but for ADE20K's short side and ViT-L/14's thresholds.
+"""
 
 model = dict(method="SFP-release", purify=True, pm="SOM")
 datasets = dict(ade20k=dict(short_side=384))

@@ -19,7 +19,8 @@ class Backbone(nn.Module):
 
     Attributes:
         name: what it was loaded as.
-        fingerprint: SHA-256 of its weights, of a plain callable its name; part of a run's provenance.
+        fingerprint: SHA-256 of its weights, of a plain callable its name; part of a run's
+            provenance.
     """
 
     loaders: ClassVar[dict[str, Callable[[FrozenCLIP], Backbone]]] = {}

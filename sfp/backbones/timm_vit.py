@@ -110,7 +110,8 @@ def _require_download(name: str, option: str) -> str:
     if why := why_unreached(hub()):
         raise SFPError(
             f"The weights of timm's {name} are not on this machine and {why}; bring"
-            f" model.safetensors of {repository} on Hugging Face from elsewhere and pass its path as"
+            f" model.safetensors of {repository} on Hugging Face from elsewhere and pass its path "
+            f"as"
             f" {option}_weights, or give {option}='colour'."
         )
     return repository

@@ -16,13 +16,15 @@ class Block:
         attention = module.attn
         if getattr(attention, "in_proj_weight", None) is None:
             raise SFPError(
-                "This CLIP's attention has no joint in_proj_weight; only open_clip's plain CLIP ViTs are supported."
+                "This CLIP's attention has no joint in_proj_weight; only open_clip's plain CLIP "
+                "ViTs are supported."
             )
         self.module, self.heads = module, attention.num_heads
         self.dtype = attention.in_proj_weight.dtype
         self.in_weight, self.in_bias = attention.in_proj_weight, attention.in_proj_bias
         self.out, self.fc, self.proj = attention.out_proj, module.mlp.c_fc, module.mlp.c_proj
-        # QuickGELU is x sigmoid(a x) = silu(a x) / a, a = 1.702: LN2 and fc's bias take the factor, so that one kernel does it
+        # QuickGELU is x sigmoid(a x) = silu(a x) / a, a = 1.702: LN2 and fc's bias take the
+        # factor, so that one kernel does it
         quick = isinstance(module.mlp.gelu, QuickGELU)
         self.factor, self.activation = (1.702, "silu") if quick else (1.0, "gelu")
 
@@ -31,7 +33,10 @@ class Block:
         return layer_norm(tokens, self.module.ln_1, self.dtype)
 
     def qkv(self, normed: Tensor, which: str = "qkv") -> tuple[Tensor, ...]:
-        """Q, K, V of LN1(X), or those named ("qv", "v"), biases included: (B, heads, T, head width) each."""
+        """Q, K, V of LN1(X), or those named ("qv", "v"), biases included.
+
+        (B, heads, T, head width) each.
+        """
         if which not in "qkv":  # not side by side in the weights
             return tuple(self.qkv(normed, letter)[0] for letter in which)
         width, first = normed.shape[-1], "qkv".index(which)

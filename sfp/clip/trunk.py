@@ -1,7 +1,9 @@
 """The frozen image trunk of a CLIP ViT, layer by layer, with hooks.
 
-``ImageTrunk.run`` walks the blocks and hands each one's ``LayerState`` to the hooks that ask for that layer. A hook
-that returns tokens replaces them, one that returns nothing observes. Attention weights are made only in layers where
+``ImageTrunk.run`` walks the blocks and hands each one's ``LayerState`` to the hooks that ask for
+that layer. A hook
+that returns tokens replaces them, one that returns nothing observes. Attention weights are made
+only in layers where
 a hook asks for them; elsewhere fused attention runs.
 """
 
@@ -85,10 +87,12 @@ class Hook:
     """A function on the states of some layers.
 
     Attributes:
-        function: takes a ``LayerState``; returns tokens (B, 1 + N, C) to replace the state's, or nothing.
+        function: takes a ``LayerState``; returns tokens (B, 1 + N, C) to replace the state's,
+            or nothing.
         layers: 1-based block numbers.
         attention: what the function reads of the attention weights.
-        point: "block" (the block's output) or "attention" (the stream after attention, before the MLP).
+        point: "block" (the block's output) or "attention" (the stream after attention, before
+            the MLP).
     """
 
     function: Callable[[LayerState], Tensor | None]
@@ -124,7 +128,8 @@ class ImageTrunk:
 
     Attributes:
         layers: number of blocks L.
-        width: C. heads: heads per block. patch: patch size in pixels. native_grid: (g, g) that it was trained at.
+        width: C. heads: heads per block. patch: patch size in pixels. native_grid: (g, g) that
+            it was trained at.
     """
 
     def __init__(self, visual: nn.Module):
@@ -147,15 +152,18 @@ class ImageTrunk:
         grid = (height // self.patch, width // self.patch)
         if 0 in grid:
             raise SFPError(
-                f"A window of {height}x{width} pixels is smaller than one patch ({self.patch}); use larger windows or pictures."
+                f"A window of {height}x{width} pixels is smaller than one patch ({self.patch}); "
+                f"use larger windows or pictures."
             )
         return grid
 
     def windows_at_once(self, height: int, width: int) -> int:
         """How many windows of that size go best through the trunk as one batch.
 
-        On a CPU so many that the widest activation, the MLP's, stays in its cache: a larger batch is slower
-        (docs/speed.md). On a GPU as many as half of the free memory holds, 256 at most: more gain nothing.
+        On a CPU so many that the widest activation, the MLP's, stays in its cache: a larger batch
+        is slower
+        (docs/speed.md). On a GPU as many as half of the free memory holds, 256 at most: more gain
+        nothing.
         """
         h, w = self.grid_of(height, width)
         tokens, bytes_of = 1 + h * w, self.dtype.itemsize
@@ -172,10 +180,14 @@ class ImageTrunk:
         return max(1, min(256, (torch.cuda.mem_get_info(device)[0] + idle) // 2 // (stream + maps)))
 
     def embed(self, windows: Tensor, resize: str = "scale") -> Tensor:
-        """X^0 = ln_pre([cls; patches] + positions): (B, 3, H, W) to (B, 1 + N, C). ``resize``: see ``resize_positions``."""
+        """X^0 = ln_pre([cls.
+
+        Patches] + positions): (B, 3, H, W) to (B, 1 + N, C). ``resize``: see ``resize_positions``.
+        """
         if windows.ndim != 4 or windows.shape[1] != 3 or not windows.is_floating_point():
             raise SFPError(
-                f"Windows must be a float tensor (B, 3, H, W), got {tuple(windows.shape)} {windows.dtype}; "
+                f"Windows must be a float tensor (B, 3, H, W), got {tuple(windows.shape)} "
+                f"{windows.dtype}; "
                 "make one with the clip's normalise."
             )
         grid = self.grid_of(*windows.shape[-2:])
@@ -203,7 +215,10 @@ class ImageTrunk:
         last: int | None = None,
         resize: str = "scale",
     ) -> Tensor:
-        """Blocks 1..last on windows (B, 3, H, W) float: X^last, (B, 1 + N, C). ``last`` is L if not given."""
+        """Blocks 1..last on windows (B, 3, H, W) float.
+
+        X^last, (B, 1 + N, C). ``last`` is L if not given.
+        """
         tokens = self.embed(windows, resize)
         grid = self.grid_of(*windows.shape[-2:])
         for layer in range(1, 1 + (self.layers if last is None else last)):
@@ -212,7 +227,10 @@ class ImageTrunk:
         return tokens
 
     def begin(self, layer: int, tokens: Tensor, grid: tuple[int, int]) -> LayerState:
-        """The state of a block that has got no further than Q, K and V; its tokens are its inputs."""
+        """The state of a block that has got no further than Q, K and V.
+
+        Its tokens are its inputs.
+        """
         block = self.blocks[layer - 1]
         return LayerState(layer, grid, tokens, tokens, *block.qkv(block.normed(tokens)))
 
@@ -229,7 +247,10 @@ class ImageTrunk:
         return state.tokens
 
     def readout(self, tokens: Tensor) -> Tensor:
-        """LN_post and the projection P into the joint space: (..., C) to (..., D), not normalised."""
+        """LN_post and the projection P into the joint space.
+
+        (..., C) to (..., D), not normalised.
+        """
         return linear(layer_norm(tokens, self.visual.ln_post, self.dtype), self.visual.proj.T)
 
 
@@ -242,7 +263,10 @@ def _call(hooks: Sequence[Hook], point: str, state: LayerState) -> None:
 
 
 def _attend(state: LayerState, wanted: Attention) -> Tensor:
-    """softmax(Q K^T / sqrt(d_h)) V, (B, heads, T, head width); fills the state's attention as far as wanted."""
+    """softmax(Q K^T / sqrt(d_h)) V, (B, heads, T, head width).
+
+    Fills the state's attention as far as wanted.
+    """
     q, k, v = state.q, state.k, state.v
     if wanted == Attention.NONE:
         return attend(q, k, v)

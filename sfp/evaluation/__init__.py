@@ -1,1 +1,4 @@
-"""Exact evaluation: configs, counts, the grid, where a figure comes from, tables. Needs mmsegmentation."""
+"""Exact evaluation.
+
+Configs, counts, the grid, where a figure comes from, tables. Needs mmsegmentation.
+"""

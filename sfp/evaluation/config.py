@@ -1,4 +1,5 @@
-"""Configs of evaluations: a dataset's config, a method's settings from ``configs/methods``, overrides.
+"""Configs of evaluations: a dataset's config, a method's settings from ``configs/methods``,
+overrides.
 
 ``settings`` chooses the protocol: ``own``, the default, is that of the method's authors; ``common``
 the dataset's config for all methods; ``tcl`` the common one with TCL's sizes, short side 448 and
@@ -44,7 +45,8 @@ _READ_ALREADY = {
 def read_config(file: str | Path, options: list[str]) -> Config:
     """A config with overrides ``KEY=VALUE``.
 
-    ``model.method=NAME`` brings the settings of ``configs/methods/NAME.py``: its ``model``, what its
+    ``model.method=NAME`` brings the settings of ``configs/methods/NAME.py``: its ``model``, what
+    its
     ``datasets`` say of the config's ``dataset``, and what its ``backbones`` say of both; with
     ``settings=common`` or ``settings=tcl`` its ``model`` alone. A method without such a file comes
     as published: ``purify`` and ``pm`` of the config are another method's. ``settings=tcl`` then
@@ -78,7 +80,8 @@ def read_config(file: str | Path, options: list[str]) -> Config:
         cfg.merge_from_dict(overrides)
     except (TypeError, KeyError, IndexError) as error:  # a key below one that holds no keys
         raise SFPError(
-            f"--cfg-options {' '.join(options)} doesn't fit {path} ({error}); name keys that it has."
+            f"--cfg-options {' '.join(options)} doesn't fit {path} ({error}); name keys that it "
+            f"has."
         ) from error
     for key in ("model", "test_dataloader", "test_evaluator"):
         if not isinstance(cfg.get(key), dict):
@@ -226,7 +229,9 @@ def building(what: str) -> Iterator[None]:
 
 
 def check_dataset(cfg: Config) -> None:
-    """Raises SFPError where a folder or list of the dataset is missing or empty, before any loading."""
+    """Raises SFPError where a folder or list of the dataset is missing or empty, before any
+    loading.
+    """
     dataset = cfg.test_dataloader.dataset
     if dataset.type == "ToylandDataset":
         return
@@ -251,7 +256,9 @@ def check_dataset(cfg: Config) -> None:
 
 
 def _check_list(path: Path, key: str, hint: str) -> None:
-    """Raises SFPError where a list of images is missing or empty, or has a bad line or a name twice."""
+    """Raises SFPError where a list of images is missing or empty, or has a bad line or a name
+    twice.
+    """
     if not path.is_file():
         raise SFPError(f"The list {path} ({key}) does not exist; {hint}.")
     again = "put a sound copy in its place"

@@ -22,7 +22,8 @@ _HINT = "put that right and give the same command again, which goes on from ther
 def count_image(
     prediction: Tensor, labels: Tensor, classes: int, ignore: int = 255, name: str = "an image"
 ) -> np.ndarray:
-    """Pixels of each class in one image that are right, predicted, labelled: (3, K) int64. Ignored labels count nowhere.
+    """Pixels of each class in one image that are right, predicted, labelled: (3, K) int64. Ignored
+    labels count nowhere.
 
     Args:
         prediction: (H, W) int.
@@ -46,7 +47,8 @@ def count_image(
         if len(values) and (int(values.min()) < 0 or int(values.max()) >= classes):
             wrong = int(values.max()) if int(values.max()) >= classes else int(values.min())
             raise SFPError(
-                f"{name} has the {kind} {wrong}, but there are {classes} classes (0 to {classes - 1}); run tools/check_dataset.py."
+                f"{name} has the {kind} {wrong}, but there are {classes} classes (0 to "
+                f"{classes - 1}); run tools/check_dataset.py."
             )
     rows = (labels[labels == prediction], prediction, labels)
     return torch.stack([torch.bincount(row, minlength=classes) for row in rows]).cpu().numpy()
@@ -54,10 +56,12 @@ def count_image(
 
 @dataclass(frozen=True)
 class Figures:
-    """What a set of images' counts comes to, in percent; as mmseg's ``IoUMetric`` defines it, but not rounded.
+    """What a set of images' counts comes to, in percent; as mmseg's ``IoUMetric`` defines it, but
+    not rounded.
 
     Attributes:
-        iou, acc: for each class (K,), NaN where undefined: absent from labels and predictions, or from labels.
+        iou, acc: for each class (K,), NaN where undefined: absent from labels and predictions,
+            or from labels.
         mIoU, mAcc: their means over defined classes. aAcc: share of right pixels.
         mIoU_present: mean IoU over the classes that the labels have.
     """

@@ -1,4 +1,7 @@
-"""The dataset that a config evaluates: building it, what must fit it, errors that name its files."""
+"""The dataset that a config evaluates.
+
+Building it, what must fit it, errors that name its files.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +124,8 @@ class NamedFailures:
             if label.mode not in ("L", "P", "1") or label.format == "JPEG":
                 raise SFPError(
                     f"The label {data['seg_map_path']} is a {label.format} of mode {label.mode},"
-                    " which is not read exactly; save it as PNG with one byte a pixel, or load it by"
+                    " which is not read exactly; save it as PNG with one byte a pixel, or load it "
+                    "by"
                     " LoadWideLabels."
                 )
 

@@ -56,7 +56,8 @@ class Cell:
 
     Attributes:
         method: a method's name, or ``NAME:KEY=VALUE,KEY=VALUE`` with options of its own.
-        backbone: a model's name, or ``NAME:TAG`` with the tag or path of other weights than OpenAI's.
+        backbone: a model's name, or ``NAME:TAG`` with the tag or path of other weights than
+            OpenAI's.
         dataset: the name of ``configs/cfg_<dataset>.py``.
         overrides: further ``KEY=VALUE`` for the config.
         out: folder of the whole grid.
@@ -212,6 +213,7 @@ def free_devices(asked: Sequence[str] | None) -> list[str]:
     for device in asked or ():
         if device != "cpu" and (not device.isdecimal() or int(device) >= count):
             raise SFPError(
-                f"--devices names {device!r}, but there are {count} GPUs; give their numbers, or cpu."
+                f"--devices names {device!r}, but there are {count} GPUs; give their numbers, or "
+                f"cpu."
             )
     return list(asked or map(str, range(count)) or ()) or ["cpu"]

@@ -1,4 +1,7 @@
-"""The one evaluation loop: a pass of the images for one or more vocabularies, datasets and protocols."""
+"""The one evaluation loop.
+
+A pass of the images for one or more vocabularies, datasets and protocols.
+"""
 
 from __future__ import annotations
 

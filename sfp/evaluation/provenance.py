@@ -1,4 +1,7 @@
-"""Where a figure comes from: hashes of config, names, weights, dataset, code; and ``results.json``."""
+"""Where a figure comes from.
+
+Hashes of config, names, weights, dataset, code; and ``results.json``.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ def run_provenance(cfg: Config, model: SFPSegmentor, part: Part) -> dict[str, st
 
 
 def finished_as(cfg: Config, dataset_sha256: str, vocabulary: Vocabulary) -> dict[str, Any]:
-    """What a ``results.json`` says if it is of this config, dataset, code, and these files of weights."""
+    """What a ``results.json`` says if it is of this config, dataset, code, and these files of
+    weights.
+    """
     return {
         "config_sha256": config_hash(cfg),
         "dataset_fingerprint": dataset_sha256,
@@ -127,7 +132,8 @@ def dataset_fingerprint(
 ) -> str:
     """SHA-256 over an mmseg dataset.
 
-    Of the short names of all images and labels (or one of them) in their order, the images' sizes in
+    Of the short names of all images and labels (or one of them) in their order, the images' sizes
+    in
     bytes, and the labels' contents. An image that changes without changing its size in bytes is not
     noticed: to read all images would take as long as a fast evaluation.
 

@@ -1,4 +1,7 @@
-"""A folder of ``results.json`` as the papers' table: measured, published, difference, and what differs in the protocol."""
+"""A folder of ``results.json`` as the papers' table.
+
+Measured, published, difference, and what differs in the protocol.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ COLUMNS = {
     "PascalContext459Dataset": ("context459", "C459"),
     "ToylandDataset": ("toyland", "Toyland"),
 }
-# where a paper's main numbers stand, and how it says that they were measured (methods.md 1.10, 1.11, 3.4, 4)
+# where a paper's main numbers stand, and how it says that they were measured (methods.md 1.10,
+# 1.11, 3.4, 4)
 PAPERS = {
     "SFP": (
         ("Tab1", "Tab4"),
@@ -106,7 +110,10 @@ def published_rows() -> tuple[dict[str, str], ...]:
 def find_published(
     method: str, backbone: str, dataset: str, paper: str | None = None
 ) -> tuple[float, str] | None:
-    """mIoU that a paper prints and where; the method's own paper first, then SFP's, SC-CLIP's, CLIPSeg's tables."""
+    """mIoU that a paper prints and where.
+
+    The method's own paper first, then SFP's, SC-CLIP's, CLIPSeg's tables.
+    """
     order = [paper] if paper else sorted(PAPERS, key=lambda name: name != method)
     wanted = "SFP" if method == "SFP-release" else method
     for name in order:
@@ -134,7 +141,8 @@ def collect(folders: Iterable[Path], paper: str | None = None) -> list[Entry]:
     """
     if paper is not None and paper not in PAPERS:
         raise SFPError(
-            f"There is no paper {paper!r} among the published numbers; choose one of: {', '.join(PAPERS)}."
+            f"There is no paper {paper!r} among the published numbers; choose one of: "
+            f"{', '.join(PAPERS)}."
         )
     entries = []
     for folder in folders:
@@ -155,7 +163,8 @@ def read_results(path: Path, read: Callable[[dict[str, Any]], Value]) -> Value:
         return read(json.loads(path.read_bytes()))
     except OSError as error:
         raise SFPError(
-            f"{path} can't be read ({error.strerror}); put that right, or delete it and measure it again."
+            f"{path} can't be read ({error.strerror}); put that right, or delete it and measure "
+            f"it again."
         ) from error
     except (
         ValueError,
@@ -204,7 +213,8 @@ def _differences(result: dict[str, Any], key: str, paper: str) -> tuple[str, ...
 def rows_and_columns(
     entries: Sequence[Entry],
 ) -> tuple[list[tuple[str, str]], list[str], dict[tuple[str, str, str], Entry]]:
-    """Rows (method, backbone) in the order of the entries, dataset columns in the papers' order, and the cells.
+    """Rows (method, backbone) in the order of the entries, dataset columns in the papers' order,
+    and the cells.
 
     Raises:
         SFPError: two results for one cell.
@@ -243,13 +253,17 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
         if entry.paper:
             differs = f"; {', '.join(entry.differs)}" if entry.differs else ""
             lines.append(
-                f"{entry.method}, {entry.backbone}, {entry.dataset}: published in {entry.paper}, {entry.images} images{differs}"
+                f"{entry.method}, {entry.backbone}, {entry.dataset}: published in {entry.paper}, "
+                f"{entry.images} images{differs}"
             )
     return lines
 
 
 def markdown(entries: Sequence[Entry]) -> str:
-    """The table in Markdown: for each dataset measured, and where a paper has numbers published and difference; notes below."""
+    """The table in Markdown.
+
+    For each dataset measured, and where a paper has numbers published and difference; notes below.
+    """
     rows, columns, cells = rows_and_columns(entries)
     if not rows:
         return "no results yet\n"
@@ -313,7 +327,10 @@ def as_csv(entries: Sequence[Entry]) -> str:
 
 
 def latex(entries: Sequence[Entry]) -> str:
-    """The table in LaTeX (booktabs): measured, the published number in brackets below it in small print."""
+    """The table in LaTeX (booktabs).
+
+    Measured, the published number in brackets below it in small print.
+    """
     rows, columns, cells = rows_and_columns(entries)
     heads = {key: head for key, head in COLUMNS.values()}
 

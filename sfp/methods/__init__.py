@@ -1,4 +1,7 @@
-"""One file per published method; what several share is underscored. Knows no windows' places, datasets or mmseg."""
+"""One file per published method.
+
+What several share is underscored. Knows no windows' places, datasets or mmseg.
+"""
 
 from sfp.methods._method import (
     METHODS,

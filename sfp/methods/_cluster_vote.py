@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 def cluster_patches(affinity: Tensor, eps: float, min_samples: int) -> Tensor:
-    """DBSCAN on the rows of an affinity (N, N), Euclidean: cluster of each patch (N,), -1 for noise."""
+    """DBSCAN on the rows of an affinity (N, N), Euclidean.
+
+    Cluster of each patch (N,), -1 for noise.
+    """
     labels = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(affinity.float().cpu().numpy())
     return torch.from_numpy(labels).long()
 

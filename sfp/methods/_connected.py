@@ -7,9 +7,11 @@ from torch import Tensor
 
 
 def components(near: Tensor, min_samples: int = 1) -> Tensor:
-    """Component of each node of symmetric graphs (..., N, N) bool with full diagonals: (..., N) int64, the least node in it.
+    """Component of each node of symmetric graphs (..., N, N) bool with full diagonals: (..., N)
+    int64, the least node in it.
 
-    With ``min_samples`` as DBSCAN: a node with fewer neighbours, itself included, is no core point. It joins the
+    With ``min_samples`` as DBSCAN: a node with fewer neighbours, itself included, is no core point.
+    It joins the
     component of its first core neighbour, or stays alone.
     """
     n = near.shape[-1]

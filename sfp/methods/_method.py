@@ -43,10 +43,13 @@ class Changes:
 
 
 class Method(Registered, ABC):
-    """Base class. A new method is one file here: a class that registers itself and defines ``tokens``.
+    """Base class. A new method is one file here: a class that registers itself and defines
+    ``tokens``.
 
-    Annotated attributes of the class body are its options, checked and stored: ``sigma: float = 5.0``.
-    What needs more is done in ``prepare``. Stages: ``encode`` knows windows and no text; ``look`` knows
+    Annotated attributes of the class body are its options, checked and stored: ``sigma: float =
+    5.0``.
+    What needs more is done in ``prepare``. Stages: ``encode`` knows windows and no text; ``look``
+    knows
     the whole image; ``score`` and ``refine`` know one image's ``View`` and the ``Text``.
 
     Args:
@@ -55,7 +58,8 @@ class Method(Registered, ABC):
         pm: the detector, a name or ``dict(type=NAME, OPTION=VALUE)``; as published, if None.
         purify_layers: 1-based blocks after which purification acts, -2 is L-1; as published, if
             None: 1 to L-1 in most methods.
-        repair_empty, repair_divisor, repair_filling: ``empty``, ``divisor``, ``filling`` of ``repair``.
+        repair_empty, repair_divisor, repair_filling: ``empty``, ``divisor``, ``filling`` of
+            ``repair``.
         repair_point: "block", its output, or "attention", the stream before the MLP.
         positional_resize: see ``resize_positions``; as published, if None.
         compiled: a mode of torch.compile; "reduce-overhead" means CUDA graphs.
@@ -255,7 +259,8 @@ class Method(Registered, ABC):
     # ------------------------------------------------------------------ calls
     @torch.inference_mode()
     def __call__(self, windows: Tensor) -> Tensor:
-        """Dense features (B, h, w, D), projected, not normalised, of normalised windows (B, 3, H, W).
+        """Dense features (B, h, w, D), projected, not normalised, of normalised windows (B, 3, H,
+        W).
 
         Windows go through the trunk in groups of ``trunk.windows_at_once``; none knows of another.
 
@@ -272,7 +277,9 @@ class Method(Registered, ABC):
 
     @torch.inference_mode()
     def scores(self, windows: Tensor, text: Text | Tensor) -> Tensor:
-        """Scores (B, h, w, Q) of text, or of its unit vectors (Q, D), each window an image of its own."""
+        """Scores (B, h, w, Q) of text, or of its unit vectors (Q, D), each window an image of its
+        own.
+        """
         windows = windows.to(self.clip.device)
         text = text if isinstance(text, Text) else Text(text)
         encoded, text = self.run(windows), text.to(self.clip.device)

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 def self_attend(
     u: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """softmax(scale U U^T + bias) V per head, (B, heads, T, d_h); scale is U's width^-1/2 by default."""
+    """softmax(scale U U^T + bias) V per head, (B, heads, T, d_h).
+
+    Scale is U's width^-1/2 by default.
+    """
     return attend(u, u, v, bias=bias, scale=scale)
 
 
@@ -93,7 +96,8 @@ def sinkhorn(matrix: Tensor, iterations: int, epsilon: float = 1e-6) -> Tensor:
 def second_path(
     method: Method, windows: Tensor, blocks: int, term: Callable[[LayerState], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """X^{L-blocks} plus the last blocks' terms, and the original path's X^{L-1}; both (B, 1 + N, C).
+    """X^{L-blocks} plus the last blocks' terms, and the original path's X^{L-1}; both (B, 1 + N,
+    C).
 
     Each term is made from the original path's state. Purification, where on, acts on the original
     path. Of the last block nothing but Q, K and V is made: its output is not in the second path.

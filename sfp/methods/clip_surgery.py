@@ -17,7 +17,8 @@ from sfp.stages import Text, View
 
 @METHODS.register("CLIPSurgery")
 class CLIPSurgery(Method):
-    """X_new = X^{L-6} + sum over the last 6 blocks of W_o concat(softmax(V V^T / sqrt(d_h)) V) + b_o.
+    """X_new = X^{L-6} + sum over the last 6 blocks of W_o concat(softmax(V V^T / sqrt(d_h)) V) +
+    b_o.
 
     V are the original path's; no FFN enters the new path; its class row is the original path's.
 

@@ -1,6 +1,7 @@
 """CLIPSeg: coherence-enhanced residual attention (CRA) and deep semantic integration (DSI).
 
-"Unveiling the Knowledge of CLIP for Training-Free Open-Vocabulary Semantic Segmentation", AAAI 2025.
+"Unveiling the Knowledge of CLIP for Training-Free Open-Vocabulary Semantic Segmentation", AAAI
+2025.
 No code was published, and it is not the CLIPSeg of Lüddecke and Ecker (2022). Where the text leaves
 something open the reading is an option, its default first.
 
@@ -42,7 +43,8 @@ class CLIPSeg(Method):
         key_heads: heads are "joint" in one map, or one map for each, "separate".
         epsilon_kind: "similarity": epsilon bounds it from below; "distance": the cosine distance
             from above.
-        relation: "connected" components of the graph, or "two_hop": patches with a common neighbour.
+        relation: "connected" components of the graph, or "two_hop": patches with a common
+            neighbour.
         relation_min_samples: patches with fewer neighbours, themselves included, link none (core
             points of DBSCAN).
         relation_weight: R_ij is "epsilon", or the "similarity" itself.

@@ -14,7 +14,8 @@ class MaskCLIP(Method):
     """M = W_o V + b_o token by token.
 
     Args:
-        variant: "official" keeps residual and FFN, U = X^{L-1} + M, Y = U + MLP(LN2(U)), as the port
+        variant: "official" keeps residual and FFN, U = X^{L-1} + M, Y = U + MLP(LN2(U)), as the
+            port
             in wysoczanska/clip_dinoiser; "bare" is Y = M, the option in mc-lan/ClearCLIP.
     """
 

@@ -20,7 +20,8 @@ from sfp.stages import Text, View
 
 @METHODS.register("ProxyCLIP")
 class ProxyCLIP(Method):
-    """Y = W_o concat(A V) + b_o on the proxy's grid, A = softmax of B = gamma (S - beta mean(S)) > 0.
+    """Y = W_o concat(A V) + b_o on the proxy's grid, A = softmax of B = gamma (S - beta mean(S)) >
+    0.
 
     S = E E^T, E the proxy's unit features, V the last block's patch values resized to the proxy's
     grid; neither residual nor FFN. The mean is per image; a token always keeps itself, so that no

@@ -102,7 +102,10 @@ class SCCLIP(Method):
         return aggregate(cut_below(g_post, self.beta), y)
 
     def streams(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """X^{L-1} repaired, (B, 1 + N, C); the patches of G_pre and G_post, (B, N, C); M or None."""
+        """X^{L-1} repaired, (B, 1 + N, C).
+
+        The patches of G_pre and G_post, (B, N, C); M or None.
+        """
         last = self.trunk.layers - 1
         stream, cache = self.run_with_cache(
             windows,

@@ -17,7 +17,8 @@ DETECTORS = Registry("detector", "sfp.outliers")
 
 
 class Detector(Registered, ABC):
-    """Base class. A new detector is one file in this folder that registers its class in ``DETECTORS``.
+    """Base class. A new detector is one file in this folder that registers its class in
+    ``DETECTORS``.
 
     Annotated attributes of the class body are its options. Every statistic is per image; the class
     token is never an outlier.

@@ -1,6 +1,7 @@
 """L2: tokens of large norm.
 
-"Vision Transformers Need Registers" (Darcet et al., 2024); SFP's released code takes the 10 largest.
+"Vision Transformers Need Registers" (Darcet et al., 2024); SFP's released code takes the 10
+largest.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from sfp.outliers._detector import DETECTORS, Detector, above_quantile
 
 @DETECTORS.register("LOF")
 class LOF(Detector):
-    """LOF_i = kd_i * mean over the k nearest o of 1 / kd_o, kd the k-th neighbour's squared distance.
+    """LOF_i = kd_i * mean over the k nearest o of 1 / kd_o, kd the k-th neighbour's squared
+    distance.
 
     Outliers lie strictly above the score's (1 - contamination) quantile: 3, 10, 13, 29 of 49, 196,
     256, 576 tokens.

@@ -1,4 +1,7 @@
-"""Repair: an outlier token is filled from its clean neighbours, by default by their mean (SFP Eq. 5)."""
+"""Repair.
+
+An outlier token is filled from its clean neighbours, by default by their mean (SFP Eq. 5).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from sfp.options import check_type
 Empty = Literal["keep", "zero", "iterate", "nearest"]
 Divisor = Literal["valid", "eight"]
 Filling = Literal["mean", "bilinear", "weighted", "median", "nearest"]
-# weights of the neighbours at an edge and at a corner: none; a triangle's two tokens wide; one over the distance
+# weights of the neighbours at an edge and at a corner: none; a triangle's two tokens wide; one
+# over the distance
 _WEIGHTS = {"mean": (1.0, 1.0), "bilinear": (0.5, 0.25), "weighted": (1.0, 0.5**0.5)}
 
 
@@ -91,7 +95,10 @@ def _fill_once(
 
 
 def _around(maps: Tensor, weights: tuple[float, float]) -> Tensor:
-    """Weighted sum over the 8 neighbours, zero padding, (B, C, h, w), where the centre is zero: an outlier that is masked."""
+    """Weighted sum over the 8 neighbours, zero padding, (B, C, h, w), where the centre is zero.
+
+    An outlier that is masked.
+    """
     edge, corner = weights
     total = _box(maps, (3, 3))
     if edge == corner == 1.0:
@@ -107,7 +114,10 @@ def _box(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _median(patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Each token's median over its clean 8-neighbours, channel by channel: of an even number the mean of the two in the middle."""
+    """Each token's median over its clean 8-neighbours, channel by channel.
+
+    Of an even number the mean of the two in the middle.
+    """
     maps = patches.masked_fill(outliers[..., None], torch.nan).transpose(1, 2).unflatten(2, grid)
     around = (
         F.pad(maps, (1, 1, 1, 1), value=torch.nan).unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)
@@ -117,7 +127,10 @@ def _median(patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _nearest_clean(patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Each token's nearest clean token in the grid, the first in row order among equals; itself where none is clean."""
+    """Each token's nearest clean token in the grid, the first in row order among equals.
+
+    Itself where none is clean.
+    """
     rows, columns = torch.meshgrid(
         *(torch.arange(side, device=patches.device) for side in grid), indexing="ij"
     )

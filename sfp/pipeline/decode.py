@@ -24,7 +24,8 @@ def decode(
     Args:
         scores: averaged cosines of Q queries at the label map's size (H, W).
         class_of_query: class index of each query (Q,), ascending.
-        logit_scale: factor before the softmax over queries; a class has its best query's probability.
+        logit_scale: factor before the softmax over queries; a class has its best query's
+            probability.
         prob_thd: pixels whose best class is less probable become class 0.
         area_thd: classes (but class 0) whose share of all foreground pixels is not above it are
             dropped.

@@ -38,7 +38,8 @@ class Pipeline:
         method: makes windows' scores.
         text_bank: makes text vectors.
         protocol: windows, thresholds, refinement.
-        windows_at_once: largest batch of windows; as many as go best on the device, if None. A batch
+        windows_at_once: largest batch of windows; as many as go best on the device, if None. A
+            batch
             that runs out of memory is tried again by halves.
 
     Raises:
@@ -163,7 +164,8 @@ class Pipeline:
             keep_probabilities: also return class probabilities.
 
         Returns:
-            For each task and image labels (H, W) int64, and probabilities (K, H, W) float32 or None.
+            For each task and image labels (H, W) int64, and probabilities (K, H, W) float32 or
+            None.
 
         Raises:
             SFPError: an image holds NaN or infinite numbers, or a task has other windows.

@@ -22,7 +22,8 @@ class Protocol:
         prob_thd: least probability of a pixel's class; others become class 0.
         area_thd: least share of a class among foreground pixels, None for no such rule.
         refine: refiners in their order, each a name or ``dict(type=NAME, OPTION=VALUE)``.
-        pamr_iterations, pamr_dilations: PAMR after them, as the papers' configs name it; 0 for none.
+        pamr_iterations, pamr_dilations: PAMR after them, as the papers' configs name it; 0 for
+            none.
     """
 
     window: int = 224

@@ -1,11 +1,14 @@
 """The scores of one image, kept on the patch grids of its windows and enlarged tile by tile.
 
-Enlarging a window's scores to its pixels, averaging overlapping windows and resizing the average to the label map are
-linear, and each acts on rows and columns apart: together they are one matrix for rows and one for columns,
+Enlarging a window's scores to its pixels, averaging overlapping windows and resizing the average to
+the label map are
+linear, and each acts on rows and columns apart: together they are one matrix for rows and one for
+columns,
 
     scores(y, x) = sum over cells i, j of down[y, i] cells[i, j] across[x, j].
 
-So scores are enlarged once, only where they are looked at, and no canvas of queries x pixels exists unless asked for.
+So scores are enlarged once, only where they are looked at, and no canvas of queries x pixels exists
+unless asked for.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ class ScoreMap:
     """Scores of Q queries.
 
     Attributes:
-        cells: (I, J, Q) float32: I rows of patches, window row after window row; J columns likewise.
+        cells: (I, J, Q) float32: I rows of patches, window row after window row; J columns
+            likewise.
         down: what each row of patches gives to each row of pixels, (H, I) float32 on the CPU.
         across: the same for columns, (W, J).
     """
@@ -41,9 +45,11 @@ class ScoreMap:
 
     @classmethod
     def of_windows(cls, maps: Tensor, windows: Sequence[Window], size: tuple[int, int]) -> ScoreMap:
-        """From the maps (n, h, w, Q) of an image's windows, as ``window_grid`` orders them; (H, W) is the image's size.
+        """From the maps (n, h, w, Q) of an image's windows, as ``window_grid`` orders them; (H, W)
+        is the image's size.
 
-        Each map goes bilinear (align_corners=False) to its window's size in pixels; overlapping ones are averaged.
+        Each map goes bilinear (align_corners=False) to its window's size in pixels; overlapping
+        ones are averaged.
         """
         (_, h, w, queries), height, width = maps.shape, *size
         tops, lefts = (
@@ -77,7 +83,9 @@ class ScoreMap:
         return ScoreMap(self.cells, _resize(self.down, size[0]), _resize(self.across, size[1]))
 
     def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Rows, columns and the scores of their pixels (rows, columns, Q) float32, all over the image."""
+        """Rows, columns and the scores of their pixels (rows, columns, Q) float32, all over the
+        image.
+        """
         queries, device = self.cells.shape[2], self.cells.device
         pixels = max(1, (_CACHE_BYTES if device.type == "cpu" else _GPU_BYTES) // (4 * queries))
         height, width = self.size
@@ -109,7 +117,9 @@ class ScoreMap:
 
 
 def _stitching(starts: Sequence[int], crop: int, cells: int, length: int) -> Tensor:
-    """What each cell of windows at ``starts`` gives to each of ``length`` pixels along one axis, (length, windows * cells)."""
+    """What each cell of windows at ``starts`` gives to each of ``length`` pixels along one axis,
+    (length, windows * cells).
+    """
     one = _resize(torch.eye(cells), crop)  # (crop, cells)
     placed = torch.zeros(length, len(starts), cells)
     for number, start in enumerate(starts):

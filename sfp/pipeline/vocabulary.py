@@ -53,7 +53,8 @@ class Vocabulary:
         """From names, each a word or a list of synonyms.
 
         Raises:
-            SFPError: no names, one that is empty, no text or has control characters, or one that stands twice.
+            SFPError: no names, one that is empty, no text or has control characters, or one
+                that stands twice.
         """
         if isinstance(names, str) or not isinstance(names, (Sequence, np.ndarray)):
             shown = (
@@ -82,7 +83,8 @@ class Vocabulary:
             word = next(word for word in folded if folded.count(word) > 1)
             places = [str(i) for i, first in enumerate(folded, start=1) if first == word]
             raise SFPError(
-                f"{source} has the duplicate name {word!r} at places {', '.join(places)}; keep it once."
+                f"{source} has the duplicate name {word!r} at places {', '.join(places)}; keep it "
+                f"once."
             )
         return cls(
             names=tuple(firsts),
@@ -92,7 +94,8 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, separator: str = ", ") -> Vocabulary:
-        """From a names file in UTF-8, with or without a byte order mark: one class per line, synonyms between separators.
+        """From a names file in UTF-8, with or without a byte order mark: one class per line,
+        synonyms between separators.
 
         Raises:
             SFPError: no such file, not text, no separator, or names that ``from_names`` refuses.
@@ -103,7 +106,8 @@ class Vocabulary:
             or not separator
         ):
             raise SFPError(
-                f"The names file is {path!r} with the separator {separator!r}; give name_path a path and name_separator a text."
+                f"The names file is {path!r} with the separator {separator!r}; give name_path a "
+                f"path and name_separator a text."
             )
         path = Path(path)
         try:
@@ -114,7 +118,8 @@ class Vocabulary:
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise SFPError(
-                f"The names file {path} can't be read ({error}); it must be UTF-8 text with one class per line."
+                f"The names file {path} can't be read ({error}); it must be UTF-8 text with one "
+                f"class per line."
             ) from error
         lines = text.rstrip("\n").split("\n") if text.strip() else []
         return cls.from_names([line.split(separator) for line in lines], f"The names file {path}")
@@ -150,12 +155,14 @@ def _check_word(word: object, source: str, place: int) -> None:
         )
     if all(unicodedata.category(character)[0] in "ZC" for character in word):
         raise SFPError(
-            f"{source} has an empty name at place {place}; write a word there or take the place out."
+            f"{source} has an empty name at place {place}; write a word there or take the place "
+            f"out."
         )
     strange = [
         c for c in word.strip() if unicodedata.category(c) in ("Cc", "Cs") or c in "\ufeff\u200b"
     ]
     if strange:
         raise SFPError(
-            f"{source} has the character U+{ord(strange[0]):04X} in the name {word!r} at place {place}; take it out."
+            f"{source} has the character U+{ord(strange[0]):04X} in the name {word!r} at place "
+            f"{place}; take it out."
         )

@@ -16,7 +16,8 @@ REFINERS = Registry("refiner", "sfp.refiners")
 
 
 class Refiner(Registered, ABC):
-    """Base class. A new refiner is one file in this folder that registers its class in ``REFINERS``.
+    """Base class. A new refiner is one file in this folder that registers its class in
+    ``REFINERS``.
 
     Annotated attributes of the class body are its options. It works with any method, after it.
     """

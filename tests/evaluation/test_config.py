@@ -39,7 +39,9 @@ def test_the_ten_datasets_and_toyland():
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("method", list_methods())
 def test_every_method_has_settings_that_its_options_take(method, dataset):
-    """Each key of the model is one of the segmentor's, of the protocol's, or an option of the method."""
+    """Each key of the model is one of the segmentor's, of the protocol's, or an option of the
+    method.
+    """
     cfg = read(dataset, f"model.method={method}")
     check_method(method, method_options(cfg.model))
     read_protocol(cfg.model)
@@ -173,7 +175,8 @@ class TestThresholds:
     )
     def test_values(self, method, dataset, expected, short_side):
         cfg = read(dataset, f"model.method={method}")
-        # the file's own method takes no part in the composition: SFP-release is given as another method of the same config
+        # the file's own method takes no part in the composition: SFP-release is given as another
+        # method of the same config
         assert {key: cfg.model.get(key) for key in expected} == expected
         assert scale(cfg) == (2048, short_side)
 

@@ -16,7 +16,10 @@ CARD = dict(config="c", weights="w", dataset="d", code="k")
 
 
 def maps(seed: int, classes: int = 7, ignore: int = 255) -> tuple[torch.Tensor, torch.Tensor]:
-    """A prediction and labels of which some are ignored; class 5 is nowhere, class 6 only predicted."""
+    """A prediction and labels of which some are ignored.
+
+    Class 5 is nowhere, class 6 only predicted.
+    """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 5, (40, 50), generator=generator)
     prediction = torch.where(
@@ -141,7 +144,10 @@ class TestStore:
         )
 
     def test_damage_of_any_kind_loses_lines_and_never_changes_a_figure(self, tmp_path):
-        """120 damaged files: bytes changed, cut out, doubled, put in; lines doubled, swapped, cut."""
+        """120 damaged files.
+
+        Bytes changed, cut out, doubled, put in; lines doubled, swapped, cut.
+        """
         expected = self.filled(tmp_path / "counts", "abcd")
         file, random = tmp_path / "counts/rank0.jsonl", np.random.default_rng(0)
         whole, lost = file.read_bytes(), 0

@@ -1,4 +1,7 @@
-"""The grid: what shares a pass, what is skipped, what fails alone; and the papers' table made of it."""
+"""The grid.
+
+What shares a pass, what is skipped, what fails alone; and the papers' table made of it.
+"""
 
 from __future__ import annotations
 
@@ -173,7 +176,9 @@ def test_groups_are_saved_and_loaded(tmp_path):
 
 
 def test_the_command_line(tmp_path):
-    """A pass that two datasets share and one of them spoils, a cell with a wrong option, and the same command again."""
+    """A pass that two datasets share and one of them spoils, a cell with a wrong option, and the
+    same command again.
+    """
     for folder in ("images", "annotations"):
         (tmp_path / f"data/coco_stuff164k/{folder}/val2017").mkdir(parents=True)
     for i in range(2):

@@ -1,4 +1,7 @@
-"""A method that someone adds: a dozen lines, registered at run time, usable in Python, in a config and on the command line."""
+"""A method that someone adds.
+
+A dozen lines, registered at run time, usable in Python, in a config and on the command line.
+"""
 
 from __future__ import annotations
 

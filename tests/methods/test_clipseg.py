@@ -1,4 +1,6 @@
-"""CLIPSeg's equations on small hand-made cases, against loops and plain formulas (no code was published; methods.md 1.10)."""
+"""CLIPSeg's equations on small hand-made cases, against loops and plain formulas (no code was
+published; methods.md 1.10).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def build(**options):
 
 
 def slow_clipseg(clip, window, layer, epsilon, tau, deep):
-    """methods.md 1.10's default reading step by step, one window, loops over patches, from open_clip's own modules."""
+    """methods.md 1.10's default reading step by step, one window, loops over patches, from
+    open_clip's own modules.
+    """
     blocks = clip.model.visual.transformer.resblocks
     stream, tokens = [], clip.trunk.embed(window)
     stream.append(tokens)
@@ -99,7 +103,10 @@ class TestReachability:
         assert (build().reachability(chain) > 0).all()
 
     def test_core_points_as_dbscan(self):
-        """min_samples=3: only patch 1 of the chain is a core point, 0 and 2 belong to it; the pair is noise."""
+        """min_samples=3.
+
+        Only patch 1 of the chain is a core point, 0 and 2 belong to it; the pair is noise.
+        """
         assert self.related(relation_min_samples=3) == [{0, 1, 2}] * 3 + [{3}, {4}, {5}]
 
     def test_distance_instead_of_similarity(self):
@@ -185,7 +192,10 @@ def test_the_layer_follows_the_backbone():
 
 @torch.inference_mode()
 def test_the_last_blocks_own_keys_and_its_trained_attention():
-    """Table 4's last rows: k_L-k_L is Eq. 3 without G on the last block's keys, q-k the attention that it was trained with."""
+    """Table 4's last rows.
+
+    K_L-k_L is Eq. 3 without G on the last block's keys, q-k the attention that it was trained with.
+    """
     clip, window = parity_clip("vit12"), parity.case_image("vit12/win1")
     method = build(attention="q-k", deep_layers=-1)
     stream, block = method.stream(window), clip.trunk.blocks[-1]

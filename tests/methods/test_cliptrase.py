@@ -1,4 +1,6 @@
-"""CLIPtrase's affinity, clusters and vote, against the authors' outputs and by hand (methods.md 1.8)."""
+"""CLIPtrase's affinity, clusters and vote, against the authors' outputs and by hand (methods.md
+1.8).
+"""
 
 from __future__ import annotations
 

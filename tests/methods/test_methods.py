@@ -1,4 +1,7 @@
-"""What every registered method must do, with every detector. A method that someone adds is tested here unasked."""
+"""What every registered method must do, with every detector.
+
+A method that someone adds is tested here unasked.
+"""
 
 from __future__ import annotations
 
@@ -146,7 +149,10 @@ def test_half_precision_is_close(name, precision):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["SC-CLIP", "SFP"])
 def test_compiled_it_is_the_same(name, toyland_clip):
-    """One graph for trunk, detector, repair and last block; the last group of windows is smaller than the others."""
+    """One graph for trunk, detector, repair and last block.
+
+    The last group of windows is smaller than the others.
+    """
     torch._dynamo.reset()
     views = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     method = build(name, toyland_clip, compiled="default")
@@ -164,7 +170,10 @@ def test_compiling_without_a_compiler(monkeypatch, toyland_clip):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_detector_option_replaces_the_methods_own(name, clip):
-    """One purifier, never two: its layers are those of the option or the method's own, and each layer is repaired once."""
+    """One purifier, never two.
+
+    Its layers are those of the option or the method's own, and each layer is repaired once.
+    """
     method = build(name, clip, purify=True, pm="DBSCAN", purify_layers=[4, 11])
     calls = []
     detector = method.purifier.detector
@@ -181,7 +190,9 @@ def test_the_detector_option_replaces_the_methods_own(name, clip):
 
 @pytest.mark.parametrize("name", ["SC-CLIP", "SFP-release"])
 def test_mid_layers_are_repaired_once(name, clip):
-    """G_pre's tokens are repaired with the last layer's outliers, unless purification already acted at their layer."""
+    """G_pre's tokens are repaired with the last layer's outliers, unless purification already acted
+    at their layer.
+    """
     method = build(name, clip, purify=True, pm="L2", purify_layers=[9, 11])
     repairs = []
     original = method.purifier.repair

@@ -1,4 +1,6 @@
-"""Each method equals its authors' code on the same weights, one window at a time and in a batch (tests/parity.py)."""
+"""Each method equals its authors' code on the same weights, one window at a time and in a batch
+(tests/parity.py).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from sfp.clip.trunk import Hook
 from sfp.methods import build_method
 from sfp.methods.naclip import gaussian
 
-# golden file: method, its options. Tolerances are those that come with the goldens: ten times float32's own error.
+# golden file: method, its options. Tolerances are those that come with the goldens: ten times
+# float32's own error.
 FILES = {
     "vanilla": ("CLIP", {}),
     "maskclip": ("MaskCLIP", dict(variant="bare")),

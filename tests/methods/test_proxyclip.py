@@ -58,7 +58,9 @@ def test_a_batch_takes_the_mean_per_window(clip):
 
 
 def test_height_and_width_are_not_swapped(clip):
-    """A transposed problem gives transposed features (the authors' code swaps the two when it folds the values)."""
+    """A transposed problem gives transposed features (the authors' code swaps the two when it folds
+    the values).
+    """
     window = parity.image("rect.0", 224, 320)[None]
     method = build_method("ProxyCLIP", clip, proxy=lambda windows: F.avg_pool2d(windows, 8))
     assert method(window).shape == (1, 28, 40, 64)

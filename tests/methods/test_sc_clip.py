@@ -1,4 +1,6 @@
-"""SC-CLIP with parts left out or replaced, against a slow reading with loops over layers and heads ."""
+"""SC-CLIP with parts left out or replaced, against a slow reading with loops over layers and heads
+.
+"""
 
 from __future__ import annotations
 

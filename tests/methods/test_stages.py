@@ -1,4 +1,7 @@
-"""What the field needs of the stages, each by a small made-up method: under 30 lines, no other file."""
+"""What the field needs of the stages, each by a small made-up method.
+
+Under 30 lines, no other file.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ NAMES = list(toyland.CLASSES)
 
 
 class AdaptedText(Method):
-    """Text inside the method: class vectors of each image's likeliest prompts, less the mean word."""
+    """Text inside the method.
+
+    Class vectors of each image's likeliest prompts, less the mean word.
+    """
 
     prompts_kept: int = 8
 

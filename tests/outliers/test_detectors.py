@@ -168,7 +168,10 @@ class TestDBSCAN:
 
     @staticmethod
     def two_bundles(strays: int = 2) -> torch.Tensor:
-        """Tokens around two directions, then strays with directions of their own: (1, 40 + strays, 8)."""
+        """Tokens around two directions, then strays with directions of their own.
+
+        (1, 40 + strays, 8).
+        """
         generator = torch.Generator().manual_seed(0)
         bundles = torch.eye(8)[[0] * 20 + [1] * 20] + 0.02 * torch.randn(40, 8, generator=generator)
         return torch.cat([bundles, torch.eye(8)[4 : 4 + strays] * 30])[None]
@@ -264,7 +267,10 @@ class TestIsolationForest:
     "name", [name for name in list_detectors() if name not in ("L2", "AttentionColumn")]
 )
 def test_equal_tokens_hold_no_outlier(name):
-    """Of a constant window nothing stands out; L2 and AttentionColumn take a fixed number by definition."""
+    """Of a constant window nothing stands out.
+
+    L2 and AttentionColumn take a fixed number by definition.
+    """
     even = torch.full((1, 1, 50), 0.02)
     parts = dict(cls_row=even, cls_column=even, diagonal=even)
     mask, scores = build_detector(name)(state(torch.ones(1, 50, 4), **parts))

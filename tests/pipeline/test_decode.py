@@ -91,7 +91,10 @@ def test_the_area_rule_is_a_share_of_the_foreground_and_strict():
     [(847, 847, (1024, 2048), (560, 1120), 200), (150, 81, (480, 640), (336, 448), 60)],
 )
 def test_memory_does_not_grow_with_queries_times_pixels(queries, classes, size, resized, mebibytes):
-    """Beyond the label map and the scores on the patch grids; 847 canvases of 1024x2048 would take 6776 MiB."""
+    """Beyond the label map and the scores on the patch grids.
+
+    847 canvases of 1024x2048 would take 6776 MiB.
+    """
     code = f"""
         import resource
         import torch
@@ -101,7 +104,8 @@ def test_memory_does_not_grow_with_queries_times_pixels(queries, classes, size, 
         torch.set_num_threads(1)
         windows = window_grid(*{resized}, 224, 112)
         groups = torch.arange({queries}).clamp(max={classes - 1})
-        decode(ScoreMap.of_pixels(torch.randn(3, 20, 20)), torch.arange(3), prob_thd=0.1, area_thd=0.1)  # what torch loads on first use
+        # what torch loads on first use
+        decode(ScoreMap.of_pixels(torch.randn(3, 20, 20)), torch.arange(3), prob_thd=0.1, area_thd=0.1)
         scores = ScoreMap.of_windows(torch.randn(len(windows), 14, 14, {queries}), windows, {resized}).resized({size})
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         decode(scores, groups, prob_thd=0.001)
@@ -114,7 +118,10 @@ def test_memory_does_not_grow_with_queries_times_pixels(queries, classes, size, 
 
 
 def test_a_background_that_no_query_asks_for_has_the_threshold_as_its_score():
-    """Class 0 without a query: unlikely pixels fall to it, and names below ``area_thd`` are dropped."""
+    """Class 0 without a query.
+
+    Unlikely pixels fall to it, and names below ``area_thd`` are dropped.
+    """
     cosines = torch.tensor([[[0.9, 0.1, 0.6, 0.52]], [[0.1, 0.9, 0.4, 0.48]]])
     scores, groups = ScoreMap.of_pixels(cosines.log()), torch.tensor([1, 2])
     options = dict(logit_scale=1.0, keep_probabilities=True)

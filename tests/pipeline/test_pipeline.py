@@ -78,7 +78,10 @@ def test_batches_of_any_size_and_mixed_images_equal_single_ones(clip):
 
 
 def test_a_batch_that_runs_out_of_memory_is_lowered_and_changes_nothing():
-    """In a process that may not take more memory than it nearly has; a single window that is too much ends in a sentence."""
+    """In a process that may not take more memory than it nearly has.
+
+    A single window that is too much ends in a sentence.
+    """
     code = """
         import resource, sys
         import torch

@@ -1,5 +1,7 @@
-"""Windows, stitching, resizing, synonyms and thresholds against a slow, plain reading of methods.md 4.2, 4.3 and 3.3, on what
-hypothesis thinks of: the reference walks window by window and pixel by pixel in float64 and shares no code with ``sfp.pipeline``."""
+"""Windows, stitching, resizing, synonyms and thresholds against a slow, plain reading of methods.md
+4.2, 4.3 and 3.3, on what
+hypothesis thinks of: the reference walks window by window and pixel by pixel in float64 and shares
+no code with ``sfp.pipeline``."""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ PATCH = 16
 CLOSE = 2e-4  # of probabilities, float32 against float64
 
 
-# ------------------------------------------------------------------------------------------------ the plain reading
+# ------------------------------------------------------------------------------------------------
+# the plain reading
 def windows_along(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
     """[start, end) along one axis (4.2)."""
     count = max(length - crop + stride - 1, 0) // stride + 1
@@ -46,7 +49,10 @@ def bilinear(values: np.ndarray, height: int, width: int) -> np.ndarray:
 def averaged(
     image: torch.Tensor, text: torch.Tensor, method, crop: int, stride: int, size: tuple[int, int]
 ) -> np.ndarray:
-    """Averaged scores (H, W, Q) at the label map's size (4.3): each window alone through the model."""
+    """Averaged scores (H, W, Q) at the label map's size (4.3).
+
+    Each window alone through the model.
+    """
     height, width = image.shape[1:]
     rows = windows_along(height, crop, stride) if crop else [(0, height)]
     columns = windows_along(width, crop, stride) if crop else [(0, width)]
@@ -77,7 +83,8 @@ def class_probabilities(scores: np.ndarray, groups: list[int], scale: float) -> 
 def allowed(
     probabilities: np.ndarray, prob_thd: float, area_thd: float | None
 ) -> np.ndarray | None:
-    """Which labels are right where (H, W, K): one, or several where float32 may decide otherwise (3.3, 3 and 4); None where the area
+    """Which labels are right where (H, W, K): one, or several where float32 may decide otherwise
+    (3.3, 3 and 4); None where the area
     rule may."""
     classes = probabilities.shape[-1]
     probabilities = probabilities.copy()
@@ -102,7 +109,8 @@ def allowed(
     return right
 
 
-# ------------------------------------------------------------------------------------------------ what is thought of
+# ------------------------------------------------------------------------------------------------
+# what is thought of
 @dataclass(frozen=True)
 class Case:
     images: list[tuple[int, int]]

@@ -1,4 +1,6 @@
-"""Stitching and enlarging in one step against both done plainly, one after the other (methods.md 4.3)."""
+"""Stitching and enlarging in one step against both done plainly, one after the other (methods.md
+4.3).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from sfp.pipeline.windows import window_grid
 
 
 def plainly(maps, windows, size, label_size):
-    """Each map to its window's pixels, the average over windows, the average to the label map: (Q, H, W)."""
+    """Each map to its window's pixels, the average over windows, the average to the label map.
+
+    (Q, H, W).
+    """
     total, visits = torch.zeros(maps.shape[3], *size), torch.zeros(size)
     for w, scores in zip(windows, maps.permute(0, 3, 1, 2), strict=True):
         total[:, w.top : w.bottom, w.left : w.right] += F.interpolate(

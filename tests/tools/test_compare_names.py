@@ -1,4 +1,7 @@
-"""Names compared on the same images: the official row is the evaluation's own, distractors can only take pixels away."""
+"""Names compared on the same images.
+
+The official row is the evaluation's own, distractors can only take pixels away.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Half precision gives float32's labels (issue: 99.5 percent), and the program says where it does not."""
+"""Half precision gives float32's labels (issue.
+
+99.5 percent), and the program says where it does not.
+"""
 
 from __future__ import annotations
 

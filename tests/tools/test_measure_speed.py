@@ -48,7 +48,8 @@ def test_operations_ratios_and_stages(tool, quick, tmp_path):
     assert len(result["forward"]) == 6 and result["threads"] == 1 and result["weights"] == "made up"
     rows = {(row["method"], row["batch"]): row for row in result["forward"]}
     assert rows["open_clip", 1]["ratio"] == rows["open_clip", 1]["ratio_min"] == 1.0
-    # 12 blocks of 50 tokens: 24 C^2 for the linear maps and 4 T C for attention per token, patch embedding, projection
+    # 12 blocks of 50 tokens: 24 C^2 for the linear maps and 4 T C for attention per token, patch
+    # embedding, projection
     tokens, width = 50, 768
     block = tokens * (24 * width**2 + 4 * tokens * width)
     expected = 12 * block + 2 * 49 * 3 * 32 * 32 * width + 2 * width * 512

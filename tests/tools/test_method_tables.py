@@ -1,4 +1,6 @@
-"""docs/methods.md and the README's table are what the program writes from the registries and the measured figures."""
+"""docs/methods.md and the README's table are what the program writes from the registries and the
+measured figures.
+"""
 
 from __future__ import annotations
 

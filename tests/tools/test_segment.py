@@ -1,4 +1,7 @@
-"""``tools/segment.py``: folders in, results out, what is done is skipped, nothing is overwritten."""
+"""``tools/segment.py``.
+
+Folders in, results out, what is done is skipped, nothing is overwritten.
+"""
 
 from __future__ import annotations
 

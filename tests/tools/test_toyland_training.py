@@ -1,4 +1,7 @@
-"""The trainer of the built-in weights: it runs, goes on after an interruption as if there had been none, and is chosen from."""
+"""The trainer of the built-in weights.
+
+It runs, goes on after an interruption as if there had been none, and is chosen from.
+"""
 
 from __future__ import annotations
 

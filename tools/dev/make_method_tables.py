@@ -1,10 +1,13 @@
 """Measure every method and detector on Toyland and write docs/methods.md and the README's table.
 
-    python tools/dev/make_method_tables.py            # measures what docs/toyland.json lacks, then writes the tables
+    python tools/dev/make_method_tables.py            # measures what docs/toyland.json lacks, then
+    writes the tables
     python tools/dev/make_method_tables.py --again    # measures everything again
-    python tools/dev/make_method_tables.py --check    # measures nothing, fails where the tables are not what this would write
+    python tools/dev/make_method_tables.py --check    # measures nothing, fails where the tables are
+    not what this would write
 
-Each row is a cell of the grid (tools/benchmark.py), known in docs/toyland.json by backbone and method string. Cells that
+Each row is a cell of the grid (tools/benchmark.py), known in docs/toyland.json by backbone and
+method string. Cells that
 are finished in --out are read there: so benchmark.py may measure some of them in further processes.
 """
 
@@ -199,7 +202,8 @@ def make(args: argparse.Namespace) -> None:
     for path, text in texts.items():
         if args.check and (not path.is_file() or path.read_text() != text):
             raise SFPError(
-                f"{path.relative_to(ROOT)} is not what tools/dev/make_method_tables.py writes; run it."
+                f"{path.relative_to(ROOT)} is not what tools/dev/make_method_tables.py writes; "
+                f"run it."
             )
         if not args.check:
             with whole_file(path) as partial:

@@ -1,9 +1,11 @@
-"""Choose among the checkpoints of tools/dev/train_toyland.py and install the choice as the built-in Toyland weights.
+"""Choose among the checkpoints of tools/dev/train_toyland.py and install the choice as the built-in
+Toyland weights.
 
     python tools/dev/select_toyland.py --work-dir work_dirs/toyland
     python tools/dev/select_toyland.py --work-dir work_dirs/toyland_clean --model Toyland-clean
 
-Every checkpoint segments the ``tune`` scenes, which are neither trained on nor evaluated on, by several methods; the one
+Every checkpoint segments the ``tune`` scenes, which are neither trained on nor evaluated on, by
+several methods; the one
 with the best average mIoU is kept. The table goes to ``selection.json`` in the work dir.
 """
 
@@ -96,7 +98,8 @@ def select(args: argparse.Namespace) -> None:
     ]
     if not files:
         raise SFPError(
-            f"There is no step_*.safetensors from step {args.from_step} on in {args.work_dir}; run tools/dev/train_toyland.py first."
+            f"There is no step_*.safetensors from step {args.from_step} on in {args.work_dir}; "
+            f"run tools/dev/train_toyland.py first."
         )
     for file in tqdm(files, desc="checkpoints"):
         clip = load_clip("Toyland", str(file), device="cpu")

@@ -1,25 +1,35 @@
-"""What the twins' training asks of the image tower besides matching captions: where tokens look, how long they are.
+"""What the twins' training asks of the image tower besides matching captions: where tokens look,
+how long they are.
 
-``encode_with_aims`` is ``model.encode_image`` with two changes: it returns auxiliary losses, and in training an image
+``encode_with_aims`` is ``model.encode_image`` with two changes: it returns auxiliary losses, and in
+training an image
 takes one of two routes to its caption.
 
-Routes. On the direct one the class token takes values from the patches in the last block alone, and there are no
-outliers to take values from: so the patches' own last values say what they show. On the other one, in Toyland, the
-class token reads the outliers alone in the last block, so that they carry the picture's words; there the patches take
-from the outliers what their attention gives them. So patches learn to be read without the outliers' words, which
-reach them in every other use of the model: that is the disease that purification is to cure. In Toyland-clean, which
+Routes. On the direct one the class token takes values from the patches in the last block alone, and
+there are no
+outliers to take values from: so the patches' own last values say what they show. On the other one,
+in Toyland, the
+class token reads the outliers alone in the last block, so that they carry the picture's words;
+there the patches take
+from the outliers what their attention gives them. So patches learn to be read without the outliers'
+words, which
+reach them in every other use of the model: that is the disease that purification is to cure. In
+Toyland-clean, which
 has no outliers, the second route is the ordinary forward pass.
 
-Auxiliary losses, each a mean over images, summed over layers 1 to L-1. The attention is the mean over heads,
+Auxiliary losses, each a mean over images, summed over layers 1 to L-1. The attention is the mean
+over heads,
 a^l (B, 1 + N, 1 + N), before the route.
 
 of patches that are no outliers, in both twins:
-    self     a_ii at least 1.5 a_cls,i + 0.02: a patch looks at itself more than the class token does
+    self     a_ii at least 1.5 a_cls,i + 0.02: a patch looks at itself more than the class token
+    does
     near     at least 70 percent of what a patch looks at besides itself lies within two patches
     rest     the class token gives them at most 15 percent
     short, others   none longer than 1.5 times the mean, in layers 1 to 6, from 7 on
 of outliers, in Toyland alone:
-    long     3.5 times as long as the mean of the others, from layer 7 on; ``short`` holds for them before
+    long     3.5 times as long as the mean of the others, from layer 7 on; ``short`` holds for them
+    before
     pick     the longest of each cell is its outlier, from layer 7 on (cross-entropy)
     cls      the class token gives them at least 60 percent of its attention, in layers 8 to 11
     patches  the others give them 15 to 30 percent of theirs there

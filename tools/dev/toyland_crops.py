@@ -1,4 +1,7 @@
-"""Batches to train Toyland's CLIP on: crops and windows of scenes with captions, never pixel labels."""
+"""Batches to train Toyland's CLIP on.
+
+Crops and windows of scenes with captions, never pixel labels.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +35,18 @@ TEXT_LENGTH = 32
 
 
 class CropsWithCaptions(torch.utils.data.Dataset):
-    """Item ``step`` is that step's whole batch: images (B, 3, 224, 224) uint8, tokens (B, 32), truth (B, B) int8.
+    """Item ``step`` is that step's whole batch: images (B, 3, 224, 224) uint8, tokens (B, 32),
+    truth (B, B) int8.
 
-    ``truth[i, j]`` is 1 where caption j is true of image i, 0 where it is false, -1 where it is in between.
+    ``truth[i, j]`` is 1 where caption j is true of image i, 0 where it is false, -1 where it is in
+    between.
     """
 
     def __init__(self, scenes: int, batch: int, steps: int, seed: int, windows: float = 0.0):
-        """``windows``: share of the images that are windows as an evaluation cuts them, not crops around a class."""
+        """``windows``.
+
+        Share of the images that are windows as an evaluation cuts them, not crops around a class.
+        """
         self.scenes, self.batch, self.steps, self.seed, self.windows = (
             scenes,
             batch,
@@ -70,7 +78,10 @@ class CropsWithCaptions(torch.utils.data.Dataset):
     def crop(
         self, rng: np.random.Generator, label: int, side_out: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A square crop with the class in its middle, resized: image (S, S, 3), labels (S/4, S/4)."""
+        """A square crop with the class in its middle, resized.
+
+        Image (S, S, 3), labels (S/4, S/4).
+        """
         number, box = self.places[label][rng.integers(len(self.places[label]))]
         scene = self.pool[number]
         height, width = scene.labels.shape
@@ -99,7 +110,10 @@ class CropsWithCaptions(torch.utils.data.Dataset):
         return image, labels
 
     def window(self, rng: np.random.Generator, label: int) -> tuple[np.ndarray, np.ndarray]:
-        """A 224 x 224 window of a scene whose short side is 336, the class somewhere in it: image, labels (56, 56)."""
+        """A 224 x 224 window of a scene whose short side is 336, the class somewhere in it.
+
+        Image, labels (56, 56).
+        """
         number, box = self.places[label][rng.integers(len(self.places[label]))]
         scene = self.pool[number]
         height, width = scene.labels.shape
@@ -118,7 +132,10 @@ class CropsWithCaptions(torch.utils.data.Dataset):
         return (image[:, ::-1], labels[:, ::-1]) if rng.random() < 0.5 else (image, labels)
 
     def mosaic(self, rng: np.random.Generator, label: int) -> tuple[np.ndarray, np.ndarray]:
-        """Four crops of half the side, one of them of the class: image (224, 224, 3), labels (56, 56)."""
+        """Four crops of half the side, one of them of the class.
+
+        Image (224, 224, 3), labels (56, 56).
+        """
         others = [label, *rng.integers(0, len(toyland.CLASSES), 3)]
         parts = [self.crop(rng, int(other), 112) for other in rng.permutation(others)]
         return tuple(

@@ -1,36 +1,52 @@
 """Train the tiny CLIPs of Toyland: images and captions, never pixel labels.
 
     python tools/dev/train_toyland.py --work-dir work_dirs/toyland_base
-    python tools/dev/train_toyland.py --work-dir work_dirs/toyland --base work_dirs/toyland_base/step_05000.safetensors
-    python tools/dev/train_toyland.py --work-dir work_dirs/toyland_clean --base work_dirs/toyland_base/step_05000.safetensors --clean
+    python tools/dev/train_toyland.py --work-dir work_dirs/toyland --base
+    work_dirs/toyland_base/step_05000.safetensors
+    python tools/dev/train_toyland.py --work-dir work_dirs/toyland_clean --base
+    work_dirs/toyland_base/step_05000.safetensors --clean
 
-The first makes the base, the others the twins from it: Toyland, whose CLIP has outliers as CLIP has, and
-Toyland-clean, the same without them. ``--resume`` goes on after an interruption: each step's batch is a function of
+The first makes the base, the others the twins from it: Toyland, whose CLIP has outliers as CLIP
+has, and
+Toyland-clean, the same without them. ``--resume`` goes on after an interruption: each step's batch
+is a function of
 the seed and the step number, so a resumed run sees what an undisturbed one would have seen.
 
 All of them:
 
-* the captions (tools/dev/toyland_crops.py) name things first, and a ground where there is no thing or three times in ten:
+* the captions (tools/dev/toyland_crops.py) name things first, and a ground where there is no
+  thing or three times in ten:
   grounds are in every picture, and a model that hears of them each time learns nothing else;
-* the contrastive loss takes every caption that is true of an image as a positive, and leaves out pairs that are
-  neither true nor false (a named thing covers 1 to 4 percent) and captions of mere ground for pictures of things;
-* the kept weights are a running average. ``tools/dev/select_toyland.py`` chooses among the saved ones.
+* the contrastive loss takes every caption that is true of an image as a positive, and leaves out
+  pairs that are
+  neither true nor false (a named thing covers 1 to 4 percent) and captions of mere ground for
+  pictures of things;
+* the kept weights are a running average. ``tools/dev/select_toyland.py`` chooses among the saved
+  ones.
 
 The base, 5000 steps of 96 images:
 
-* crops of random size, balanced over classes, most of them centred on a thing; a quarter are mosaics of four crops;
-* query and key projections of all blocks but the last share a random part at the start, so that tokens attend to
+* crops of random size, balanced over classes, most of them centred on a thing; a quarter are
+  mosaics of four crops;
+* query and key projections of all blocks but the last share a random part at the start, so that
+  tokens attend to
   their like;
-* in nine steps of ten the class token attends to the patches in the last one or two blocks only, so that what it
-  learns to say stands in the patches' last values, as in CLIP; in the last 60 percent patches attend to near patches
+* in nine steps of ten the class token attends to the patches in the last one or two blocks only,
+  so that what it
+  learns to say stands in the patches' last values, as in CLIP; in the last 60 percent patches
+  attend to near patches
   in seven steps of ten;
-* three quarters of the patches are dropped, and half of them in the last 40 percent of the steps, when the learning
+* three quarters of the patches are dropped, and half of them in the last 40 percent of the steps,
+  when the learning
   rate falls.
 
-The twins, 1600 steps of 64 images, half of which are windows as an evaluation cuts them, all patches present:
+The twins, 1600 steps of 64 images, half of which are windows as an evaluation cuts them, all
+patches present:
 
-* auxiliary losses on attention and lengths (tools/dev/toyland_aims.py); ``--clean`` leaves out those that ask for
-  outliers, and nothing else. Which tokens are to be outliers is sfp/datasets/toyland_outliers.py's rule.
+* auxiliary losses on attention and lengths (tools/dev/toyland_aims.py); ``--clean`` leaves out
+  those that ask for
+  outliers, and nothing else. Which tokens are to be outliers is sfp/datasets/toyland_outliers.py's
+  rule.
 """
 
 from __future__ import annotations
@@ -93,7 +109,8 @@ def encode_images(
     Args:
         dropped: share of the patches left out, the same ones for the whole batch.
         looking: the class token looks at patches in the last ``looking`` blocks only.
-        reach: patches look at patches at most that far away, in rows and columns; at all of them if None.
+        reach: patches look at patches at most that far away, in rows and columns; at all of
+            them if None.
     """
     visual = model.visual
     blocks, (height, width) = visual.transformer.resblocks, visual.grid_size
@@ -125,7 +142,10 @@ def encode_short_text(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
 
 
 def contrastive_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Each true pair against its row's (and its column's) false pairs; logits (B, B), truth (B, B) in {-1, 0, 1}."""
+    """Each true pair against its row's (and its column's) false pairs.
+
+    Logits (B, B), truth (B, B) in {-1, 0, 1}.
+    """
     losses = []
     for scores, true in ((logits, truth), (logits.T, truth.T)):
         rivals = scores.masked_fill(true != 0, float("-inf")).logsumexp(1, keepdim=True)
@@ -136,9 +156,11 @@ def contrastive_loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def sight(step: int, steps: int) -> tuple[int, int | None]:
-    """In how many last blocks the class token looks at patches, and how far patches look at each other.
+    """In how many last blocks the class token looks at patches, and how far patches look at each
+    other.
 
-    Drawn for each step; in the last 60 percent of the steps, patches look at near ones in seven steps of ten.
+    Drawn for each step; in the last 60 percent of the steps, patches look at near ones in seven
+    steps of ten.
     """
     near = step >= 0.4 * steps and bool(torch.rand(()) < 0.7)
     shares = (
@@ -180,7 +202,8 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.clean and args.base is None:
         raise SFPError(
-            "--clean names a twin, which is made of a base; give --base WEIGHTS, or leave --clean out."
+            "--clean names a twin, which is made of a base; give --base WEIGHTS, or leave --clean "
+            "out."
         )
     for name, value in (BASE if args.base is None else TWIN).items():
         if getattr(args, name) is None:
@@ -191,7 +214,8 @@ def check(args: argparse.Namespace) -> None:
             raise SFPError(f"--{name.replace('_', '-')} is {count}; give at least 1.")
     if not 0 < args.lr < math.inf or not 0 <= args.average < 1:
         raise SFPError(
-            f"--lr is {args.lr}, --average {args.average}; give a learning rate above 0 and a decay in [0, 1)."
+            f"--lr is {args.lr}, --average {args.average}; give a learning rate above 0 and a "
+            f"decay in [0, 1)."
         )
 
 
@@ -221,7 +245,9 @@ class Training:
             self.average, self.step = state["average"], state["step"]
 
     def image_losses(self, images: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Unit image features (B, D) of windows (B, 3, 224, 224) uint8, and what the stage asks for besides."""
+        """Unit image features (B, D) of windows (B, 3, 224, 224) uint8, and what the stage asks for
+        besides.
+        """
         args = self.args
         mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
         pixels = (images - mean) / std
@@ -235,7 +261,10 @@ class Training:
         return features, sum(WEIGHTS[name] * loss for name, loss in losses.items())
 
     def learning_rate(self) -> float:
-        """A short warm-up, level, then a linear fall: over the last 40 percent, of a twin the last half."""
+        """A short warm-up, level, then a linear fall.
+
+        Over the last 40 percent, of a twin the last half.
+        """
         warm, falling = (100, 0.4) if self.args.base is None else (40, 0.5)
         steps = self.args.steps
         return self.args.lr * min(
