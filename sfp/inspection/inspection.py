@@ -171,12 +171,6 @@ class Inspection:
         height, width = self.grid
         return f"Inspection({self.protocol['model']}, {self.layers} layers, {height}x{width} patches, detectors {detectors})"
 
-    def _repr_png_(self) -> bytes:
-        from sfp.inspection.figures import attention_figure
-        from sfp.result import png_bytes
-
-        return png_bytes(attention_figure(self))
-
 
 @torch.inference_mode()
 def inspect_image(

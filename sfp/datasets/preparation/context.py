@@ -8,16 +8,17 @@ from these lists while it walks through them and so can lose entries; this reads
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from sfp.datasets.layouts import Layout
 from sfp.datasets.preparation.recipe import Recipe
 from sfp.datasets.preparation.sources import Sources
 from sfp.datasets.preparation.steps import Plan, require_files, write_labels
 from sfp.errors import SFPError
-from sfp.run_length import decode_mask
 
 JSON = "VOCdevkit/VOC2010/trainval_merged.json"
 # of the 459 classes; an id's place here is its new label, 0 the background
@@ -110,15 +111,39 @@ def draw_masks(
     for category, counts in masks:
         if category not in SOURCE_IDS:
             raise SFPError(
-                f"trainval_merged.json has the class {category} in {name}, none of the 59; take PASCAL in Detail's file."
+                f"trainval_merged.json has the class {category} in {name}, none of the 59; take "
+                "PASCAL in Detail's file."
             )
         try:
             labels[decode_mask(counts, *size)] = SOURCE_IDS.index(category)
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, ArithmeticError) as error:
             raise SFPError(
-                f"trainval_merged.json has a broken mask of the class {category} in {name} ({error}); fetch it again."
+                f"trainval_merged.json has a broken mask of the class {category} in {name} "
+                f"({error}); fetch it again."
             ) from error
     write_labels(target, labels)
+
+
+def decode_mask(counts: str | list[int], height: int, width: int) -> np.ndarray:
+    """The mask (height, width), bool, of COCO's run lengths, as numbers or packed into a text.
+
+    Raises:
+        ValueError: the runs don't cover it exactly. TypeError, ArithmeticError: they are none.
+    """
+    if isinstance(counts, str):
+        # five bits to a character, "P" to "o" before others of the same number; pycocotools
+        # writes past its memory where the last number has no end
+        if not re.fullmatch(r"([P-o]{0,6}[0-O])+", counts):
+            raise ValueError("its text is none of run lengths")
+        runs = {"size": [height, width], "counts": counts}
+    else:
+        runs = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    mask = coco_mask.decode(runs).astype(bool)
+    try:  # pycocotools refuses runs of more pixels, and leaves what they don't cover to chance
+        coco_mask.decode({**runs, "size": [height * width - 1, 1]})
+    except ValueError:
+        return mask
+    raise ValueError(f"its runs cover less than {height} x {width} pixels")
 
 
 RECIPE = Recipe(
