@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 Colour: TypeAlias = tuple[int, int, int]
 _SKIES = (  # at the top and at the horizon
@@ -95,9 +94,15 @@ class Frame:
         return np.stack([self.x + self.r * across, self.y + self.r * down], 1)
 
 
-def _colour(rng: np.random.Generator, choices: Sequence[Colour], spread: int = 14) -> Colour:
-    base = np.array(choices[rng.integers(len(choices))]) + rng.integers(-spread, spread + 1, 3)
+def _colour(rng: np.random.Generator, choices: str, spread: int = 14) -> Colour:
+    """One of the colours, written as in HTML, each channel up to ``spread`` off."""
+    colours = [ImageColor.getrgb(f"#{choice}") for choice in choices.split()]
+    base = np.array(colours[rng.integers(len(colours))]) + rng.integers(-spread, spread + 1, 3)
     return tuple(int(v) for v in np.clip(base, 0, 255))
+
+
+def _at_angle(angle: float, reach: float = 1.0) -> tuple[float, float]:
+    return reach * math.cos(angle), reach * math.sin(angle)
 
 
 def _shade(colour: Colour, amount: float) -> Colour:
@@ -137,7 +142,7 @@ def draw_sky(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> No
 
 
 def _draw_grass(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
-    base = _colour(rng, [(96, 170, 60), (120, 185, 70), (70, 140, 55)])
+    base = _colour(rng, "60aa3c 78b946 468c37")
     canvas.fill(region, base)
     for x, y in _texture_points(rng, region, 8):
         length, lean = rng.uniform(5, 10), rng.uniform(-3, 3)
@@ -145,7 +150,7 @@ def _draw_grass(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) ->
 
 
 def _draw_sea(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
-    base = _colour(rng, [(30, 90, 170), (25, 110, 160), (20, 70, 140)])
+    base = _colour(rng, "1e5aaa 196ea0 14468c")
     canvas.fill(region, base)
     for x, y in _texture_points(rng, region, 15):
         w = rng.uniform(5, 10)
@@ -154,7 +159,7 @@ def _draw_sea(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> N
 
 
 def _draw_sand(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
-    base = _colour(rng, [(228, 200, 130), (215, 180, 110), (238, 214, 160)])
+    base = _colour(rng, "e4c882 d7b46e eed6a0")
     canvas.fill(region, base)
     for x, y in _texture_points(rng, region, 8):
         rx, ry = rng.uniform(0.7, 1.6), rng.uniform(0.7, 1.4)
@@ -162,7 +167,7 @@ def _draw_sand(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> 
 
 
 def _draw_road(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
-    base = _colour(rng, [(100, 100, 105), (85, 85, 92), (120, 118, 118)], 8)
+    base = _colour(rng, "646469 55555c 787676", 8)
     canvas.fill(region, base)
     for x, y in _texture_points(rng, region, 12):
         canvas.ellipse((x, y), 1.0, 1.0, _shade(base, rng.uniform(-0.25, 0.25)))
@@ -171,7 +176,7 @@ def _draw_road(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> 
 
 
 def _draw_snow(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
-    base = _colour(rng, [(236, 242, 250), (225, 234, 246), (244, 246, 250)], 5)
+    base = _colour(rng, "ecf2fa e1eaf6 f4f6fa", 5)
     canvas.fill(region, base)
     for x, y in _texture_points(rng, region, 20):
         w = rng.uniform(5, 12)
@@ -180,10 +185,8 @@ def _draw_snow(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> 
 
 
 def _draw_house(pen: Frame, rng: np.random.Generator) -> None:
-    wall = _colour(
-        rng, [(240, 220, 180), (225, 160, 140), (200, 120, 90), (190, 205, 225), (235, 235, 215)]
-    )
-    roof = _colour(rng, [(170, 50, 40), (120, 70, 45), (70, 70, 110), (60, 100, 90)])
+    wall = _colour(rng, "f0dcb4 e1a08c c8785a becde1 ebebd7")
+    roof = _colour(rng, "aa3228 78462d 46466e 3c645a")
     pen.polygon([(0.4, -0.95), (0.6, -0.95), (0.6, -0.2), (0.4, -0.2)], _shade(roof, -0.3))
     pen.polygon([(-0.8, -0.15), (0.8, -0.15), (0.8, 1), (-0.8, 1)], wall)
     for row in np.arange(-0.05, 1, 0.15):
@@ -196,16 +199,15 @@ def _draw_house(pen: Frame, rng: np.random.Generator) -> None:
         pen.line([(-(y + 1) / 0.9, y), ((y + 1) / 0.9, y)], 1, _shade(roof, -0.3))
     pen.polygon([(-0.18, 0.4), (0.18, 0.4), (0.18, 1), (-0.18, 1)], _shade(roof, -0.25))
     for x in (-0.52, 0.52):
-        pen.polygon(
-            [(x - 0.18, 0.1), (x + 0.18, 0.1), (x + 0.18, 0.45), (x - 0.18, 0.45)], (150, 205, 235)
-        )
+        window = [(x - 0.18, 0.1), (x + 0.18, 0.1), (x + 0.18, 0.45), (x - 0.18, 0.45)]
+        pen.polygon(window, (150, 205, 235))
         pen.line([(x, 0.1), (x, 0.45)], pen.r * 0.04, (255, 255, 255))
         pen.line([(x - 0.18, 0.27), (x + 0.18, 0.27)], pen.r * 0.04, (255, 255, 255))
 
 
 def _draw_tree(pen: Frame, rng: np.random.Generator) -> None:
-    bark = _colour(rng, [(110, 75, 45), (90, 65, 50)])
-    leaf = _colour(rng, [(45, 115, 50), (30, 95, 60), (70, 125, 45), (190, 110, 40)])
+    bark = _colour(rng, "6e4b2d 5a4132")
+    leaf = _colour(rng, "2d7332 1e5f3c 467d2d be6e28")
     pen.polygon([(-0.14, 0.1), (0.14, 0.1), (0.2, 1), (-0.2, 1)], bark)
     if rng.random() < 0.35:
         for k in range(3):
@@ -227,17 +229,7 @@ def _draw_tree(pen: Frame, rng: np.random.Generator) -> None:
 
 
 def _draw_car(pen: Frame, rng: np.random.Generator) -> None:
-    paint = _colour(
-        rng,
-        [
-            (200, 40, 45),
-            (40, 90, 190),
-            (240, 190, 40),
-            (50, 150, 90),
-            (230, 120, 40),
-            (235, 235, 235),
-        ],
-    )
+    paint = _colour(rng, "c8282d 285abe f0be28 32965a e67828 ebebeb")
     pen.polygon([(-0.55, -0.1), (-0.35, -0.6), (0.3, -0.6), (0.6, -0.1)], _shade(paint, -0.15))
     pen.polygon([(-0.42, -0.1), (-0.28, -0.48), (-0.03, -0.48), (-0.03, -0.1)], (185, 225, 240))
     pen.polygon([(0.05, -0.1), (0.05, -0.48), (0.25, -0.48), (0.45, -0.1)], (185, 225, 240))
@@ -250,8 +242,8 @@ def _draw_car(pen: Frame, rng: np.random.Generator) -> None:
 
 
 def _draw_boat(pen: Frame, rng: np.random.Generator) -> None:
-    hull = _colour(rng, [(140, 80, 45), (170, 45, 45), (50, 60, 120), (235, 235, 230)])
-    sail = _colour(rng, [(250, 245, 230), (245, 215, 130), (240, 150, 140)])
+    hull = _colour(rng, "8c502d aa2d2d 323c78 ebebe6")
+    sail = _colour(rng, "faf5e6 f5d782 f0968c")
     pen.line([(0, -1), (0, 0.4)], pen.r * 0.07, (95, 65, 40))
     pen.polygon([(0.08, -0.95), (0.75, 0.25), (0.08, 0.25)], sail)
     pen.polygon([(-0.08, -0.8), (-0.6, 0.25), (-0.08, 0.25)], _shade(sail, -0.1))
@@ -264,15 +256,12 @@ def _draw_boat(pen: Frame, rng: np.random.Generator) -> None:
 
 
 def _draw_sun(pen: Frame, rng: np.random.Generator) -> None:
-    glow = _colour(rng, [(255, 205, 40), (255, 180, 40), (255, 220, 80)])
+    glow = _colour(rng, "ffcd28 ffb428 ffdc50")
     turn = rng.uniform(0, math.pi)
     for k in range(12):
         a = turn + 2 * math.pi * k / 12
-        side = 0.16
-        tip = [(math.cos(a), math.sin(a)), (0.6 * math.cos(a - side), 0.6 * math.sin(a - side))]
-        pen.polygon(
-            [*tip, (0.6 * math.cos(a + side), 0.6 * math.sin(a + side))], _shade(glow, -0.12)
-        )
+        ray = [_at_angle(a), _at_angle(a - 0.16, 0.6), _at_angle(a + 0.16, 0.6)]
+        pen.polygon(ray, _shade(glow, -0.12))
     pen.ellipse((0, 0), 0.62, 0.62, glow)
     pen.ellipse((0, 0), 0.5, 0.5, _shade(glow, 0.25))
     for x in (-0.2, 0.2):
@@ -281,22 +270,16 @@ def _draw_sun(pen: Frame, rng: np.random.Generator) -> None:
 
 
 def _draw_star(pen: Frame, rng: np.random.Generator) -> None:
-    shine = _colour(rng, [(250, 250, 200), (180, 230, 255), (255, 180, 220), (200, 160, 250)])
+    shine = _colour(rng, "fafac8 b4e6ff ffb4dc c8a0fa")
     turn = rng.uniform(-0.4, 0.4) - math.pi / 2
     for scale, colour in ((1.0, _shade(shine, -0.35)), (0.8, shine), (0.4, _shade(shine, 0.5))):
-        spikes = []
-        for k in range(10):
-            reach = scale * (1.0 if k % 2 == 0 else 0.45)
-            spikes.append(
-                (reach * math.cos(turn + math.pi * k / 5), reach * math.sin(turn + math.pi * k / 5))
-            )
+        reaches = (scale * (1.0 if k % 2 == 0 else 0.45) for k in range(10))
+        spikes = [_at_angle(turn + math.pi * k / 5, reach) for k, reach in enumerate(reaches)]
         pen.polygon(spikes, colour)
 
 
 def _draw_fish(pen: Frame, rng: np.random.Generator) -> None:
-    skin = _colour(
-        rng, [(245, 130, 50), (150, 80, 180), (40, 170, 160), (230, 80, 110), (240, 200, 60)]
-    )
+    skin = _colour(rng, "f58232 9650b4 28aaa0 e6506e f0c83c")
     pen.polygon([(0.45, 0), (1, -0.5), (0.85, 0), (1, 0.5)], _shade(skin, -0.25))
     pen.polygon([(-0.25, -0.35), (0.15, -0.75), (0.35, -0.25)], _shade(skin, -0.2))
     pen.ellipse((-0.15, 0), 0.78, 0.48, skin)
@@ -304,42 +287,31 @@ def _draw_fish(pen: Frame, rng: np.random.Generator) -> None:
         for j in range(-2, 3):
             x, y = -0.25 + 0.17 * i + (0.08 if j % 2 else 0), 0.15 * j
             if ((x + 0.15) / 0.7) ** 2 + (y / 0.4) ** 2 < 0.8:
-                pen.line(
-                    [(x, y - 0.07), (x + 0.08, y), (x, y + 0.07)], pen.r * 0.035, _shade(skin, -0.4)
-                )
+                scale = [(x, y - 0.07), (x + 0.08, y), (x, y + 0.07)]
+                pen.line(scale, pen.r * 0.035, _shade(skin, -0.4))
     pen.line([(-0.45, -0.3), (-0.38, 0), (-0.45, 0.3)], pen.r * 0.06, _shade(skin, 0.6))
     pen.ellipse((-0.65, -0.1), 0.11, 0.11, (255, 255, 255))
     pen.ellipse((-0.67, -0.1), 0.055, 0.055, (10, 10, 20))
 
 
 def _draw_flower(pen: Frame, rng: np.random.Generator) -> None:
-    petal = _colour(
-        rng, [(240, 110, 170), (180, 90, 210), (230, 50, 60), (250, 250, 250), (110, 120, 230)]
-    )
+    petal = _colour(rng, "f06eaa b45ad2 e6323c fafafa 6e78e6")
     pen.line([(0, -0.3), (0.05, 1)], pen.r * 0.12, (60, 130, 50))
     pen.polygon([(0.03, 0.75), (0.5, 0.35), (0.35, 0.75)], (75, 150, 60))
     pen.polygon([(0.03, 0.9), (-0.45, 0.5), (-0.3, 0.9)], (75, 150, 60))
     for k in range(7):
-        a = 2 * math.pi * k / 7
-        pen.ellipse(
-            (0.38 * math.cos(a), -0.4 + 0.38 * math.sin(a)),
-            0.26,
-            0.26,
-            _shade(petal, -0.12 * (k % 2)),
-        )
+        x, y = _at_angle(2 * math.pi * k / 7, 0.38)
+        pen.ellipse((x, -0.4 + y), 0.26, 0.26, _shade(petal, -0.12 * (k % 2)))
     pen.ellipse((0, -0.4), 0.22, 0.22, (250, 205, 50))
     for k in range(6):
-        a = 2 * math.pi * k / 6
-        pen.ellipse((0.12 * math.cos(a), -0.4 + 0.12 * math.sin(a)), 0.04, 0.04, (190, 120, 30))
+        x, y = _at_angle(2 * math.pi * k / 6, 0.12)
+        pen.ellipse((x, -0.4 + y), 0.04, 0.04, (190, 120, 30))
 
 
 def _draw_balloon(pen: Frame, rng: np.random.Generator) -> None:
-    skin = _colour(
-        rng, [(225, 35, 60), (20, 160, 220), (60, 190, 80), (250, 150, 30), (170, 60, 200)]
-    )
-    pen.line(
-        [(0, 0.45), (0.08, 0.62), (-0.06, 0.8), (0.02, 1)], max(1.2, pen.r * 0.04), (90, 90, 90)
-    )
+    skin = _colour(rng, "e1233c 14a0dc 3cbe50 fa961e aa3cc8")
+    string = [(0, 0.45), (0.08, 0.62), (-0.06, 0.8), (0.02, 1)]
+    pen.line(string, max(1.2, pen.r * 0.04), (90, 90, 90))
     pen.ellipse((0, -0.3), 0.6, 0.7, skin)
     pen.ellipse((0, -0.3), 0.36, 0.7, _shade(skin, 0.25))
     pen.ellipse((0, -0.3), 0.14, 0.7, skin)
@@ -348,21 +320,15 @@ def _draw_balloon(pen: Frame, rng: np.random.Generator) -> None:
 
 
 def _draw_mushroom(pen: Frame, rng: np.random.Generator) -> None:
-    cap = _colour(rng, [(200, 40, 40), (160, 95, 55), (210, 120, 40), (120, 60, 110)])
+    cap = _colour(rng, "c82828 a05f37 d27828 783c6e")
     pen.polygon([(-0.2, 0), (0.2, 0), (0.32, 0.95), (-0.32, 0.95)], (245, 235, 210))
     for x in (-0.1, 0.08):
         pen.line([(x, 0.2), (x * 1.6, 0.9)], 1, (205, 190, 160))
     dome = [(math.cos(a), 0.15 - 1.05 * math.sin(a)) for a in np.linspace(0, math.pi, 24)]
     pen.polygon(dome, cap)
     pen.line([(-0.95, 0.12), (0.95, 0.12)], pen.r * 0.1, _shade(cap, -0.35))
-    spots = [
-        (-0.55, -0.2, 0.13),
-        (0, -0.6, 0.16),
-        (0.5, -0.25, 0.14),
-        (0.05, -0.15, 0.11),
-        (-0.3, -0.6, 0.08),
-    ]
-    for x, y, s in spots:
+    spots = ((-0.55, -0.2, 0.13), (0, -0.6, 0.16), (0.5, -0.25, 0.14), (0.05, -0.15, 0.11))
+    for x, y, s in (*spots, (-0.3, -0.6, 0.08)):
         pen.ellipse((x, y), s, s * 0.9, (250, 248, 240))
 
 
