@@ -223,8 +223,8 @@ def add_legend(figure: Figure, entries: Sequence[tuple[str, Colour]], **options:
     single = drawn(1)
     widest = single.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width
     single.remove()
-    columns = math.floor(figure.bbox.width / widest)
-    return drawn(min(max(columns, 1), len(entries)))
+    lines = math.ceil(len(entries) / max(1, math.floor(figure.bbox.width / widest)))
+    return drawn(math.ceil(len(entries) / lines))
 
 
 def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Image.Image:

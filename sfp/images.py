@@ -126,8 +126,8 @@ def resized_size(height: int, width: int, short_side: int, patch: int = 1) -> tu
         least = f", less than one patch of {patch}" if patch > 1 else ""
         raise SFPError(
             f"An image of {width}x{height} pixels is too small or too thin: resized to a short "
-            f"side of {short_side} and a long side of at most {_LONG_SIDE} it has {size[1]}x{size[0]}"
-            f"{least}; cut it or set another short_side."
+            f"side of {short_side} and a long side of at most {_LONG_SIDE} it has "
+            f"{size[1]}x{size[0]}{least}; cut it or set another short_side."
         )
     return size
 

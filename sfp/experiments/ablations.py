@@ -1,7 +1,7 @@
 """The papers' ablation tables as rows of the benchmark grid, beside their published numbers.
 
-The tables are ``ablations.csv``, their rows ``ablation_rows.csv``; docs/ablations.md says how we read
-rows that a paper names without an equation.
+The tables are ``ablations.csv``, their rows ``ablation_rows.csv``; docs/ablations.md says how we
+read rows that a paper names without an equation.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Ablation:
         title: what it varies.
         paper, table: where its numbers stand in ``paper_results.csv``; None for a sweep of ours.
         rows: the first one is what the others are compared with.
-        backbones: the grid's backbones and their names in the table; Toyland stands beside the first.
+        backbones: the grid's and their names in the table; Toyland stands beside the first.
         settings: of the grid: "common" where rows of several methods must differ in nothing else.
     """
 
@@ -69,11 +69,12 @@ class Ablation:
         On Toyland its average over the table's datasets, of the first backbone.
         """
         toy = dataset == "toyland"
+        first = next(iter(self.backbones.values()))
         place = {
             "paper": self.paper,
             "table": self.table,
             "method": row.name,
-            "backbone": next(iter(self.backbones.values())) if toy else self.backbones.get(backbone),
+            "backbone": first if toy else self.backbones.get(backbone),
             "dataset": "avg" if toy else _CITY.get(dataset, dataset),
             "metric": "mIoU",
         }

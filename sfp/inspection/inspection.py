@@ -22,7 +22,7 @@ _MOST_BYTES = 2 << 30
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Stream:
-    """One run of an image through CLIP's L layers; patches lie on a grid (h, w), N = h w, row-major.
+    """One run of an image through CLIP's L layers, patches on a grid (h, w), N = h w, row-major.
 
     All of its maps come from two arrays, the tokens and the attention. Layers count from 1.
 

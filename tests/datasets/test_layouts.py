@@ -246,7 +246,8 @@ def test_real_photographs(name, sizes, monkeypatch):
     assert len(items) == 3
     assert {item["data_samples"].ori_shape for item in items} == sizes
     found = set(np.unique(np.concatenate([truth(item).ravel() for item in items])).tolist())
-    # person, bottle, chair, sofa, bus, car; wall, building, sky, tree, road, grass, sidewalk, plant, car, escalator
+    # person, bottle, chair, sofa, bus, car; wall, building, sky, tree, road, grass, sidewalk,
+    # plant, car, escalator
     expected = (
         {0, 5, 6, 7, 9, 15, 18, 255} if name == "voc21" else {0, 1, 2, 4, 6, 9, 11, 17, 20, 96, 255}
     )
