@@ -176,7 +176,8 @@ def test_boxes_and_places(scene, segmenter, inspection):
 def panel_rows(figure) -> int:
     """How many rows of panels a figure has, at the right of its picture and sides."""
     pixels = np.asarray(figure, int)
-    inked = (pixels[:, pixels.shape[1] // 3 : pixels.shape[1] // 2].sum(-1) < 740).mean(1) > 0.6
+    start, end = (int(share * pixels.shape[1]) for share in (0.7, 0.85))
+    inked = (pixels[:, start:end].sum(-1) < 755).mean(1) > 0.6
     return int((inked[1:] & ~inked[:-1]).sum())
 
 
