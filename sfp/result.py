@@ -20,7 +20,7 @@ from sfp.drawing import Colour
 from sfp.errors import SFPError
 from sfp.files import whole_file
 
-CARD = "sfp"  # the text chunk of PNG files that holds the protocol as JSON
+_CHUNK = "sfp"  # the text chunk of PNG files that holds the protocol as JSON
 _GREY: Colour = (72, 74, 80)
 _SHOWN = 1024  # long side of the drawing in a notebook
 
@@ -180,7 +180,7 @@ class Segmentation:
             )
         with whole_file(path) as partial:
             if ending == ".png":
-                self.label_image().save(partial, pnginfo=png_card(self.protocol))
+                self.label_image().save(partial, pnginfo=png_provenance(self.protocol))
             elif ending == ".json":
                 partial.write_text(json.dumps(self.coco()), encoding="utf-8")
             elif ending == ".npz":
@@ -276,18 +276,18 @@ def compare(results: dict[str, Segmentation], height: int = 240) -> Image.Image:
     return drawing.sheet([list(pictures.items())], list(legend.items()), height)
 
 
-def png_card(card: dict[str, Any]) -> PngInfo:
-    """PNG metadata that holds a card; ``read_card`` reads it."""
+def png_provenance(provenance: dict[str, Any]) -> PngInfo:
+    """PNG metadata that ``read_provenance`` reads: what made a picture, plain values as in JSON."""
     info = PngInfo()
-    info.add_text(CARD, json.dumps(card))
+    info.add_text(_CHUNK, json.dumps(provenance))
     return info
 
 
-def read_card(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The card in a PNG file; None where there is no such file, or none in it."""
+def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The provenance in a PNG file; None where there is no such file, or none in it."""
     try:
         with Image.open(path) as picture:
-            card = json.loads(picture.info[CARD])
+            found = json.loads(picture.info[_CHUNK])
     except Exception:  # Pillow's readers raise whatever they stumble on
         return None
-    return card if isinstance(card, dict) else None
+    return found if isinstance(found, dict) else None

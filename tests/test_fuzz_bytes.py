@@ -27,7 +27,7 @@ from sfp.datasets.preparation.context import decode_mask
 from sfp.images import read_image
 from sfp.options import parse_names, parse_options, parse_spec
 from sfp.pipeline import Vocabulary
-from sfp.result import Segmentation, png_card, read_card
+from sfp.result import Segmentation, png_provenance, read_provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FUZZ = settings(
@@ -360,7 +360,7 @@ def cards() -> list[bytes]:
     found = []
     for card in ({"method": "CLIP", "names": ["sea"]}, [1], {}):
         file = io.BytesIO()
-        Image.new("P", (3, 4)).save(file, "PNG", pnginfo=png_card(card))
+        Image.new("P", (3, 4)).save(file, "PNG", pnginfo=png_provenance(card))
         found.append(file.getvalue())
     return found
 
@@ -370,7 +370,7 @@ def cards() -> list[bytes]:
 def test_cards(tmp_path, data):
     file = tmp_path / "labels.png"
     file.write_bytes(data)
-    assert isinstance(read_card(file), dict | None)
+    assert isinstance(read_provenance(file), dict | None)
 
 
 MASKS = [np.random.default_rng(n).random((9, 7)) < 0.4 for n in range(4)]

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 import sfp
 from sfp.datasets import toyland
-from sfp.result import compare, palette_for, read_card
+from sfp.result import compare, palette_for, read_provenance
 
 NAMES = ["sky", ["sea", "ocean"], "house", "boat"]
 
@@ -30,7 +30,7 @@ def test_label_png(result, tmp_path):
     labels = Image.open(path)
     assert np.array_equal(np.asarray(labels), result.labels)
     assert labels.getpalette()[: 3 * len(NAMES)] == result.palette.ravel().tolist()
-    assert read_card(path) == result.protocol
+    assert read_provenance(path) == result.protocol
 
 
 def test_label_png_of_many_names(result, tmp_path):

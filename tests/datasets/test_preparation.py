@@ -1,4 +1,4 @@
-"""Each dataset from its owners' files: prepared and checked by the command lines, compared pixel by pixel."""
+"""Each dataset from its owners' files: prepared, checked and compared pixel by pixel."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def archive(folder: Path, path: Path) -> Path:
 
 
 def test_the_real_command_lines_on_archives_in_place_and_with_two_workers(tmp_path):
-    """40 images, more than are done in one process; two archives, whose folders are both called val2017."""
+    """40 images, more than one process does; two archives, both with a folder val2017."""
     rng = np.random.default_rng(0)
     for number in range(40):
         for folder in ("a/val2017", "b/val2017", "b/train2017"):
@@ -296,7 +296,9 @@ def test_run_lengths_by_hand():
     assert decode_mask([2, 3, 1], 2, 3).tolist() == decode_mask("231", 2, 3).tolist() == expected
 
 
-@pytest.mark.parametrize("counts", [[2, 3], [2, 3, 2], [2, -3, 7], ["a"], "23", "233", "P", "é", ""])
+@pytest.mark.parametrize(
+    "counts", [[2, 3], [2, 3, 2], [2, -3, 7], ["a"], "23", "233", "P", "é", ""]
+)
 def test_broken_run_lengths(counts):
     """Too few or too many pixels, and what is no number; pycocotools alone crashes at the last."""
     with pytest.raises((ValueError, ArithmeticError)):

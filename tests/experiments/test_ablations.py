@@ -1,4 +1,4 @@
-"""The ablation tables: their rows are those of the papers, their methods build, and the tool measures and prints them."""
+"""The ablation tables: the papers' rows, methods that build, and the tool's output."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_each_answer_about_sae_and_hai_has_features_of_its_own(clip):
         name, options = parse_spec(method)
         if all(option.startswith(("sae_", "hai")) for option in options):
             features = build_method(name, clip, **options)(windows)
-            assert not any(torch.equal(features, seen) for seen in found.values()), method
+            assert not any(torch.equal(features, other) for other in found.values()), method
             found[method] = features
     assert "SFP" in found and len(found) >= 14
 
@@ -171,7 +171,7 @@ def test_mistakes(tmp_path):
 
 
 def test_signs_are_counted_where_the_paper_has_a_change():
-    """SFP's Table 3 falls from row to row; of what is measured here one row rises and one is missing."""
+    """SFP's Table 3 falls from row to row; measured here, one row rises and one is missing."""
     ablation = ABLATIONS["sfp-table3"]
     values = [50.0, 49.0, 51.0, None, 48.0]
     measured = {

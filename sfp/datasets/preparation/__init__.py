@@ -69,7 +69,7 @@ def prepare(
                 shutil.rmtree(unpacked)  # what is used as it is lives on by its hard link
     except OSError as error:
         raise SFPError(
-            f"Preparing {name} under {out} failed ({error}); mend that, or choose another folder "
-            "with --out."
+            f"Preparing {name} under {out} failed ({error}); correct that, or choose another "
+            "folder with --out."
         ) from error
     return root, plan.images
