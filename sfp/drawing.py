@@ -154,7 +154,6 @@ def panels(
     height: int = 170,
     *,
     titles: Sequence[str] = (),
-    sides: Sequence[str] = (),
     heading: str = "",
 ) -> tuple[Figure, np.ndarray]:
     """A figure with rows of empty panels for pictures of one shape.
@@ -165,7 +164,6 @@ def panels(
         shape: (height, width) of the pictures, in any unit.
         height: of a panel in pixels.
         titles: above the columns, or none.
-        sides: at the left of the rows, or none.
         heading: above all.
 
     Returns:
@@ -181,8 +179,6 @@ def panels(
         each.spines[:].set_visible(False)
     for each, title in zip(axes[0], titles, strict=False):
         each.set_title(title, fontsize=10, parse_math=False)
-    for each, side in zip(axes[:, 0], sides, strict=False):
-        each.set_ylabel(side, fontsize=10)
     if heading:
         figure.suptitle(heading, fontsize=12, x=0.01, ha="left", parse_math=False)
     return figure, axes

@@ -45,13 +45,6 @@ class Canvas:
         self._paint.line(flat, fill=colour, width=thick)
         self._mark.line(flat, fill=self.label, width=thick)
 
-    def fill(self, region: np.ndarray, colour: Colour) -> None:
-        """Paint a region (H, W) bool."""
-        mask = Image.fromarray(region.astype(np.uint8) * 255)
-        mask = mask.resize(self.picture.size, Image.Resampling.NEAREST)
-        self.picture.paste(colour, mask=mask)
-        self.label_map.paste(self.label, mask=mask)
-
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """Picture (H, W, 3) and labels (H, W), both uint8."""
         every = slice(_SUPERSAMPLE // 2, None, _SUPERSAMPLE)
@@ -141,17 +134,27 @@ def draw_sky(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> No
             canvas.ellipse(centre, r, r * 0.55, _shade(bottom, 0.6))
 
 
+def _fill(
+    canvas: Canvas, rng: np.random.Generator, region: np.ndarray, choices: str, spread: int = 14
+) -> Colour:
+    """Paint a region (H, W) bool in one of the colours, which is returned."""
+    colour = _colour(rng, choices, spread)
+    mask = Image.fromarray(region.astype(np.uint8) * 255)
+    mask = mask.resize(canvas.picture.size, Image.Resampling.NEAREST)
+    canvas.picture.paste(colour, mask=mask)
+    canvas.label_map.paste(canvas.label, mask=mask)
+    return colour
+
+
 def _draw_grass(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
-    base = _colour(rng, "60aa3c 78b946 468c37")
-    canvas.fill(region, base)
+    base = _fill(canvas, rng, region, "60aa3c 78b946 468c37")
     for x, y in _texture_points(rng, region, 8):
         length, lean = rng.uniform(5, 10), rng.uniform(-3, 3)
         canvas.line([(x, y), (x + lean, y - length)], 1.2, _shade(base, rng.uniform(-0.35, 0.3)))
 
 
 def _draw_sea(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
-    base = _colour(rng, "1e5aaa 196ea0 14468c")
-    canvas.fill(region, base)
+    base = _fill(canvas, rng, region, "1e5aaa 196ea0 14468c")
     for x, y in _texture_points(rng, region, 15):
         w = rng.uniform(5, 10)
         wave = [(x - w, y), (x - w / 2, y - 3), (x, y), (x + w / 2, y - 3), (x + w, y)]
@@ -159,16 +162,14 @@ def _draw_sea(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> N
 
 
 def _draw_sand(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
-    base = _colour(rng, "e4c882 d7b46e eed6a0")
-    canvas.fill(region, base)
+    base = _fill(canvas, rng, region, "e4c882 d7b46e eed6a0")
     for x, y in _texture_points(rng, region, 8):
         rx, ry = rng.uniform(0.7, 1.6), rng.uniform(0.7, 1.4)
         canvas.ellipse((x, y), rx, ry, _shade(base, rng.uniform(-0.4, 0.2)))
 
 
 def _draw_road(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
-    base = _colour(rng, "646469 55555c 787676", 8)
-    canvas.fill(region, base)
+    base = _fill(canvas, rng, region, "646469 55555c 787676", 8)
     for x, y in _texture_points(rng, region, 12):
         canvas.ellipse((x, y), 1.0, 1.0, _shade(base, rng.uniform(-0.25, 0.25)))
     for x, y in _texture_points(rng, region, 34):
@@ -176,8 +177,7 @@ def _draw_road(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> 
 
 
 def _draw_snow(canvas: Canvas, rng: np.random.Generator, region: np.ndarray) -> None:
-    base = _colour(rng, "ecf2fa e1eaf6 f4f6fa", 5)
-    canvas.fill(region, base)
+    _fill(canvas, rng, region, "ecf2fa e1eaf6 f4f6fa", 5)
     for x, y in _texture_points(rng, region, 20):
         w = rng.uniform(5, 12)
         hollow = [(x - w, y), (x, y + w * 0.35), (x + w, y)]

@@ -51,10 +51,8 @@ class COCOObjectDataset(BaseSegDataset):
         palette=[[0, 0, 0], *COCOStuffDataset.METAINFO["palette"][:80]],
     )
 
-    def __init__(
-        self, img_suffix: str = ".jpg", seg_map_suffix: str = "_instanceTrainIds.png", **kwargs: Any
-    ):
-        super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
+    def __init__(self, seg_map_suffix: str = "_instanceTrainIds.png", **kwargs: Any):
+        super().__init__(**{**_SUFFIXES, "seg_map_suffix": seg_map_suffix, **kwargs})
 
 
 class _NamedByFile(BaseSegDataset):
@@ -69,14 +67,7 @@ class _NamedByFile(BaseSegDataset):
 
     COUNT: int
 
-    def __init__(
-        self,
-        name_path: str | os.PathLike,
-        img_suffix: str = ".jpg",
-        seg_map_suffix: str = ".tif",
-        ignore_index: int = 65535,
-        **kwargs: Any,
-    ):
+    def __init__(self, name_path: str | os.PathLike, **kwargs: Any):
         names = Vocabulary.from_file(name_path, "\n").names
         if len(names) != self.COUNT:
             raise SFPError(
@@ -84,13 +75,8 @@ class _NamedByFile(BaseSegDataset):
                 f"{self.COUNT} classes; set test_dataloader.dataset.name_path to a file with one "
                 "line per class, in their order."
             )
-        super().__init__(
-            metainfo=dict(classes=names),
-            img_suffix=img_suffix,
-            seg_map_suffix=seg_map_suffix,
-            ignore_index=ignore_index,
-            **kwargs,
-        )
+        defaults = dict(img_suffix=".jpg", seg_map_suffix=".tif", ignore_index=65535)
+        super().__init__(metainfo=dict(classes=names), **{**defaults, **kwargs})
 
 
 @DATASETS.register_module()

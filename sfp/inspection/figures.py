@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sfp import drawing
-from sfp.errors import SFPError, unknown_choice
+from sfp.errors import unknown_choice
 from sfp.inspection.inspection import Inspection, Stream
 
 _ROOT = 0.5  # attention is drawn by its square root: its largest values dwarf the others
@@ -34,14 +34,15 @@ def attention_figure(
     Raises:
         SFPError: no such layer or detector.
     """
-    stream = inspection.purified if purified else inspection.plain
+    which = "purified" if purified else "plain"
+    stream = getattr(inspection, which)
     layers, detector = _layers(inspection, layers), _detector(stream, detector)
     kinds = {
         "class-token attention": stream.cls_attention,
         "self-attention": stream.self_attention,
         "attention received": stream.received_attention,
     }
-    heading = f"Attention in {inspection.protocol['model']}, {_which(purified)} stream"
+    heading = f"Attention in {inspection.protocol['model']}, {which} stream"
     figure, photo, axes = _panels(inspection, layers, list(kinds), heading)
     drawing.add_picture(photo, inspection.image, inspection.grid)
     for row, maps in zip(axes, kinds.values(), strict=True):
@@ -72,11 +73,11 @@ def outlier_figure(
     Raises:
         SFPError: no such layer or detector.
     """
-    stream = inspection.purified if purified else inspection.plain
+    which = "purified" if purified else "plain"
+    stream = getattr(inspection, which)
     layers = _layers(inspection, layers)
     detectors = [_detector(stream, detector) for detector in detectors or stream.outliers]
-    model = inspection.protocol["model"]
-    heading = f"Outliers through the layers of {model}, {_which(purified)} stream"
+    heading = f"Outliers in {inspection.protocol['model']}, {which} stream"
     figure, photo, axes = _panels(inspection, layers, [*detectors, "norm"], heading)
     drawing.add_picture(photo, inspection.image, inspection.grid)
     for row, detector in zip(axes[:-1], detectors, strict=True):
@@ -204,10 +205,7 @@ def _layers(inspection: Inspection, layers: Sequence[int] | None) -> list[int]:
     if layers is None:
         return np.unique(np.linspace(1, inspection.layers, 6).round().astype(int)).tolist()
     for layer in layers:
-        if layer not in range(1, inspection.layers + 1):
-            raise SFPError(
-                f"There is no layer {layer}; this model's layers go from 1 to {inspection.layers}."
-            )
+        inspection.plain.require_layer(layer)
     return list(layers)
 
 
@@ -217,10 +215,6 @@ def _detector(stream: Stream, detector: str | None) -> str:
     if detector not in stream.outliers:
         raise unknown_choice("detector of this inspection", detector, stream.outliers)
     return detector
-
-
-def _which(purified: bool) -> str:
-    return "purified" if purified else "plain"
 
 
 def _short(value: float) -> str:

@@ -102,11 +102,15 @@ class Stream:
     def _maps(self, values: np.ndarray) -> np.ndarray:
         return values.reshape(-1, *self.grid)
 
-    def _layer(self, layer: int) -> int:
+    def require_layer(self, layer: int) -> None:
+        """Raises SFPError where there is no such layer."""
         if layer not in range(1, self.layers + 1):
             raise SFPError(
                 f"There is no layer {layer}; this model's layers go from 1 to {self.layers}."
             )
+
+    def _layer(self, layer: int) -> int:
+        self.require_layer(layer)
         return layer - 1
 
     def _patch(self, patch: tuple[int, int]) -> int:
