@@ -69,14 +69,11 @@ class Segmentation:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segmentation):
             return NotImplemented
-        arrays = [(self.labels, other.labels), (self.image, other.image)]
-        if self.scores is not None and other.scores is not None:
-            arrays.append((self.scores, other.scores))
+        arrays = ("labels", "image", "scores")
         return (
             self.names == other.names
             and self.protocol == other.protocol
-            and (self.scores is None) == (other.scores is None)
-            and all(np.array_equal(mine, theirs) for mine, theirs in arrays)
+            and all(np.array_equal(getattr(self, each), getattr(other, each)) for each in arrays)
         )
 
     @property

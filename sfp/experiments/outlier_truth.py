@@ -46,7 +46,7 @@ def token_figures(
         windows: (B, 3, H, W) normalised.
         truth: the outliers, (B, N) bool, at least one in each window.
         labels: (B, H, W) int, 255 where there is none.
-        text: a unit vector for each class, (K, D).
+        text: a normalised vector for each class, (K, D).
     """
     trunk = clip.trunk
     grid = trunk.grid_of(*windows.shape[-2:])

@@ -80,7 +80,7 @@ def probe_layers(
         clip: the frozen CLIP.
         windows: (B, 3, H, W) normalised.
         labels: (B, H, W) int.
-        text: unit text vectors (Q, D).
+        text: normalised text vectors (Q, D).
         class_of_query: class index of each of them.
         detectors: those whose outliers are counted and compared.
         pairs: patch pairs drawn for the coherence; all if None.
