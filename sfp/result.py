@@ -239,7 +239,8 @@ class Segmentation:
             expected.append(("scores", self.scores, (count, *size), np.float32))
         for part, array, shape, dtype in expected:
             if array.shape != shape or array.dtype != dtype:
-                raise ValueError(f"its {part} has the shape {array.shape} and type {array.dtype}")
+                found = f"{array.shape} {array.dtype}"
+                raise ValueError(f"its {part} is {found}, its labels {size}, its names {count}")
 
     def show(self) -> None:
         """Open the overlay in the desktop's picture viewer."""
