@@ -1,4 +1,4 @@
-"""Package metadata. ``constraints.txt`` pins the set of versions that was verified; the ranges here are wider.
+"""Package metadata; ``constraints.txt`` pins the verified versions, the ranges here are wider.
 
 An upper bound is the next major version; docs/supply.md has all of them, and why.
 """
@@ -30,7 +30,7 @@ DEV = [
 setup(
     name="sfp",
     version="0.1.0",
-    description="Training-free open-vocabulary segmentation with a frozen CLIP: SFP and its peers on one trunk",
+    description="Training-free open-vocabulary segmentation with a frozen CLIP: SFP and its peers",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
