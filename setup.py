@@ -1,5 +1,4 @@
-"""Package metadata. ``constraints.txt`` pins the set of versions that was verified; the ranges here
-are wider.
+"""Package metadata; ``constraints.txt`` pins the verified versions, the ranges here are wider.
 
 An upper bound is the next major version; docs/supply.md has all of them, and why.
 """
@@ -17,7 +16,7 @@ MMSEG = [
     "setuptools<82",
 ]
 PAGE = ["gradio>=6.31,<7", "fastapi>=0.115,<1", "starlette>=0.40,<2", "uvicorn>=0.30,<1"]
-NOTEBOOKS = ["ipykernel>=6,<8", "nbclient>=0.8,<1", "nbformat>=5.7,<6", "matplotlib>=3.9,<4"]
+NOTEBOOKS = ["ipykernel>=6,<8", "nbclient>=0.8,<1", "nbformat>=5.7,<6"]
 DEV = [
     "pytest>=8,<10",
     "pytest-xdist>=3.5,<4",
@@ -31,7 +30,7 @@ DEV = [
 setup(
     name="sfp",
     version="0.1.0",
-    description="Training-free open-vocabulary segmentation with a frozen CLIP: SFP and its peers on one trunk",
+    description="Training-free open-vocabulary segmentation with a frozen CLIP: SFP and its peers",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -40,6 +39,7 @@ setup(
     package_data={
         "sfp.evaluation": ["paper_results.csv"],
         "sfp.clip": ["toyland*.safetensors", "toyland*.json"],
+        "sfp.experiments": ["ablations.csv", "ablation_rows.csv"],
         "sfp.datasets.preparation": ["ade847_ids.txt"],
         "sfp.page": ["page.css"],
     },
@@ -51,8 +51,10 @@ setup(
         "ftfy>=6.1.1,<7",
         "regex>=2023.6.3",
         "filelock>=3.13,<5",
+        "matplotlib>=3.9,<4",
         "numpy>=2.0.1,<3",
         "pillow>=10.1,<13",
+        "pycocotools>=2.0.10,<3",
         "safetensors>=0.4,<1",
         "scikit-learn>=1.5.0,<2",
         "scipy>=1.13.0,<2",

@@ -1,124 +1,100 @@
-"""Drawing with Pillow alone: legends, heat maps over a picture, and sheets of titled panels as in papers' figures."""
+"""Maps of patches over a picture and sheets of panels, drawn with matplotlib, as PIL images."""
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import Normal, withStroke
+from PIL import Image
 
-Colour = tuple[int, int, int]
-INK, PALE_INK, PAPER = (28, 30, 36), (110, 114, 122), (255, 255, 255)
-OUTLIER, CHOSEN = (0, 232, 255), (255, 255, 255)
-_HEAT = np.array(
-    [
-        (8, 6, 30),
-        (62, 18, 106),
-        (140, 32, 110),
-        (210, 62, 76),
-        (246, 130, 40),
-        (252, 206, 90),
-        (255, 252, 210),
-    ],
-    float,
-)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One picture of a sheet, with a line of text below it."""
-
-    picture: Image.Image
-    caption: str = ""
+Colour: TypeAlias = tuple[int, int, int]
+OUTLIER: Colour = (0, 232, 255)
+MASK: Colour = (235, 30, 60)
+HEAT = "inferno"
+_DPI = 100
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """Panels in rows under column titles, row titles at the left, and a legend below.
+def add_heat(
+    axes: Axes,
+    picture: np.ndarray,
+    values: np.ndarray,
+    limits: tuple[float, float] | None = None,
+    power: float = 1.0,
+) -> None:
+    """Draw values of patches (h, w) as colours over the grey picture (H, W, 3) uint8.
 
-    Attributes:
-        rows: panels; None leaves a place empty.
-        titles: of the columns.
-        sides: titles of the rows, or none.
-        legend: texts with the colours of their swatches.
-        bar: the texts at both ends of a colour bar of ``heat``, if there is one.
-        height: of the panels in pixels.
-        heading: a line above all.
+    The axes then count patches. ``limits`` are the values of the darkest and the brightest colour
+    (0, or the least if negative, and the largest if None), ``power`` that of a scale between them.
     """
-
-    rows: Sequence[Sequence[Panel | None]]
-    titles: Sequence[str]
-    sides: Sequence[str] = ()
-    legend: Sequence[tuple[str, Colour]] = ()
-    bar: tuple[str, str] | None = None
-    height: int = 170
-    heading: str = ""
-
-    def draw(self) -> Image.Image:
-        """The whole sheet."""
-        size = max(11, self.height // 12)
-        gap, line = max(4, self.height // 24), round(size * 1.6)
-        pictures = [
-            [panel and _of_height(panel.picture, self.height) for panel in row] for row in self.rows
-        ]
-        columns = [
-            max([round(_width(title, size)), *(picture.width for picture in column if picture)])
-            for title, column in zip(self.titles, zip(*pictures, strict=True), strict=True)
-        ]
-        captions = any(panel and panel.caption for row in self.rows for panel in row)
-        step = self.height + gap + (line if captions else 0)
-        left = gap + (line if any(self.sides) else 0)
-        top = gap + (line + gap if self.heading else 0) + line
-        width = left + sum(columns) + gap * len(columns)
-        footer = _footer(self.legend, self.bar, width - 2 * gap, size)
-        sheet = Image.new(
-            "RGB",
-            (width, top + step * len(self.rows) + (footer.height + gap if footer else 0)),
-            PAPER,
-        )
-        draw = ImageDraw.Draw(sheet)
-        if self.heading:
-            draw.text(
-                (left, gap + line / 2),
-                self.heading,
-                fill=INK,
-                font_size=round(size * 1.15),
-                anchor="lm",
-            )
-        for row, (panels, sized) in enumerate(zip(self.rows, pictures, strict=True)):
-            x, y = left, top + row * step
-            for title, span, panel, picture in zip(
-                self.titles, columns, panels, sized, strict=True
-            ):
-                if row == 0:
-                    draw.text(
-                        (x + span / 2, y - line / 2), title, fill=INK, font_size=size, anchor="mm"
-                    )
-                if panel and picture:
-                    sheet.paste(picture, (x + (span - picture.width) // 2, y))
-                    draw.text(
-                        (x + span / 2, y + self.height + line / 2),
-                        panel.caption,
-                        fill=PALE_INK,
-                        font_size=round(size * 0.85),
-                        anchor="mm",
-                    )
-                x += span + gap
-            if row < len(self.sides):
-                side = _sideways(self.sides[row], size, line)
-                sheet.paste(side, (gap, y + (self.height - side.height) // 2))
-        if footer:
-            sheet.paste(footer, (gap, sheet.height - footer.height - gap // 2))
-        return sheet
+    least, most = limits or (min(0.0, float(values.min())), float(values.max()))
+    norm = PowerNorm(power, least, max(most, least + 1e-12), clip=True)
+    grey = 50 + 0.8 * picture.mean(-1)  # lifted, so that dark photographs stay readable
+    opacity = 0.66 + 0.2 * np.asarray(norm(values))
+    add_picture(axes, np.repeat(grey[..., None], 3, -1).clip(0, 255) / 255, values.shape)
+    axes.imshow(
+        values,
+        HEAT,
+        norm,
+        alpha=opacity,
+        interpolation="nearest",
+        extent=(0, values.shape[1], values.shape[0], 0),
+        aspect=axes.get_aspect(),
+    )
 
 
-def heat(values: np.ndarray) -> np.ndarray:
-    """Colours (..., 3) float in [0, 255] of values in [0, 1], dark over red to bright."""
-    at = np.clip(values, 0, 1) * (len(_HEAT) - 1)
-    below = np.minimum(at.astype(int), len(_HEAT) - 2)
-    share = (at - below)[..., None]
-    return _HEAT[below] * (1 - share) + _HEAT[below + 1] * share
+def heat_colours(power: float = 1.0) -> ScalarMappable:
+    """The colours of a map between its limits, 0 to 1, for a colour bar."""
+    return ScalarMappable(PowerNorm(power, 0, 1), HEAT)
+
+
+def add_picture(
+    axes: Axes, picture: np.ndarray, grid: tuple[int, int], interpolation: str = "bicubic"
+) -> None:
+    """Draw a picture (H, W, 3), uint8 or in [0, 1], that a grid (h, w) of patches covers."""
+    height, width = grid
+    shape = picture.shape[0] / height / (picture.shape[1] / width)  # of a patch: height by width
+    axes.imshow(picture, extent=(0, width, height, 0), aspect=shape, interpolation=interpolation)
+    axes.set(xticks=[], yticks=[])
+
+
+def add_mask(axes: Axes, picture: np.ndarray, mask: np.ndarray, colour: Colour = MASK) -> None:
+    """Fill the patches of a mask (h, w) bool with a colour over the pale picture."""
+    pale = 0.62 * (0.5 * picture + 0.5 * picture.mean(-1, keepdims=True)) + 0.38 * 255
+    add_picture(axes, pale / 255, mask.shape)
+    filled = np.zeros((*mask.shape, 4))
+    filled[mask] = (*np.divide(colour, 255), 0.8)
+    extent = (0, mask.shape[1], mask.shape[0], 0)
+    axes.imshow(filled, interpolation="nearest", extent=extent, aspect=axes.get_aspect())
+
+
+def add_outline(axes: Axes, mask: np.ndarray) -> None:
+    """Draw the rim of a mask of patches (h, w) bool."""
+    padded = np.pad(mask, 1)
+    rows = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])  # a rim above patch (y, x)
+    columns = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])  # a rim at its left
+    lines = [[(x, y), (x + 1, y)] for y, x in rows] + [[(x, y), (x, y + 1)] for y, x in columns]
+    axes.add_collection(
+        LineCollection(lines, colors=[np.divide(OUTLIER, 255)], linewidths=1.2), autolim=False
+    )
+
+
+def add_frame(axes: Axes, patch: tuple[int, int]) -> None:
+    """Frame the patch at (row, column)."""
+    frame = Rectangle(patch[::-1], 1, 1, fill=False, edgecolor="white", linewidth=1.6)
+    frame.set_path_effects([withStroke(linewidth=4, foreground="black"), Normal()])
+    axes.add_patch(frame)
 
 
 def heatmap(
@@ -131,51 +107,30 @@ def heatmap(
     patch: tuple[int, int] | None = None,
     height: int | None = None,
 ) -> Image.Image:
-    """A map of patches as heat over a picture.
+    """A map of patches as heat over a picture, without any margin.
 
     Args:
         picture: (H, W, 3) uint8, what the patches cover.
         values: (h, w) float.
-        limits: the values of the darkest and the brightest colour; 0 (or the least, if negative) and the largest if None.
-        power: of the values between the limits; 0.5 shows weak ones beside a strong one.
+        limits: values of the darkest and the brightest colour; 0 (or the least, if negative) and
+            the largest if None.
+        power: of the scale between the limits; 0.5 shows weak values beside a strong one.
         outliers: (h, w) bool; outlined.
         patch: (row, column) of a patch that is framed.
         height: of the drawing in pixels; the picture's own if None.
     """
-    least, most = limits or (min(0.0, float(values.min())), float(values.max()))
-    level = np.clip((values - least) / max(most - least, 1e-12), 0, 1) ** power
-    size = _size_of_height(picture, height)
-    level = np.asarray(
-        Image.fromarray(level.astype(np.float32)).resize(size, Image.Resampling.NEAREST)
-    )[..., None]
-    grey = np.asarray(
-        Image.fromarray(picture).convert("L").resize(size, Image.Resampling.BICUBIC), float
-    )[..., None]
-    share = 0.64 + 0.2 * level  # of the heat; a lifted grey keeps dark photographs readable
-    shown = heat(level[..., 0]) * share + (50 + 0.8 * grey) * (1 - share)
-    drawn = Image.fromarray(shown.clip(0, 255).astype(np.uint8))
-    return mark(drawn, values.shape, outliers=outliers, patch=patch)
+    figure, axes = _bare(picture, height)
+    add_heat(axes, picture, values, limits, power)
+    return _finished(figure, axes, outliers, patch)
 
 
 def mask_over(
-    picture: np.ndarray, mask: np.ndarray, colour: Colour = (235, 30, 60), height: int | None = None
+    picture: np.ndarray, mask: np.ndarray, colour: Colour = MASK, height: int | None = None
 ) -> Image.Image:
     """A mask of patches (h, w) bool as filled squares over the pale picture (H, W, 3) uint8."""
-    size = _size_of_height(picture, height)
-    shown = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), float)
-    shown = 0.5 * shown + 0.5 * shown.mean(-1, keepdims=True)  # paler
-    shown = 0.62 * shown + 0.38 * 255
-    inside = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))[..., None]
-    shown = np.where(inside, 0.2 * shown + 0.8 * np.array(colour, float), shown)
-    return Image.fromarray(shown.round().astype(np.uint8))
-
-
-def colours_over(
-    picture: np.ndarray, colours: np.ndarray, height: int | None = None
-) -> Image.Image:
-    """Colours of patches (h, w, 3) in [0, 1] at the size of the picture (H, W, 3)."""
-    patches = Image.fromarray((colours * 255).round().clip(0, 255).astype(np.uint8))
-    return patches.resize(_size_of_height(picture, height), Image.Resampling.NEAREST)
+    figure, axes = _bare(picture, height)
+    add_mask(axes, picture, mask, colour)
+    return _finished(figure, axes)
 
 
 def mark(
@@ -185,117 +140,136 @@ def mark(
     outliers: np.ndarray | None = None,
     patch: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """A drawing with the rims of a mask of patches and the frame of one patch drawn into it."""
-    draw = ImageDraw.Draw(drawn)
-    rows = np.linspace(0, drawn.height, grid[0] + 1).round().astype(int)
-    columns = np.linspace(0, drawn.width, grid[1] + 1).round().astype(int)
-    thick = max(1, drawn.height // 140)
-    if outliers is not None:
-        padded = np.pad(outliers, 1)
-        for y, x in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):  # rims between rows
-            draw.line(
-                (
-                    columns[x],
-                    _within(rows[y], drawn.height),
-                    columns[x + 1],
-                    _within(rows[y], drawn.height),
-                ),
-                OUTLIER,
-                thick,
-            )
-        for y, x in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
-            draw.line(
-                (
-                    _within(columns[x], drawn.width),
-                    rows[y],
-                    _within(columns[x], drawn.width),
-                    rows[y + 1],
-                ),
-                OUTLIER,
-                thick,
-            )
-    if patch is not None:
-        box = (columns[patch[1]], rows[patch[0]], columns[patch[1] + 1] - 1, rows[patch[0] + 1] - 1)
-        wide = max(2, drawn.height // 75)
-        draw.rectangle(
-            (box[0] - wide, box[1] - wide, box[2] + wide, box[3] + wide), outline=INK, width=wide
-        )
-        draw.rectangle(box, outline=CHOSEN, width=wide)
-    return drawn
+    """A drawing with the rim of a mask of patches and the frame of one patch drawn into it."""
+    pixels = np.asarray(drawn.convert("RGB"))
+    figure, axes = _bare(pixels)
+    add_picture(axes, pixels, grid)
+    return _finished(figure, axes, outliers, patch)
 
 
-def with_legend(picture: Image.Image, legend: Sequence[tuple[str, Colour]]) -> Image.Image:
-    """A picture with swatches and their texts in rows below it; a narrow picture gets a wider sheet."""
-    size = max(11, picture.width // 40)
-    widest = max((round(_entry_width(text, size)) for text, _ in legend), default=0)
-    footer = _footer(legend, None, max(picture.width, widest), size)
-    if footer is None:
+def panels(
+    rows: int,
+    columns: int,
+    shape: tuple[int, int],
+    height: int = 170,
+    *,
+    titles: Sequence[str] = (),
+    heading: str = "",
+) -> tuple[Figure, np.ndarray]:
+    """A figure with rows of empty panels for pictures of one shape.
+
+    Args:
+        rows: how many.
+        columns: how many.
+        shape: (height, width) of the pictures, in any unit.
+        height: of a panel in pixels.
+        titles: above the columns, or none.
+        heading: above all.
+
+    Returns:
+        The figure and its axes (rows, columns).
+    """
+    inches = height / _DPI
+    size = (columns * (inches * shape[1] / shape[0] + 0.1) + 0.4, rows * (inches + 0.35) + 0.6)
+    figure = Figure(size, _DPI, layout="compressed")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for each in axes.flat:
+        each.set(xticks=[], yticks=[])
+        each.spines[:].set_visible(False)
+    for each, title in zip(axes[0], titles, strict=False):
+        each.set_title(title, fontsize=10, parse_math=False)
+    if heading:
+        figure.suptitle(heading, fontsize=12, x=0.01, ha="left", parse_math=False)
+    return figure, axes
+
+
+def sheet(
+    rows: Sequence[Sequence[tuple[str, np.ndarray]]],
+    legend: Sequence[tuple[str, Colour]],
+    height: int,
+) -> Image.Image:
+    """Pictures (H, W, 3) uint8 of one shape in rows, each under its title, and a legend below."""
+    columns = max(map(len, rows))
+    figure, axes = panels(len(rows), columns, rows[0][0][1].shape[:2], height)
+    for row, pictures in zip(axes, rows, strict=True):
+        for each, (title, picture) in zip(row, pictures, strict=False):
+            add_picture(each, picture, picture.shape[:2])
+            each.set_title(title, fontsize=10, parse_math=False)
+    add_legend(figure, legend)
+    return to_image(figure)
+
+
+def add_legend(figure: Figure, entries: Sequence[tuple[str, Colour]], **options: object) -> Legend:
+    """A legend of swatches with their texts, in as many columns as the figure is wide for."""
+    swatches = [
+        Patch(facecolor=np.divide(colour, 255), edgecolor="black", linewidth=0.5)
+        for _, colour in entries
+    ]
+    options = {"loc": "outside lower center", "frameon": False, "fontsize": 10, **options}
+    look = {"handlelength": 1.0, "handleheight": 1.0, "columnspacing": 1.5}
+
+    def drawn(columns: int) -> Legend:
+        # the texts are set afterwards: "_cat" would be left out, and "$" starts a formula
+        legend = figure.legend(swatches, ["text"] * len(entries), ncols=columns, **look, **options)
+        for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
+            text.set(text=name, parse_math=False)
+        return legend
+
+    single = drawn(1)
+    widest = single.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width
+    single.remove()
+    lines = math.ceil(len(entries) / max(1, math.floor(figure.bbox.width / widest)))
+    return drawn(math.ceil(len(entries) / lines))
+
+
+def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Image.Image:
+    """A picture, pixel by pixel, with a legend below it; a narrow one gets a wider sheet."""
+    if not entries:
         return picture
-    sheet = Image.new("RGB", (footer.width, picture.height + footer.height + size // 2), PAPER)
+    figure = Figure((picture.width / _DPI, 1), _DPI)
+    size = max(8.0, picture.width / 55)
+    legend = add_legend(figure, entries, loc="upper left", fontsize=size, borderaxespad=0.3)
+    extent = legend.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    width, height = max(picture.width, math.ceil(extent.width) + 4), math.ceil(extent.height) + 8
+    figure.set_size_inches(width / _DPI, height / _DPI)
+    sheet = Image.new("RGB", (width, picture.height + height), "white")
     sheet.paste(picture)
-    sheet.paste(footer, (0, picture.height + size // 2))
+    sheet.paste(to_image(figure), (0, picture.height))
     return sheet
 
 
-def _footer(
-    legend: Sequence[tuple[str, Colour]], bar: tuple[str, str] | None, width: int, size: int
-) -> Image.Image | None:
-    """The colour bar and the legend's entries, in as many rows as they need."""
-    if not legend and bar is None:
-        return None
-    line = round(size * 1.7)
-    bar_width = round(_width("".join(bar), size) + 11 * size) if bar else 0
-    places, x, row = [], bar_width, 0
-    for text, _ in legend:
-        if x + _entry_width(text, size) > width and x > 0:
-            x, row = 0, row + 1
-        places.append((round(x), row * line + line // 2))
-        x += _entry_width(text, size)
-    footer = Image.new("RGB", (width, line * (row + 1)), PAPER)
-    draw = ImageDraw.Draw(footer)
-    if bar:
-        start = _width(bar[0], size) + size // 2
-        draw.text((0, line / 2), bar[0], fill=INK, font_size=size, anchor="lm")
-        ramp = Image.fromarray(
-            heat(np.linspace(0, 1, 8 * size)[None].repeat(size, 0)).astype(np.uint8)
-        )
-        footer.paste(ramp, (round(start), (line - size) // 2))
-        draw.text((start + 8.5 * size, line / 2), bar[1], fill=INK, font_size=size, anchor="lm")
-    for (text, colour), (x, y) in zip(legend, places, strict=True):
-        swatch = (x + size // 3, y - size // 2, x + size // 3 + size, y - size // 2 + size)
-        draw.rectangle(swatch, fill=tuple(int(c) for c in colour), outline=INK)
-        draw.text((x + 1.75 * size, y), text, fill=INK, font_size=size, anchor="lm")
-    return footer
+def to_image(figure: Figure) -> Image.Image:
+    """The figure as an RGB picture of its own size."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def _entry_width(text: str, size: int) -> float:
-    return _width(text, size) + 2.75 * size
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
 
 
-def _width(text: str, size: int) -> float:
-    return ImageDraw.Draw(Image.new("L", (1, 1))).textlength(text, font_size=size)
-
-
-def _sideways(text: str, size: int, line: int) -> Image.Image:
-    strip = Image.new("RGB", (round(_width(text, size)) + 2, line), PAPER)
-    ImageDraw.Draw(strip).text((1, line / 2), text, fill=INK, font_size=size, anchor="lm")
-    return strip.rotate(90, expand=True)
-
-
-def _of_height(picture: Image.Image, height: int) -> Image.Image:
-    if picture.height == height:
-        return picture
-    return picture.resize(
-        (max(1, round(picture.width * height / picture.height)), height), Image.Resampling.LANCZOS
-    )
-
-
-def _size_of_height(picture: np.ndarray, height: int | None) -> tuple[int, int]:
-    """(width, height) of a drawing of the picture."""
+def _bare(picture: np.ndarray, height: int | None = None) -> tuple[Figure, Axes]:
+    """A figure of the picture's shape that one pair of axes fills."""
     height = height or picture.shape[0]
-    return max(1, round(picture.shape[1] * height / picture.shape[0])), height
+    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+    figure = Figure((width / _DPI, height / _DPI), _DPI)
+    return figure, figure.add_axes((0, 0, 1, 1), frame_on=False)
 
 
-def _within(at: int, length: int) -> int:
-    """A line at the border is drawn inside it."""
-    return min(max(at, 1), length - 2)
+def _finished(
+    figure: Figure,
+    axes: Axes,
+    outliers: np.ndarray | None = None,
+    patch: tuple[int, int] | None = None,
+) -> Image.Image:
+    axes.set_aspect("auto")  # a rounded width leaves no margin
+    if outliers is not None:
+        add_outline(axes, outliers)
+    if patch is not None:
+        add_frame(axes, patch)
+    return to_image(figure)

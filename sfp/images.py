@@ -24,15 +24,15 @@ _TENSORS = "(3, H, W) uint8, or float in [0, 1]"
 def read_image(image: ImageLike) -> np.ndarray:
     """Any picture as (H, W, 3) uint8 RGB.
 
-    Files and PIL images are turned as their EXIF orientation says; transparent pixels lie on white; of 16-bit grey the
-    full range becomes 0..255; of an animation the first frame is taken.
+    Files and PIL images are turned as their EXIF orientation says; transparent pixels lie on white;
+    of 16-bit grey the full range becomes 0..255; of an animation the first frame is taken.
 
     Args:
-        image: a path; a PIL image; an array (H, W, 3), RGBA (H, W, 4) or grey (H, W), uint8; or a tensor (C, H, W) with 3,
-            4 or 1 channels, uint8 or float in [0, 1].
+        image: a path; a PIL image; an array (H, W, 3), RGBA (H, W, 4) or grey (H, W), uint8; or a
+            tensor (C, H, W) with 3, 4 or 1 channels, uint8 or float in [0, 1].
 
     Raises:
-        SFPError: no such file, not a picture, or an array or tensor of another shape, type or range.
+        SFPError: no such file, not a picture, or an array or tensor of another shape or type.
     """
     if isinstance(image, Tensor):
         return _from_pil(_from_array(_planes(image)))
@@ -72,12 +72,7 @@ def _planes(image: Tensor) -> np.ndarray:
     if image.is_floating_point():
         image = image.float()
         if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):  # NaN fails too
-            least, most = float(image.min()), float(image.max())
-            found = (
-                f"values from {least:.3g} to {most:.3g}"
-                if torch.isfinite(image).all()
-                else "NaN or infinite values"
-            )
+            found = f"values from {image.min():.3g} to {image.max():.3g}"
             raise SFPError(f"{shown} with {found}; floats must lie in [0, 1], not normalised.")
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
@@ -106,9 +101,7 @@ def _from_pil(image: Image.Image) -> np.ndarray:
         if not np.isfinite(values).all():
             raise ValueError("it has NaN or infinite pixels")
         if values.min() < 0 or (image.mode != "F" and values.max() > 65535):
-            raise ValueError(
-                f"it has pixels from {values.min():g} to {values.max():g}, outside what grey means"
-            )
+            raise ValueError(f"it has grey from {values.min():g} to {values.max():g}")
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-12)
         image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
@@ -121,7 +114,8 @@ def resized_size(height: int, width: int, short_side: int, patch: int = 1) -> tu
     """(h, w) with that short side, the long side at most 2048, as mmcv's ``Resize`` rounds it.
 
     Raises:
-        SFPError: ``short_side`` is no number of pixels, or the picture is so thin that its short side becomes smaller than ``patch``.
+        SFPError: ``short_side`` is no number of pixels, or the picture is so thin that its short
+            side becomes smaller than ``patch``.
     """
     check_type("short_side", short_side, int, 336)
     if short_side < 1:
@@ -129,10 +123,11 @@ def resized_size(height: int, width: int, short_side: int, patch: int = 1) -> tu
     factor = min(_LONG_SIDE / max(height, width), short_side / min(height, width))
     size = (int(height * factor + 0.5), int(width * factor + 0.5))
     if min(size) < patch:
-        became = f"resized to a short side of {short_side} and a long side of at most {_LONG_SIDE} it has {size[1]}x{size[0]}"
         least = f", less than one patch of {patch}" if patch > 1 else ""
         raise SFPError(
-            f"An image of {width}x{height} pixels is too small or too thin: {became}{least}; cut it or set another short_side."
+            f"An image of {width}x{height} pixels is too small or too thin: resized to a short "
+            f"side of {short_side} and a long side of at most {_LONG_SIDE} it has "
+            f"{size[1]}x{size[0]}{least}; cut it or set another short_side."
         )
     return size
 
@@ -141,8 +136,5 @@ def resize_short_side(pixels: np.ndarray, short_side: int, patch: int = 1) -> Te
     """Bilinear to ``resized_size``: (H, W, 3) uint8 to (3, h, w) float32 in [0, 255]."""
     size = resized_size(*pixels.shape[:2], short_side, patch)
     planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
-    return (
-        F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0]
-        .round_()
-        .clamp_(0, 255)
-    )
+    resized = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0]
+    return resized.round_().clamp_(0, 255)

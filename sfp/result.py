@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -14,41 +13,34 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pycocotools import mask as coco_mask
 
-from sfp.datasets import toyland
-from sfp.drawing import Colour, Panel, Sheet, with_legend
+from sfp import drawing
+from sfp.drawing import Colour
 from sfp.errors import SFPError
 from sfp.files import whole_file
-from sfp.run_length import encode_mask
 
-CARD = "sfp"  # the text chunk of PNG files that holds the protocol as JSON
+_CHUNK = "sfp"  # the text chunk of PNG files that holds the protocol as JSON
 _GREY: Colour = (72, 74, 80)
 _SHOWN = 1024  # long side of the drawing in a notebook
 
-_TOYLAND_COLOURS = dict(zip(toyland.CLASSES, toyland.PALETTE, strict=True))
-
 
 def palette_for(names: Sequence[str], background: str = "background") -> np.ndarray:
-    """A colour for each name, (K, 3) uint8: Toyland's own where all are its classes, else spread over the hues; grey for the background."""
-    things = [name for name in names if name != background]
-    if all(name in _TOYLAND_COLOURS for name in things):
-        colours = [_TOYLAND_COLOURS[name] for name in things]
-    else:
-        colours = [_spread(i) for i in range(len(things))]
-    of_things = iter(colours)
-    return np.array([_GREY if name == background else next(of_things) for name in names], np.uint8)
+    """A colour for each name, (K, 3) uint8: grey for the background, else by the name's place."""
+    places = iter(range(len(names)))
+    return np.array([_GREY if n == background else _colour(next(places)) for n in names], np.uint8)
 
 
-def _spread(i: int) -> Colour:
-    hue = (0.61 + i * 0.618034) % 1.0  # the golden ratio keeps neighbours apart
-    colour = colorsys.hsv_to_rgb(hue, (0.85, 0.55, 0.7)[i % 3], (0.95, 0.75, 0.55)[(i // 3) % 3])
-    red, green, blue = (round(255 * part) for part in colour)
-    return red, green, blue
+def _colour(place: int) -> Colour:
+    """Hues by the golden ratio, which keeps neighbours apart, in nine shades."""
+    hue = (0.61 + place * 0.618034) % 1.0
+    saturation, value = (0.85, 0.55, 0.7)[place % 3], (0.95, 0.75, 0.55)[place // 3 % 3]
+    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
 @dataclass(frozen=True)
 class Pixel:
-    """What a pixel shows: its ``name``, and the score of each name, best first (empty where scores weren't kept)."""
+    """A pixel's ``name``, and each name's score, best first (empty where none were kept)."""
 
     name: str
     scores: dict[str, float]
@@ -61,10 +53,11 @@ class Segmentation:
     Attributes:
         labels: (H, W) int64, indices into ``names``.
         names: the first word of each class; the background, if one was named, comes first.
-        scores: class probabilities (K, H, W) float32, each class that of its best word, so that they sum to 1 only
-            without synonyms; of a background that CLIP wasn't asked for the threshold. None if they weren't kept.
+        scores: class probabilities (K, H, W) float32, or None if they weren't kept. Each class has
+            that of its best word, so they sum to 1 only without synonyms; a background that CLIP
+            wasn't asked for has the threshold.
         image: the picture, (H, W, 3) uint8 RGB.
-        protocol: what made it: method, weights, words, windows, thresholds; plain values as in JSON.
+        protocol: method, weights, words, windows, thresholds that made it; plain values as in JSON.
     """
 
     labels: np.ndarray
@@ -76,15 +69,12 @@ class Segmentation:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segmentation):
             return NotImplemented
-        same = (
+        arrays = ("labels", "image", "scores")
+        return (
             self.names == other.names
             and self.protocol == other.protocol
-            and (self.scores is None) == (other.scores is None)
+            and all(np.array_equal(getattr(self, each), getattr(other, each)) for each in arrays)
         )
-        pairs = [(self.labels, other.labels), (self.image, other.image)]
-        if same and self.scores is not None:
-            pairs.append((self.scores, other.scores))
-        return same and all(np.array_equal(ours, theirs) for ours, theirs in pairs)
 
     @property
     def palette(self) -> np.ndarray:
@@ -94,19 +84,17 @@ class Segmentation:
     @property
     def areas(self) -> dict[str, float]:
         """Share of the image for each name that occurs, largest first."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.names)) / self.labels.size
-        return {
-            self.names[i]: float(counts[i])
-            for i in np.argsort(-counts, kind="stable")
-            if counts[i] > 0
-        }
+        shares = np.bincount(self.labels.ravel(), minlength=len(self.names)) / self.labels.size
+        order = np.argsort(-shares, kind="stable")
+        return {self.names[i]: float(shares[i]) for i in order if shares[i] > 0}
 
     @property
     def legend(self) -> list[tuple[str, Colour]]:
         """For each name that occurs, largest first: "name 12%" and its colour."""
-        colours = dict(zip(self.names, self.palette.tolist(), strict=True))
+        colours = dict(zip(self.names, map(tuple, self.palette.tolist()), strict=True))
         return [
-            (f"{name} {_percent(area)}", tuple(colours[name])) for name, area in self.areas.items()
+            (f"{name} {100 * area:.0f}%" if area >= 0.005 else f"{name} <1%", colours[name])
+            for name, area in self.areas.items()
         ]
 
     def at(self, x: float, y: float) -> Pixel:
@@ -118,57 +106,51 @@ class Segmentation:
         height, width = self.labels.shape
         if not (0 <= x < width and 0 <= y < height):
             raise SFPError(
-                f"There is no pixel x={x}, y={y} in an image of {width}x{height}; x goes from 0 to {width - 1}, y to {height - 1}."
+                f"There is no pixel x={x}, y={y} in an image of {width}x{height}; x goes from 0 to "
+                f"{width - 1}, y to {height - 1}."
             )
         row, column = int(y), int(x)
         name = self.names[self.labels[row, column]]
         if self.scores is None:
             return Pixel(name, {})
-        here = self.scores[:, row, column]
-        return Pixel(
-            name, {self.names[i]: float(here[i]) for i in np.argsort(-here, kind="stable")}
-        )
+        scores = self.scores[:, row, column]
+        order = np.argsort(-scores, kind="stable")
+        return Pixel(name, {self.names[i]: float(scores[i]) for i in order})
 
     def overlay(self, alpha: float = 0.55, legend: bool = True) -> Image.Image:
-        """The picture under its label colours, with a legend of the names that occur and their areas."""
-        blend = Image.blend(
-            Image.fromarray(self.image), Image.fromarray(self.palette[self.labels]), alpha
-        )
-        return with_legend(blend, self.legend) if legend else blend
+        """The picture under its label colours, with a legend of the names that occur below it."""
+        colours = Image.fromarray(self.palette[self.labels])
+        blend = Image.blend(Image.fromarray(self.image), colours, alpha)
+        return drawing.with_legend(blend, self.legend) if legend else blend
 
     def label_image(self) -> Image.Image:
         """Labels as a palette PNG (up to 256 names) or 16-bit grey."""
         if len(self.names) > 256:
             return Image.fromarray(self.labels.astype(np.uint16))
         picture = Image.fromarray(self.labels.astype(np.uint8), "P")
-        picture.putpalette(
-            np.concatenate([self.palette, np.zeros((256 - len(self.names), 3), np.uint8)])
-            .ravel()
-            .tolist()
-        )
+        picture.putpalette(self.palette.tobytes())
         return picture
 
     def coco(self) -> dict[str, Any]:
         """The result in COCO's layout, ready for JSON: one annotation for each name that occurs.
 
-        Its ``segmentation`` is a compressed run-length mask, {"size": [H, W], "counts": text}, that pycocotools reads;
+        Its ``segmentation`` is a compressed run-length mask, {"size": [H, W], "counts": text};
         ``area`` is in pixels, ``bbox`` is [x, y, width, height], ``category_id`` the label.
         """
         height, width = self.labels.shape
         annotations = []
-        for label in np.unique(self.labels).tolist():
-            mask = self.labels == label
-            columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-            left, top = int(columns[0]), int(rows[0])
-            annotations.append({
-                "id": len(annotations) + 1,
+        for number, label in enumerate(np.unique(self.labels).tolist(), 1):
+            runs = coco_mask.encode(np.asfortranarray(self.labels == label, np.uint8))
+            annotation = {
+                "id": number,
                 "image_id": 1,
                 "category_id": label,
-                "segmentation": {"size": [height, width], "counts": encode_mask(mask)},
-                "area": int(mask.sum()),
-                "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
+                "segmentation": {"size": [height, width], "counts": runs["counts"].decode()},
+                "area": int(coco_mask.area(runs)),
+                "bbox": coco_mask.toBbox(runs).astype(int).tolist(),
                 "iscrowd": 0,
-            })  # fmt: skip
+            }
+            annotations.append(annotation)
         return {
             "info": {"description": "made by sfp", "protocol": self.protocol},
             "images": [{"id": 1, "width": width, "height": height}],
@@ -179,32 +161,33 @@ class Segmentation:
     def save(self, path: str | os.PathLike) -> Path:
         """Write it, in the form that the ending names.
 
-        ``.png``: labels, see ``label_image``, with the protocol as JSON in the text chunk "sfp". ``.jpg``: the overlay.
-        ``.json``: names, masks and protocol in COCO's layout, see ``coco``. ``.npz``: everything; ``load`` gives it back.
+        ``.png``: labels, see ``label_image``, with the protocol as JSON in the text chunk "sfp".
+        ``.jpg``: the overlay. ``.json``: names, masks and protocol in COCO's layout, see ``coco``.
+        ``.npz``: everything; ``load`` gives it back.
 
         Raises:
             SFPError: another ending, or the file can't be written.
         """
         path = Path(path)
-        endings = (".png", ".jpg", ".jpeg", ".json", ".npz")
         ending = path.suffix.lower()
-        if ending not in endings:
+        if ending not in (".png", ".jpg", ".jpeg", ".json", ".npz"):
             raise SFPError(
-                f"{path} ends in {path.suffix!r}; use .png for labels, .jpg for the overlay, .json for COCO masks or .npz for everything."
+                f"{path} ends in {path.suffix!r}; use .png for labels, .jpg for the overlay, .json "
+                "for COCO masks or .npz for everything."
             )
         with whole_file(path) as partial:
             if ending == ".png":
-                self.label_image().save(partial, pnginfo=png_card(self.protocol))
+                self.label_image().save(partial, pnginfo=png_provenance(self.protocol))
             elif ending == ".json":
                 partial.write_text(json.dumps(self.coco()), encoding="utf-8")
             elif ending == ".npz":
-                small = np.min_scalar_type(len(self.names))
-                kept = {} if self.scores is None else {"scores": self.scores}
-                texts = dict(
-                    names=np.array(self.names), protocol=np.array(json.dumps(self.protocol))
-                )
                 np.savez_compressed(
-                    partial, labels=self.labels.astype(small), image=self.image, **texts, **kept
+                    partial,
+                    labels=self.labels.astype(np.min_scalar_type(len(self.names))),
+                    image=self.image,
+                    names=np.array(self.names),
+                    protocol=np.array(json.dumps(self.protocol)),
+                    **({} if self.scores is None else {"scores": self.scores}),
                 )
             else:
                 self.overlay().save(partial, quality=92)
@@ -212,7 +195,7 @@ class Segmentation:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Segmentation:
-        """The result that ``save`` wrote as ``.npz``: equal to what it was, picture and protocol included.
+        """The result that ``save`` wrote as ``.npz``, equal to what it was.
 
         Raises:
             SFPError: no such file, or not one of these.
@@ -232,36 +215,32 @@ class Segmentation:
             raise SFPError(f"There is no result file {path}; check the path.") from error
         except Exception as error:  # of a broken archive, any
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-            reason = (
-                "it is no .npz file" if "pickle" in reason else reason
-            )  # NumPy advises to run what is in it
+            if "pickle" in reason:  # NumPy's advice would be to run what is in it
+                reason = "it is no .npz file"
             raise SFPError(
-                f"{path} is not a whole result of this package ({reason}); load a .npz file that save() wrote."
+                f"{path} is not a whole result of this package ({reason}); load a .npz file that "
+                "save() wrote."
             ) from error
 
     def _require_sound(self) -> None:
         """Raises ValueError where the parts don't fit each other."""
         count, size = len(self.names), self.labels.shape
-        if (
-            not count
-            or not all(isinstance(name, str) for name in self.names)
-            or not isinstance(self.protocol, dict)
-        ):
-            raise ValueError("its names are no texts, or its protocol is no mapping")
+        if not count or not all(isinstance(name, str) for name in self.names):
+            raise ValueError("its names are no texts")
+        if not isinstance(self.protocol, dict):
+            raise ValueError("its protocol is no mapping")
         if len(size) != 2 or not self.labels.size:
             raise ValueError(f"its labels have the shape {size}")
-        if self.labels.min() < 0 or self.labels.max() >= count:
-            raise ValueError(
-                f"it has labels from {self.labels.min()} to {self.labels.max()}, but {count} names"
-            )
-        if self.image.shape != (*size, 3) or self.image.dtype != np.uint8:
-            raise ValueError(
-                f"its image is {self.image.shape} {self.image.dtype}, its labels {size}"
-            )
-        if self.scores is not None and (
-            self.scores.shape != (count, *size) or self.scores.dtype != np.float32
-        ):
-            raise ValueError(f"its scores are {self.scores.shape} {self.scores.dtype}")
+        least, most = self.labels.min(), self.labels.max()
+        if least < 0 or most >= count:
+            raise ValueError(f"it has labels from {least} to {most}, but {count} names")
+        expected = [("image", self.image, (*size, 3), np.uint8)]
+        if self.scores is not None:
+            expected.append(("scores", self.scores, (count, *size), np.float32))
+        for part, array, shape, dtype in expected:
+            if array.shape != shape or array.dtype != dtype:
+                found = f"{array.shape} {array.dtype}"
+                raise ValueError(f"its {part} is {found}, its labels {size}, its names {count}")
 
     def show(self) -> None:
         """Open the overlay in the desktop's picture viewer."""
@@ -270,11 +249,11 @@ class Segmentation:
     def _repr_png_(self) -> bytes:
         drawn = self.overlay()
         drawn.thumbnail((_SHOWN, _SHOWN))
-        return png_bytes(drawn)
+        return drawing.png_bytes(drawn)
 
 
 def compare(results: dict[str, Segmentation], height: int = 240) -> Image.Image:
-    """A strip as in papers' figures: the picture, then each result under its title, with one legend for all.
+    """A strip: the picture, then each result under its title, with one legend for all.
 
     Args:
         results: by title, all of one picture.
@@ -283,51 +262,30 @@ def compare(results: dict[str, Segmentation], height: int = 240) -> Image.Image:
     Raises:
         SFPError: there is none.
     """
-    results = dict(results)
     if not results:
         raise SFPError("There is no result to compare; give at least one, by its title.")
     first = next(iter(results.values()))
-    colours = {
-        name: tuple(c)
-        for result in results.values()
-        for name, c in zip(result.names, result.palette.tolist(), strict=True)
-    }
-    seen = dict.fromkeys(name for result in results.values() for name in result.areas)
-    panels = [
-        Panel(Image.fromarray(first.image)),
-        *(Panel(result.overlay(legend=False)) for result in results.values()),
-    ]
-    return Sheet(
-        [panels],
-        ["image", *results],
-        legend=[(name, colours[name]) for name in seen],
-        height=height,
-    ).draw()
+    pictures = {"image": first.image}
+    legend: dict[str, Colour] = {}
+    for title, result in results.items():
+        pictures[title] = np.asarray(result.overlay(legend=False))
+        colours = dict(zip(result.names, result.palette.tolist(), strict=True))
+        legend |= {name: colours[name] for name in result.areas if name not in legend}
+    return drawing.sheet([list(pictures.items())], list(legend.items()), height)
 
 
-def png_card(card: dict[str, Any]) -> PngInfo:
-    """PNG metadata that holds a card; ``read_card`` reads it."""
+def png_provenance(provenance: dict[str, Any]) -> PngInfo:
+    """PNG metadata that ``read_provenance`` reads: what made a picture, plain values as in JSON."""
     info = PngInfo()
-    info.add_text(CARD, json.dumps(card))
+    info.add_text(_CHUNK, json.dumps(provenance))
     return info
 
 
-def read_card(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The card in a PNG file; None where there is no such file, or none in it."""
+def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The provenance in a PNG file; None where there is no such file, or none in it."""
     try:
         with Image.open(path) as picture:
-            card = json.loads(picture.info[CARD])
+            found = json.loads(picture.info[_CHUNK])
     except Exception:  # Pillow's readers raise whatever they stumble on
         return None
-    return card if isinstance(card, dict) else None
-
-
-def png_bytes(picture: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "png")
-    return buffer.getvalue()
-
-
-def _percent(area: float) -> str:
-    return f"{100 * area:.0f}%" if area >= 0.005 else "<1%"
+    return found if isinstance(found, dict) else None

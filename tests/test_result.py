@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 import sfp
 from sfp.datasets import toyland
-from sfp.result import compare, palette_for, read_card
-from sfp.run_length import decode_mask, encode_mask, pack_counts, unpack_counts
+from sfp.result import compare, palette_for, read_provenance
 
 NAMES = ["sky", ["sea", "ocean"], "house", "boat"]
 
@@ -29,8 +29,8 @@ def test_label_png(result, tmp_path):
     path = result.save(tmp_path / "labels.png")
     labels = Image.open(path)
     assert np.array_equal(np.asarray(labels), result.labels)
-    assert tuple(labels.getpalette()[:3]) == toyland.PALETTE[0]
-    assert read_card(path) == result.protocol
+    assert labels.getpalette()[: 3 * len(NAMES)] == result.palette.ravel().tolist()
+    assert read_provenance(path) == result.protocol
 
 
 def test_label_png_of_many_names(result, tmp_path):
@@ -41,11 +41,31 @@ def test_label_png_of_many_names(result, tmp_path):
 
 def test_overlay(result, tmp_path):
     height, width = result.labels.shape
-    overlay = Image.open(result.save(tmp_path / "overlay.jpg"))
-    assert overlay.width == width and overlay.height > height  # with the legend below
-    assert result.overlay(legend=False).size == (width, height)
-    full = np.asarray(result.overlay(alpha=1.0, legend=False))
-    assert np.array_equal(full, result.palette[result.labels])
+    drawn = np.asarray(result.overlay(), int)
+    assert drawn.shape[1] == width and drawn.shape[0] > height  # with the legend below
+    bare = result.overlay(legend=False)
+    assert bare.size == (width, height) and np.array_equal(drawn[:height], bare)
+    for name in result.areas:  # a swatch of each name that occurs, of no other
+        colour = result.palette[result.names.index(name)]
+        assert (drawn[height:] == colour).all(-1).sum() > 30, name
+    kept = Image.open(result.save(tmp_path / "overlay.jpg"))
+    assert np.abs(np.asarray(kept, int) - drawn).mean() < 4  # JPEG's losses
+
+
+def test_overlay_blends_by_alpha(result):
+    full, none = (np.asarray(result.overlay(alpha, legend=False)) for alpha in (1.0, 0.0))
+    assert np.array_equal(full, result.palette[result.labels]) and np.array_equal(
+        none, result.image
+    )
+    half = np.asarray(result.overlay(0.5, legend=False), int)
+    assert np.abs(half - (full / 2 + none / 2)).max() <= 1
+
+
+def test_a_name_that_does_not_occur_has_no_swatch():
+    labels, image = np.zeros((60, 200), np.int64), np.zeros((60, 200, 3), np.uint8)
+    drawn = np.asarray(sfp.Segmentation(labels, ("sea", "boat"), None, image, {}).overlay())
+    sea, boat = ((drawn == colour).all(-1).sum() for colour in palette_for(["sea", "boat"]))
+    assert sea > 30 and boat == 0
 
 
 def test_the_background_is_grey_and_leaves_the_other_colours(result):
@@ -57,9 +77,20 @@ def test_the_background_is_grey_and_leaves_the_other_colours(result):
     assert len(np.unique(palette_for([f"thing {i}" for i in range(150)]), axis=0)) == 150
 
 
+def test_colours_of_few_names_differ_well():
+    colours = palette_for(["background", *(f"thing {i}" for i in range(11))]).astype(int)
+    apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 999 * np.eye(12, dtype=int)
+    assert apart.min() > 75
+
+
 def test_a_narrow_picture_has_a_readable_legend(result):
     narrow = sfp.Segmentation(result.labels[:, :5], result.names, None, result.image[:, :5], {})
-    assert narrow.overlay().width > 40
+    drawn = np.asarray(narrow.overlay())
+    height = len(result.labels)
+    assert drawn.shape[1] > 40 and np.array_equal(
+        drawn[:height, :5], np.asarray(narrow.overlay(legend=False))
+    )
+    assert (drawn[height:].sum(-1) < 200).sum() > 20  # text
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -81,7 +112,7 @@ def test_coco_masks(result, tmp_path):
     labels = np.full(result.labels.shape, -1)
     for annotation in made["annotations"]:
         assert annotation["segmentation"]["size"] == [height, width]
-        mask = decode_mask(annotation["segmentation"]["counts"], height, width)
+        mask = coco_mask.decode(annotation["segmentation"]).astype(bool)
         assert mask.sum() == annotation["area"]
         x, y, w, h = annotation["bbox"]
         assert (
@@ -91,19 +122,6 @@ def test_coco_masks(result, tmp_path):
         )
         labels[mask] = annotation["category_id"]
     assert np.array_equal(labels, result.labels)
-
-
-def test_run_lengths_come_back():
-    rng = np.random.default_rng(0)
-    for shape in [(1, 1), (7, 5), (120, 90), (1, 400)]:
-        for share in (0.0, 0.02, 0.5, 1.0):
-            mask = rng.random(shape) < share
-            assert np.array_equal(decode_mask(encode_mask(mask), *shape), mask)
-    assert (
-        pack_counts([1 + 1 * 1024, -2, 2, 1]) == "QP1N23"
-    )  # by hand, as in tests/datasets/test_preparation.py
-    counts = [0, 70000, 15, 16, 31, 32, 100000, 1]
-    assert unpack_counts(pack_counts(counts)) == counts
 
 
 def test_the_pixel_under_a_click(result):
@@ -127,9 +145,24 @@ def test_areas_and_notebook(result):
 
 
 def test_comparison_strip(result):
-    strip = compare({"one": result, "two": result}, height=120)
-    width = round(result.labels.shape[1] * 120 / result.labels.shape[0])
-    assert strip.width >= 3 * width and strip.height > 120
+    """Picture and results from left to right, titles above, a legend of all names below."""
+    names = ("sky", "a name of its own")
+    labels = np.zeros_like(result.labels)
+    labels[:, :50] = 1
+    other = sfp.Segmentation(labels, names, None, np.zeros_like(result.image), {})
+    strip = np.asarray(compare({"one": result, "two": other}, height=120), int)
+    sky, own = (np.round(0.55 * palette_for(names)[i]).astype(int) for i in (0, 1))
+    whole = (np.abs(strip - sky) <= 3).all(-1)  # the other's overlay on black
+    edge = (np.abs(strip - own) <= 3).all(-1)
+    height, width = result.labels.shape
+    assert whole[:, strip.shape[1] * 2 // 3 :].sum() > 0.7 * 120 * 120 * width / height
+    assert np.argwhere(edge)[:, 1].min() > strip.shape[1] * 0.6 and edge.sum() > 120 * 10
+    above = strip[: np.argwhere(whole | edge)[:, 0].min() - 2].sum(-1) < 300
+    for third in np.array_split(above, 3, axis=1):  # "image", "one", "two"
+        assert 10 < third.sum() < 500
+    below = strip[np.argwhere(whole)[:, 0].max() + 2 :]
+    for name, colour in zip(names, palette_for(names), strict=True):
+        assert (below == colour).all(-1).sum() > 30, name
 
 
 def test_mistakes(result, tmp_path):

@@ -1,9 +1,9 @@
-"""Measure a paper's ablation table through the benchmark grid and print it beside the published one.
+"""Measure a paper's ablation table through the benchmark grid, beside the published one.
 
 The same command again skips finished rows and goes on with interrupted ones, as the grid does.
 
 python tools/ablate.py sfp-table2 --datasets voc21 ade20k
-python tools/ablate.py sfp-questions --datasets toyland --cfg-options test_dataloader.dataset.scenes=40
+python tools/ablate.py sfp-questions --cfg-options test_dataloader.dataset.scenes=40
 python tools/ablate.py --list
 """
 
@@ -13,6 +13,7 @@ import argparse
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 from sfp.errors import SFPError, run_command
@@ -112,7 +113,8 @@ def ablate(args: argparse.Namespace) -> None:
     if signs:
         each = ", ".join(f"{name} {same} of {all_}" for name, same, all_ in signs)
         texts.append(
-            f"Changes with the paper's sign: {sum(s for _, s, _ in signs)} of {sum(a for *_, a in signs)} ({each}).\n"
+            f"Changes with the paper's sign: {sum(s for _, s, _ in signs)} of "
+            f"{sum(a for *_, a in signs)} ({each}).\n"
         )
         print(texts[-1])
     if args.save:
@@ -123,7 +125,7 @@ def ablate(args: argparse.Namespace) -> None:
 def measure(
     args: argparse.Namespace, name: str, ablation, backbones: list[str], datasets: list[str]
 ) -> dict:
-    """mIoU by (method, backbone, dataset) of a table's rows, through the grid; None where an evaluation failed."""
+    """mIoU by (method, backbone, dataset) of a table's rows; None where an evaluation failed."""
     from sfp.evaluation.grid import Cell
     from sfp.experiments.ablations import read_miou
 
@@ -131,17 +133,8 @@ def measure(
     if not methods:
         return {}
     command = [sys.executable, str(Path(__file__).with_name("benchmark.py")), "--methods", *methods]
-    command += [
-        "--backbones",
-        *backbones,
-        "--datasets",
-        *datasets,
-        "--out",
-        str(out),
-        "--settings",
-        ablation.settings,
-    ]
-    command += ["--parent", str(os.getpid())]
+    command += ["--backbones", *backbones, "--datasets", *datasets, "--out", str(out)]
+    command += ["--settings", ablation.settings, "--parent", str(os.getpid())]
     command += ["--devices", *args.devices] if args.devices else []
     command += ["--cfg-options", *args.cfg_options] if args.cfg_options else []
     print(f"{name}: {len(methods)} rows on {', '.join(datasets)}", file=sys.stderr)
@@ -149,12 +142,7 @@ def measure(
     if code == 130:
         raise KeyboardInterrupt
     args.failed |= code != 0
-    places = [
-        (method, backbone, dataset)
-        for method in methods
-        for backbone in backbones
-        for dataset in datasets
-    ]
+    places = product(methods, backbones, datasets)
     return {place: read_miou(Cell(*place, (), str(out)).folder) for place in places}
 
 

@@ -1,4 +1,4 @@
-"""Verify a prepared dataset before anything is computed on it: list all problems; exit code 1 if there are any.
+"""Verify a prepared dataset: list all problems; exit code 1 if there are any.
 
 python tools/check_dataset.py voc21
 python tools/check_dataset.py coco_stuff164k --data /datasets --workers 16
@@ -47,7 +47,8 @@ def check(args: argparse.Namespace) -> tuple[str, ...]:
     findings = check_dataset(args.name, args.data, args.workers, args.subset)
     if findings.pixels:
         print(
-            f"labels of {findings.images} images, percent of all pixels:\n{findings.histogram(LAYOUTS[args.name])}"
+            f"labels of {findings.images} images, percent of all pixels:\n"
+            f"{findings.histogram(LAYOUTS[args.name])}"
         )
     for problem in findings.problems:
         print(f"problem: {problem}")

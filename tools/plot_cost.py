@@ -1,8 +1,9 @@
-"""Plot accuracy against cost from finished evaluations: mIoU over milliseconds per image, a point for each.
+"""Plot mIoU against milliseconds per image, a point for each finished evaluation.
 
-Milliseconds are an evaluation's seconds over its images: reading, windows, method, decoding and counting, as the machine was then. Points
-of one plot should come from one machine that did nothing else. An evaluation whose pass several datasets shared, or which went on where
-another had stopped, is left out: its seconds are not its own.
+Milliseconds are an evaluation's seconds over its images: reading, windows, method, decoding and
+counting, as the machine was then. Points of one plot should come from one machine that did nothing
+else. An evaluation whose pass several datasets shared, or which went on where another had stopped,
+is left out: its seconds are not its own.
 
 python tools/plot_cost.py work_dirs/benchmark --out cost.png
 """
@@ -37,7 +38,7 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation: its method with changed options, where it ran, its mIoU in percent and milliseconds per image."""
+    """An evaluation: method with changed options, where it ran, mIoU in percent, cost an image."""
 
     method: str
     detector: str
@@ -60,12 +61,14 @@ def plot(args: argparse.Namespace) -> None:
     ]
     if not points:
         raise SFPError(
-            f"There is no results.json of a whole pass of its own in {', '.join(map(str, args.folders))}; give an evaluation's folder."
+            "There is no results.json of a whole pass of its own in "
+            f"{', '.join(map(str, args.folders))}; give an evaluation's folder."
         )
     points.sort(key=lambda point: (point.place, point.milliseconds))
     for point in points:
         print(
-            f"{point.milliseconds:8.1f} ms  {point.miou:5.1f} mIoU  {point.method} ({point.detector or 'no purification'}), {point.place}"
+            f"{point.milliseconds:8.1f} ms  {point.miou:5.1f} mIoU  {point.method} "
+            f"({point.detector or 'no purification'}), {point.place}"
         )
     if args.csv:
         with whole_file(args.csv) as partial, partial.open("w", newline="") as file:
@@ -88,15 +91,10 @@ def read_point(path: Path) -> Point | None:
     def point(result: dict[str, Any]) -> Point | None:
         if result["shared_with"] or result["images_resumed"]:
             return None
-        changed = {
-            key: value
-            for key, value in result["changed_options"].items()
-            if key not in ("purify", "pm")
-        }
-        name = ", ".join(
-            [result["method"], *(f"{key}={value}" for key, value in sorted(changed.items()))]
-        )
-        place = f"{result['backbone']}, {result['dataset']}, {result['precision']} on {result['device']}"
+        changed = sorted(result["changed_options"].items())
+        options = [f"{key}={value}" for key, value in changed if key not in ("purify", "pm")]
+        name = ", ".join([result["method"], *options])
+        place = "{backbone}, {dataset}, {precision} on {device}".format(**result)
         if not result["seconds"] > 0 or not math.isfinite(float(result["mIoU"])):
             raise ValueError(f"{result['seconds']} seconds, mIoU {result['mIoU']}")
         return Point(

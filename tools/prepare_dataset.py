@@ -1,7 +1,9 @@
-"""Convert what a dataset's owners ship into the layout that the configs read; an interrupted run is continued.
+"""Convert what a dataset's owners ship into the layout that the configs read.
+
+An interrupted run is continued by the same command.
 
 python tools/prepare_dataset.py voc21 --source VOCtrainval_11-May-2012.tar
-python tools/prepare_dataset.py context60 --source VOCtrainval_03-May-2010.tar trainval_merged.json --out data
+python tools/prepare_dataset.py context60 --source VOCtrainval_03-May-2010.tar trainval_merged.json
 python tools/prepare_dataset.py coco_object --download
 """
 

@@ -1,10 +1,11 @@
-"""Probe each layer of a CLIP on labelled images: coherence, alignment with the text, attention's entropy, outliers and their overlap.
+"""Probe each layer of a CLIP on labelled images: coherence, alignment, entropy, outliers.
 
-What each probe is stands in sfp/experiments/probes.py. The layer with the most coherent keys is CLIPSeg's attention_layer;
-"components" is the mean number of components that CLIPSeg's epsilon makes of a window's patches: with one, its G changes nothing.
+What each probe is stands in sfp/experiments/probes.py. The layer with the most coherent keys is
+CLIPSeg's attention_layer; "components" is the mean number of components that CLIPSeg's epsilon
+makes of a window's patches: with one, its G changes nothing.
 
-python tools/probe_layers.py configs/cfg_toyland.py --cfg-options test_dataloader.dataset.split=tune test_dataloader.dataset.scenes=40
-python tools/probe_layers.py configs/cfg_ade20k.py --images 200 --pairs 5000 --plot probe.png --cfg-options model.clip=ViT-L/14
+python tools/probe_layers.py configs/cfg_toyland.py --images 40
+python tools/probe_layers.py configs/cfg_ade20k.py --pairs 5000 --plot probe.png
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def main() -> int:
 
 
 def probe(args: argparse.Namespace) -> None:
-    """Print the tables of layers, and the layer whose keys are the most coherent; write what is asked for.
+    """Print the tables of layers, and the layer whose keys are the most coherent.
 
     Raises:
         SFPError: wrong arguments, config or data, or no image with patches of two classes.
@@ -83,12 +84,11 @@ def probe(args: argparse.Namespace) -> None:
     from sfp.clip import load_clip
     from sfp.clip.coherence import FEATURES, nearest_labels
     from sfp.clip.text_bank import TextBank
-    from sfp.evaluation.config import read_config
+    from sfp.evaluation.config import read_config, read_protocol, read_vocabulary
     from sfp.evaluation.dataset import build_dataset, check_names, spread_over
     from sfp.experiments.probes import probe_layers
     from sfp.outliers import build_detector
     from sfp.pipeline.windows import cut, window_grid
-    from sfp.evaluation.config import read_protocol, read_vocabulary
 
     if args.images < 1 or (args.pairs is not None and args.pairs < 2):
         raise SFPError(
@@ -142,11 +142,13 @@ def probe(args: argparse.Namespace) -> None:
     layers = range(1, clip.trunk.layers + 1)
     pairs = [f"{one} & {other}" for one, other in combinations(args.detectors, 2)]
     print(
-        f"{clip.name}, {len(chosen)} images: mean AUROC of patch-pair similarity as a classifier of 'same class'"
+        f"{clip.name}, {len(chosen)} images: mean AUROC of patch-pair similarity as a classifier "
+        "of 'same class'"
     )
     print_table(means, layers, FEATURES, "{:.4f}")
     print(
-        "components of CLIPSeg's graph; alignment of attention-free values with the text; entropy of attention (1: uniform)"
+        "components of CLIPSeg's graph; alignment of attention-free values with the text; entropy "
+        "of attention (1: uniform)"
     )
     print_table(means, layers, READ, "{:.3f}")
     if args.detectors:
@@ -158,21 +160,21 @@ def probe(args: argparse.Namespace) -> None:
     def of(names) -> dict[str, dict[str, float | None]]:
         return {name: {str(layer): means.get((name, layer)) for layer in layers} for name in names}
 
-    card = dict(
+    figures = dict(
         model=clip.name,
         weights_sha256=clip.fingerprint,
         images=len(chosen),
         pairs=args.pairs,
         auroc=of(FEATURES),
     )
-    card.update(
+    figures.update(
         {name.replace(" ", "_"): values for name, values in of(READ).items()},
         outliers=of(args.detectors),
         overlap=of(pairs),
     )
     if args.out:
         with whole_file(args.out) as partial:
-            partial.write_text(json.dumps(card, indent=2) + "\n")
+            partial.write_text(json.dumps(figures, indent=2) + "\n")
     if args.csv:
         with whole_file(args.csv) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -182,7 +184,7 @@ def probe(args: argparse.Namespace) -> None:
                 for (name, layer), mean in sorted(means.items())
             )
     if args.plot:
-        draw(args.plot, card, layers)
+        draw(args.plot, figures, layers)
 
 
 def print_table(
@@ -198,7 +200,7 @@ def print_table(
         print(f"{layer:5d} " + "".join(f"{cell:>{width}}" for cell in cells))
 
 
-def draw(path: Path, card: dict, layers: range) -> None:
+def draw(path: Path, figures: dict, layers: range) -> None:
     """The figures against the layers, a panel for each kind.
 
     Raises:
@@ -207,18 +209,18 @@ def draw(path: Path, card: dict, layers: range) -> None:
     from matplotlib.figure import Figure
 
     panels = {
-        "coherence: AUROC of patch pairs": card["auroc"],
+        "coherence: AUROC of patch pairs": figures["auroc"],
         "text, of attention-free values": {
-            "own class's cosine less the others'": card["alignment"],
-            "own class the nearest": card["accuracy"],
+            "own class's cosine less the others'": figures["alignment"],
+            "own class the nearest": figures["accuracy"],
         },
-        "components of CLIPSeg's graph": {"components": card["components"]},
+        "components of CLIPSeg's graph": {"components": figures["components"]},
         "entropy of attention (1: uniform)": {
-            "patches": card["entropy"],
-            "class token": card["cls_entropy"],
+            "patches": figures["entropy"],
+            "class token": figures["cls_entropy"],
         },
-        "share of the patches flagged": card["outliers"],
-        "overlap of detectors": card["overlap"],
+        "share of the patches flagged": figures["outliers"],
+        "overlap of detectors": figures["overlap"],
     }
     figure = Figure(figsize=(14, 7.2), layout="constrained")
     for axis, (title, lines) in zip(figure.subplots(2, 3).flatten(), panels.items(), strict=True):
@@ -231,7 +233,7 @@ def draw(path: Path, card: dict, layers: range) -> None:
         axis.grid(alpha=0.3)
         if lines:
             axis.legend(fontsize=9)
-    figure.suptitle(f"{card['model']}, {card['images']} images")
+    figure.suptitle(f"{figures['model']}, {figures['images']} images")
     save_figure(figure, path, "--plot", dpi=100)
 
 

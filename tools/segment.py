@@ -30,7 +30,7 @@ from tqdm import tqdm
 from sfp.errors import SFPError, run_command
 from sfp.files import make_folder, only_one, sweep, whole_file
 from sfp.options import parse_names, parse_options
-from sfp.result import compare, png_card, read_card
+from sfp.result import compare, png_provenance, read_provenance
 
 if TYPE_CHECKING:
     from sfp import Segmenter
@@ -148,7 +148,7 @@ def plan(images: dict[Path, Path], out: Path, ending: str) -> list[Job]:
         }
         for candidate in _stems(stem, image.suffix):
             file = out / f"{candidate}{ending}"
-            own = (read_card(file) or {}).get("source", {}).get("path") == path
+            own = (read_provenance(file) or {}).get("source", {}).get("path") == path
             if candidate not in jobs and (own or not file.exists()):
                 jobs[candidate] = Job(image, candidate, source)
                 break
@@ -226,7 +226,7 @@ def segment_all(
 
     def is_done(job: Job) -> bool:
         files = [args.out / f"{job.stem}{ending}" for ending in endings]
-        return all(file.is_file() for file in files) and read_card(files[0]) == {
+        return all(file.is_file() for file in files) and read_provenance(files[0]) == {
             **card,
             "source": job.source,
         }
@@ -265,7 +265,7 @@ def segment_all(
                 for segmenter, result in zip(segmenters, results, strict=True)
             }
             with whole_file(files[0]) as partial:
-                compare(shown).save(partial, pnginfo=png_card({**card, "source": job.source}))
+                compare(shown).save(partial, pnginfo=png_provenance({**card, "source": job.source}))
             told = "compared"
         else:
             result = replace(results[0], protocol={**card, "source": job.source})
@@ -302,7 +302,10 @@ def _is_result(path: Path) -> bool:
     """Whether this program made the file: it or the PNG that came with it carries a card."""
     for ending, carrier in ((_LABELS, _LABELS), (_OVERLAY, _LABELS), (_STRIP, _STRIP)):
         if path.name.endswith(ending):
-            return read_card(path.with_name(path.name.removesuffix(ending) + carrier)) is not None
+            return (
+                read_provenance(path.with_name(path.name.removesuffix(ending) + carrier))
+                is not None
+            )
     return False
 
 

@@ -1,4 +1,4 @@
-"""Is a prepared dataset sound? Every image and label is read before anything is computed on them, and all problems are listed."""
+"""Is a prepared dataset sound? Every image and label is read, and all problems are listed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FEW = 8  # so many labels are named in a sentence
 
 @dataclass(frozen=True)
 class Findings:
-    """What a check found: the problems, one sentence each; how many pairs were read; the pixels of each label."""
+    """What a check found: problems, one sentence each; pairs that were read; pixels by label."""
 
     problems: tuple[str, ...]
     images: int
@@ -29,18 +29,23 @@ class Findings:
     def histogram(self, layout: Layout) -> str:
         """Percent of the pixels for each label that occurs, six on a line."""
         total = sum(self.pixels.values())
+        names = {layout.ignore: "ignore"}
         cells = [
-            f"{'ignore' if label == layout.ignore else label:>6} {100 * n / total:6.2f}%"
-            for label, n in sorted(self.pixels.items())
+            f"{names.get(label, label):>6} {100 * count / total:6.2f}%"
+            for label, count in sorted(self.pixels.items())
         ]
         return "\n".join("  ".join(cells[i : i + 6]) for i in range(0, len(cells), 6))
 
 
 def check_dataset(name: str, data: Path, workers: int = 1, subset: bool = False) -> Findings:
-    """Check a dataset under the data root ``data``.
+    """Check a dataset.
 
     Args:
-        subset: it is a part of the published split on purpose, so its number of images and what never occurs is no problem.
+        name: of the dataset.
+        data: the data root.
+        workers: processes.
+        subset: it is a part of the published split on purpose, so its number of images and classes
+            that never occur are no problem.
 
     Raises:
         SFPError: an unknown name, or the dataset's folder does not exist.
@@ -49,7 +54,8 @@ def check_dataset(name: str, data: Path, workers: int = 1, subset: bool = False)
     root = data / layout.root
     if not root.is_dir():
         raise SFPError(
-            f"There is no {root}; prepare {name} with tools/prepare_dataset.py, or give --data the folder that has it."
+            f"There is no {root}; prepare {name} with tools/prepare_dataset.py, or give --data the "
+            "folder that has it."
         )
     problems = []
     if unfinished_marker(layout, root).exists():
@@ -57,22 +63,20 @@ def check_dataset(name: str, data: Path, workers: int = 1, subset: bool = False)
             f"The preparation of {root} was interrupted; run tools/prepare_dataset.py {name} again."
         )
     names = _names(layout, root, problems)
-    if names is None:
+    if not names:
         return Findings(tuple(problems), 0, {})
     if layout.published and len(names) != layout.published and not subset:
         problems.append(
-            f"There are {len(names)} images, but the published split has {layout.published}; complete it, or say --subset if it is a part."
+            f"There are {len(names)} images, but the published split has {layout.published}; "
+            "complete it, or say --subset if it is a part."
         )
     problems += _unpaired(layout, root, names)
     pairs = [
-        name
-        for name in names
-        if layout.image(name, root).is_file() and layout.label(name, root).is_file()
+        n for n in names if layout.image(n, root).is_file() and layout.label(n, root).is_file()
     ]
     pixels: Counter[int] = Counter()
-    for found, counts in in_parallel(
-        functools.partial(check_pair, layout, root), pairs, workers, f"checking {name}"
-    ):
+    check = functools.partial(check_pair, layout, root)
+    for found, counts in in_parallel(check, pairs, workers, f"checking {name}"):
         problems += found
         pixels.update(counts)
     whole = not subset and len(names) == len(pairs) and layout.published in (None, len(names))
@@ -80,44 +84,36 @@ def check_dataset(name: str, data: Path, workers: int = 1, subset: bool = False)
     return Findings(tuple(problems), len(pairs), dict(pixels))
 
 
-def _names(layout: Layout, root: Path, problems: list[str]) -> list[str] | None:
-    """The names of the split's images, each once; None where there are none, with the reason added to ``problems``."""
-    folder = root / layout.images
+def _names(layout: Layout, root: Path, problems: list[str]) -> list[str]:
+    """The names of the split's images, each once; none with the reason added to ``problems``."""
+    again = f"prepare {layout.name} again."
     if layout.split is None:
-        names = sorted(
-            str(p.relative_to(folder)).removesuffix(layout.image_suffix)
-            for p in _files(folder, layout.image_suffix)
-        )
-        if not names:
-            problems.append(
-                f"There is no image *{layout.image_suffix} in {folder}; prepare {layout.name} again."
-            )
-        return names or None
+        folder, suffix = root / layout.images, layout.image_suffix
+        found = sorted(str(path.relative_to(folder)) for path in _files(folder, suffix))
+        if not found:
+            problems.append(f"There is no image *{suffix} in {folder}; {again}")
+        return [name.removesuffix(suffix) for name in found]
     path = root / layout.split
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(
-            f"The split list {path} can't be read ({error}); prepare {layout.name} again."
-        )
-        return None
+        problems.append(f"The split list {path} can't be read ({error}); {again}")
+        return []
     if not any(lines):
-        problems.append(
-            f"The split list {path} is empty; delete it and prepare {layout.name} again."
-        )
-        return None
+        problems.append(f"The split list {path} is empty; delete it and {again}")
+        return []
+    places: dict[str, list[int]] = {}
     for number, line in enumerate(lines, 1):
-        if not line:
-            problems.append(f"Line {number} of the split list {path} is empty; delete it.")
-    for line, times in Counter(filter(None, lines)).items():
-        if times > 1:
-            numbers = ", ".join(
-                str(number) for number, other in enumerate(lines, 1) if other == line
-            )
+        places.setdefault(line, []).append(number)
+    for number in places.pop("", []):
+        problems.append(f"Line {number} of the split list {path} is empty; delete it.")
+    for line, numbers in places.items():
+        if len(numbers) > 1:
             problems.append(
-                f"The split list {path} has {line!r} {times} times (lines {numbers}); leave one."
+                f"The split list {path} has {line!r} {len(numbers)} times (lines "
+                f"{', '.join(map(str, numbers))}); leave one."
             )
-    return list(dict.fromkeys(filter(None, lines)))
+    return list(places)
 
 
 def _files(folder: Path, suffix: str = "") -> Iterator[Path]:
@@ -127,11 +123,12 @@ def _files(folder: Path, suffix: str = "") -> Iterator[Path]:
 def _unpaired(layout: Layout, root: Path, names: list[str]) -> Iterator[str]:
     """Images without label, labels without image, and files that are neither."""
     for name in names:
-        image, label = layout.image(name, root), layout.label(name, root)
-        if not image.is_file():
-            yield f"The image {image} is missing; prepare {layout.name} again."
-        if not label.is_file():
-            yield f"The label {label} is missing; prepare {layout.name} again."
+        for kind, path in (
+            ("image", layout.image(name, root)),
+            ("label", layout.label(name, root)),
+        ):
+            if not path.is_file():
+                yield f"The {kind} {path} is missing; prepare {layout.name} again."
     images, labels = root / layout.images, root / layout.labels
     known = set(names)
     for path in sorted(_files(images)):
@@ -140,55 +137,58 @@ def _unpaired(layout: Layout, root: Path, names: list[str]) -> Iterator[str]:
         else:
             known.add(str(path.relative_to(images)).removesuffix(layout.image_suffix))
     for path in sorted(_files(labels)):
-        # beside the labels there may be the owners' other files of the same images, such as 0001_gtFine_color.png
+        # there may be the owners' other files of the same images, such as 0001_gtFine_color.png
         file = str(path.relative_to(labels))
         starts = (file[:i] for i, character in enumerate(file) if character in "._")
         if ".partial." in file or not any(start in known for start in starts):
-            yield f"The stray file {path} in the labels' folder has no image; delete it, or add {file.split('.')[0]} to the images."
+            yield (
+                f"The stray file {path} in the labels' folder has no image; delete it, or add "
+                f"{file.split('.')[0]} to the images."
+            )
 
 
 def check_pair(layout: Layout, root: Path, name: str) -> tuple[list[str], dict[int, int]]:
     """The problems of one image and its label, and the label's histogram."""
-    problems = []
+    problems: list[str] = []
     image, label = layout.image(name, root), layout.label(name, root)
     redo = f"delete it and prepare {layout.name} again."  # preparation keeps files that are there
     picture, labels = _read(image, problems, redo), _read(label, problems, redo)
     if labels is None:
         return problems, {}
+
+    def complain(of_label: str) -> None:
+        problems.append(f"The label {label} {of_label}; {redo}")
+
     if picture is not None and picture.size != labels.size:
-        problems.append(
-            f"The label {label} has {labels.width} x {labels.height} pixels, its image {picture.width} x {picture.height}; {redo}"
-        )
+        sizes = [f"{of.width} x {of.height}" for of in (labels, picture)]
+        complain(f"has {sizes[0]} pixels, its image {sizes[1]}")
     if labels.format not in ("PNG", "TIFF"):
-        problems.append(
-            f"The label {label} is a {labels.format} inside, which changes labels; {redo}"
-        )
-    if labels.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA"):
-        problems.append(
-            f"The label {label} has colours ({labels.mode}) instead of labels, which must be indices, with or without palette; {redo}"
-        )
-        return problems, {}
+        complain(f"is a {labels.format} inside, which changes labels")
     bits = {"1": 1, "L": 8, "P": 8, "I;16": 16, "I;16B": 16}.get(labels.mode)
-    if bits != layout.bits:
-        found = f"{bits} bits a pixel" if bits else f"pixels of mode {labels.mode}"
-        problems.append(
-            f"The label {label} has {found}, but {layout.name} needs {layout.bits}; {redo}"
+    if labels.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA"):
+        complain(
+            f"has colours ({labels.mode}) instead of labels, which must be indices, with or "
+            "without palette"
         )
-        if bits is None:
-            return problems, {}
+    elif bits != layout.bits:
+        found = f"{bits} bits a pixel" if bits else f"pixels of mode {labels.mode}"
+        complain(f"has {found}, but {layout.name} needs {layout.bits}")
+    if bits is None:
+        return problems, {}
     bins = np.bincount(np.asarray(labels).ravel())
     counts = {int(value): int(bins[value]) for value in np.flatnonzero(bins)}
     strange = [value for value in counts if value > layout.top and value != layout.ignore]
     if strange:
         named = _several(f"{value} ({100 * counts[value] / bins.sum():.2f}%)" for value in strange)
-        problems.append(
-            f"The label {label} has the value{'s' * (len(strange) > 1)} {named}, outside {_allowed(layout)}; {redo}"
-        )
+        allowed = f"0 to {layout.top}"
+        if layout.ignore is not None:
+            allowed += f" and {layout.ignore}"
+        complain(f"has the value{'s' * (len(strange) > 1)} {named}, outside {allowed}")
     return problems, counts
 
 
 def _read(path: Path, problems: list[str], redo: str) -> Image.Image | None:
-    """An image, decoded to its end; None where that fails, with the reason added to ``problems``."""
+    """An image, decoded to its end; None with the reason added to ``problems``."""
     try:
         image = Image.open(path)
         image.load()
@@ -198,36 +198,46 @@ def _read(path: Path, problems: list[str], redo: str) -> Image.Image | None:
         return None
 
 
-def _allowed(layout: Layout) -> str:
-    return f"0 to {layout.top}" + (f" and {layout.ignore}" if layout.ignore is not None else "")
-
-
 def _several(texts: Iterable[object]) -> str:
     texts = [str(text) for text in texts]
     return ", ".join(texts[:_FEW]) + (f" and {len(texts) - _FEW} more" if len(texts) > _FEW else "")
 
 
 def _wrong_labels(layout: Layout, pixels: Counter[int], whole: bool) -> Iterator[str]:
-    """What the labels of all images together say: never converted, shifted by one, an end of the classes that never occurs."""
-    again = f"delete *{layout.label_suffix} in {layout.labels} and prepare {layout.name} again from the owners' own labels."
-    classes = sorted(label for label in pixels if label != layout.ignore)
+    """What all labels together say: never converted, shifted by one, or without an end's class."""
+    again = (
+        f"delete *{layout.label_suffix} in {layout.labels} and prepare {layout.name} again from "
+        "the owners' own labels."
+    )
+    top, ignore = layout.top, layout.ignore
+    classes = sorted(label for label in pixels if label != ignore)
     if not classes:
         if pixels:
-            yield f"Every pixel of {layout.name} is to be ignored ({layout.ignore}); {again}"
+            yield f"Every pixel of {layout.name} is to be ignored ({ignore}); {again}"
         return
-    ignored = pixels[layout.ignore] / pixels.total() if layout.ignore is not None else 0
-    outside = [label for label in classes if label > layout.top]
-    if outside == [layout.top + 1] and classes[0] > 0:
-        yield f"All labels seem shifted up by one: {layout.top + 1} occurs and 0 does not; {again}"
-    elif outside == [255] and layout.top not in classes and layout.bits == 8:
-        yield f"All labels seem shifted down by one: 255 occurs, which stands for -1, and {layout.top} does not; {again}"
+    ignored = pixels[ignore] / pixels.total() if ignore is not None else 0
+    outside = [label for label in classes if label > top]
+    if outside == [top + 1] and classes[0] > 0:
+        yield f"All labels seem shifted up by one: {top + 1} occurs and 0 does not; {again}"
+    elif outside == [255] and top not in classes and layout.bits == 8:
+        yield (
+            "All labels seem shifted down by one: 255 occurs, which stands for -1, and "
+            f"{top} does not; {again}"
+        )
     elif outside and layout.owners and set(classes) <= set(layout.owners_ids):
-        yield f"The labels seem to be the owners' {layout.owners}, not converted ({_several(outside)} occur); {again}"
+        yield (
+            f"The labels seem to be the owners' {layout.owners}, not converted "
+            f"({_several(outside)} occur); {again}"
+        )
     elif ignored > 0.5:
-        yield f"{100 * ignored:.0f}% of all pixels are to be ignored ({layout.ignore}), as if all labels were shifted down by one; {again}"
-    elif (
-        whole and layout.bits == 8
-    ):  # the two large vocabularies have classes that their validation images lack
-        absent = [label for label in (0, layout.top) if label not in pixels]
+        yield (
+            f"{100 * ignored:.0f}% of all pixels are to be ignored ({ignore}), as if all labels "
+            f"were shifted down by one; {again}"
+        )
+    elif whole and layout.bits == 8:  # the large vocabularies have classes without any image
+        absent = [label for label in (0, top) if label not in pixels]
         if absent:
-            yield f"The label {' and '.join(map(str, absent))} never occurs, as if labels were shifted or left out; {again}"
+            yield (
+                f"The label {' and '.join(map(str, absent))} never occurs, as if labels were "
+                f"shifted or left out; {again}"
+            )

@@ -1,46 +1,16 @@
-"""Where each dataset lies under the data root and what its labels are: the one table that preparation and check read."""
+"""Where each dataset lies under the data root and what its labels are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sfp.errors import unknown_choice
 
-CITYSCAPES_TRAIN_IDS = (
-    7,
-    8,
-    11,
-    12,
-    13,
-    17,
-    19,
-    20,
-    21,
-    22,
-    23,
-    24,
-    25,
-    26,
-    27,
-    28,
-    31,
-    32,
-    33,
-)  # the labelId of each trainId
-COCO_UNUSED = (
-    11,
-    25,
-    28,
-    29,
-    44,
-    65,
-    67,
-    68,
-    70,
-    82,
-    90,
-)  # thing ids, from 0, that no COCO image has
+# the labelId of each trainId
+CITYSCAPES_TRAIN_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
+COCO_UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)  # thing ids that no COCO image has
 COCO_IDS = tuple(i for i in range(182) if i not in COCO_UNUSED)
 COCO_THINGS = tuple(i for i in COCO_IDS if i < 91)
 
@@ -56,11 +26,11 @@ class Layout:
         classes: how many are evaluated.
         reduce_zero: label 0 is ignored and the classes are 1 to ``classes``.
         ignore: the label that is never counted, None where there is none.
-        split: the list of names, in ``root``; None where the image folder itself, with its subfolders, is the split.
+        split: the list of names, in ``root``; None where all images in the folder are the split.
         published: how many images the published split has; None where that is not settled.
         bits: of a label's pixel, 8 or 16.
-        owners: what the owners' own labels are called, and ``owners_ids`` which they are: found in a prepared tree, they
-            were never converted.
+        owners: what the owners' own labels are called, and ``owners_ids`` which they are: found in
+            a prepared tree, they were never converted.
     """
 
     name: str
@@ -90,55 +60,51 @@ class Layout:
         return root / self.labels / f"{name}{self.label_suffix}"
 
 
-def _voc(name: str, classes: int) -> Layout:
-    return Layout(
-        name, "VOCdevkit/VOC2012", "JPEGImages", "SegmentationClass", ".jpg", ".png", classes, reduce_zero=classes == 20,
-        ignore=255, split="ImageSets/Segmentation/val.txt", published=1449,
-    )  # fmt: skip
-
-
-def _context(name: str, classes: int) -> Layout:
-    return Layout(
-        name, "VOCdevkit/VOC2010", "JPEGImages", "SegmentationClassContext", ".jpg", ".png", classes, reduce_zero=classes == 59,
-        split="ImageSets/SegmentationContext/val.txt", owners="ids of the 459 classes", owners_ids=tuple(range(460)),
-    )  # fmt: skip
-
-
-def _coco(name: str, classes: int, suffix: str, ignore: int | None) -> Layout:
-    # one tree for both, since the labels' suffixes differ
-    return Layout(
-        name, "coco_stuff164k", "images/val2017", "annotations/val2017", ".jpg", suffix, classes, ignore=ignore, published=5000,
-        owners="ids of the stuffthingmaps", owners_ids=(*range(182), 255),
-    )  # fmt: skip
-
-
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        _voc("voc20", 20),
-        _voc("voc21", 21),
-        _context("context59", 59),
-        _context("context60", 60),
-        Layout(
-            "context459", "VOCdevkit/VOC2010", "JPEGImages", "annotations_detectron2/pc459_val", ".jpg", ".tif", 459,
-            ignore=65535, split="ImageSets/SegmentationContext/val.txt", bits=16,
-        ),
-        _coco("coco_object", 81, "_instanceTrainIds.png", None),
-        _coco("coco_stuff164k", 171, "_labelTrainIds.png", 255),
-        Layout(
-            "ade20k", "ADEChallengeData2016", "images/validation", "annotations/validation", ".jpg", ".png", 150,
-            reduce_zero=True, published=2000,
-        ),
-        Layout(
-            "ade847", "ADE20K_2021_17_01", "images_detectron2/validation", "annotations_detectron2/validation", ".jpg", ".tif", 847,
-            ignore=65535, split="validation.txt", published=2000, bits=16,
-        ),
-        Layout(
-            "city_scapes", "cityscapes", "leftImg8bit/val", "gtFine/val", "_leftImg8bit.png", "_gtFine_labelTrainIds.png", 19,
-            ignore=255, published=500, owners="labelIds", owners_ids=tuple(range(34)),
-        ),
-    )
-}  # fmt: skip
+_VOC = partial(
+    Layout, root="VOCdevkit/VOC2012", images="JPEGImages", labels="SegmentationClass",
+    image_suffix=".jpg", label_suffix=".png", ignore=255, published=1449,
+    split="ImageSets/Segmentation/val.txt",
+)  # fmt: skip
+_CONTEXT = partial(
+    Layout, root="VOCdevkit/VOC2010", images="JPEGImages", image_suffix=".jpg",
+    split="ImageSets/SegmentationContext/val.txt",
+)  # fmt: skip
+_CONTEXT60 = partial(
+    _CONTEXT, labels="SegmentationClassContext", label_suffix=".png",
+    owners="ids of the 459 classes", owners_ids=tuple(range(460)),
+)  # fmt: skip
+_COCO = partial(  # one tree for both, since the labels' suffixes differ
+    Layout, root="coco_stuff164k", images="images/val2017", labels="annotations/val2017",
+    image_suffix=".jpg", published=5000, owners="ids of the stuffthingmaps",
+    owners_ids=(*range(182), 255),
+)  # fmt: skip
+_ALL = (
+    _VOC("voc20", classes=20, reduce_zero=True),
+    _VOC("voc21", classes=21),
+    _CONTEXT60("context59", classes=59, reduce_zero=True),
+    _CONTEXT60("context60", classes=60),
+    _CONTEXT(
+        "context459", labels="annotations_detectron2/pc459_val", label_suffix=".tif", classes=459,
+        ignore=65535, bits=16,
+    ),
+    _COCO("coco_object", label_suffix="_instanceTrainIds.png", classes=81),
+    _COCO("coco_stuff164k", label_suffix="_labelTrainIds.png", classes=171, ignore=255),
+    Layout(
+        "ade20k", "ADEChallengeData2016", "images/validation", "annotations/validation", ".jpg",
+        ".png", 150, reduce_zero=True, published=2000,
+    ),
+    Layout(
+        "ade847", "ADE20K_2021_17_01", "images_detectron2/validation",
+        "annotations_detectron2/validation", ".jpg", ".tif", 847, ignore=65535, bits=16,
+        split="validation.txt", published=2000,
+    ),
+    Layout(
+        "city_scapes", "cityscapes", "leftImg8bit/val", "gtFine/val", "_leftImg8bit.png",
+        "_gtFine_labelTrainIds.png", 19, ignore=255, published=500, owners="labelIds",
+        owners_ids=tuple(range(34)),
+    ),
+)  # fmt: skip
+LAYOUTS = {layout.name: layout for layout in _ALL}
 
 
 def find_layout(name: str) -> Layout:

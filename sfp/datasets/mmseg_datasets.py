@@ -10,6 +10,7 @@ from mmseg.datasets import (
     COCOStuffDataset,
     PascalContextDataset,
     PascalContextDataset59,
+    PascalVOCDataset,
 )
 from mmseg.registry import DATASETS
 
@@ -18,46 +19,27 @@ from sfp.errors import SFPError
 from sfp.options import check_type
 from sfp.pipeline import Vocabulary
 
+_SUFFIXES = dict(img_suffix=".jpg", seg_map_suffix=".png")
+
 
 @DATASETS.register_module()
 class PascalVOC20Dataset(BaseSegDataset):
-    """PASCAL VOC 2012 without background: label 0 is ignored, the other twenty shift down by one."""
+    """PASCAL VOC 2012 without background: label 0 is ignored, the others shift down by one."""
 
-    METAINFO = dict(
-        classes=(
-            "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-            "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-        ),
-        palette=[
-            [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128], [0, 128, 128], [128, 128, 128], [64, 0, 0], [192, 0, 0],
-            [64, 128, 0], [192, 128, 0], [64, 0, 128], [192, 0, 128], [64, 128, 128], [192, 128, 128], [0, 64, 0], [128, 64, 0],
-            [0, 192, 0], [128, 192, 0], [0, 64, 128],
-        ],
-    )  # fmt: skip
+    METAINFO = {key: values[1:] for key, values in PascalVOCDataset.METAINFO.items()}
 
-    def __init__(
-        self,
-        img_suffix: str = ".jpg",
-        seg_map_suffix: str = ".png",
-        reduce_zero_label: bool = True,
-        **kwargs: Any,
-    ):
-        super().__init__(
-            img_suffix=img_suffix,
-            seg_map_suffix=seg_map_suffix,
-            reduce_zero_label=reduce_zero_label,
-            **kwargs,
-        )
+    def __init__(self, reduce_zero_label: bool = True, **kwargs: Any):
+        super().__init__(reduce_zero_label=reduce_zero_label, **{**_SUFFIXES, **kwargs})
 
 
 @DATASETS.register_module()
 class PascalContext59Dataset(PascalContextDataset59):
-    """PASCAL Context without background: mmseg's class under the name that the papers' configs use."""
+    """PASCAL Context without background, by the name that the papers' configs use."""
 
 
 @DATASETS.register_module()
 class PascalContext60Dataset(PascalContextDataset):
-    """PASCAL Context with background as class 0: mmseg's class under the name that the papers' configs use."""
+    """PASCAL Context with background as class 0, by the name that the papers' configs use."""
 
 
 @DATASETS.register_module()
@@ -69,14 +51,12 @@ class COCOObjectDataset(BaseSegDataset):
         palette=[[0, 0, 0], *COCOStuffDataset.METAINFO["palette"][:80]],
     )
 
-    def __init__(
-        self, img_suffix: str = ".jpg", seg_map_suffix: str = "_instanceTrainIds.png", **kwargs: Any
-    ):
-        super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
+    def __init__(self, seg_map_suffix: str = "_instanceTrainIds.png", **kwargs: Any):
+        super().__init__(**{**_SUFFIXES, "seg_map_suffix": seg_map_suffix, **kwargs})
 
 
 class _NamedByFile(BaseSegDataset):
-    """A large vocabulary: classes are the lines of a file, labels have 16 bits, so its pipeline needs ``LoadWideLabels``.
+    """A large vocabulary: classes are a file's lines, labels of 16 bits need ``LoadWideLabels``.
 
     Args:
         name_path: one class per line, commas belonging to the name.
@@ -87,27 +67,16 @@ class _NamedByFile(BaseSegDataset):
 
     COUNT: int
 
-    def __init__(
-        self,
-        name_path: str | os.PathLike,
-        img_suffix: str = ".jpg",
-        seg_map_suffix: str = ".tif",
-        ignore_index: int = 65535,
-        **kwargs: Any,
-    ):
+    def __init__(self, name_path: str | os.PathLike, **kwargs: Any):
         names = Vocabulary.from_file(name_path, "\n").names
         if len(names) != self.COUNT:
             raise SFPError(
-                f"The names file {name_path} has {len(names)} lines, but {type(self).__name__} has {self.COUNT} classes; "
-                "set test_dataloader.dataset.name_path to a file with one line per class, in their order."
+                f"The names file {name_path} has {len(names)} lines, but {type(self).__name__} has "
+                f"{self.COUNT} classes; set test_dataloader.dataset.name_path to a file with one "
+                "line per class, in their order."
             )
-        super().__init__(
-            metainfo=dict(classes=names),
-            img_suffix=img_suffix,
-            seg_map_suffix=seg_map_suffix,
-            ignore_index=ignore_index,
-            **kwargs,
-        )
+        defaults = dict(img_suffix=".jpg", seg_map_suffix=".tif", ignore_index=65535)
+        super().__init__(metainfo=dict(classes=names), **{**defaults, **kwargs})
 
 
 @DATASETS.register_module()
@@ -144,31 +113,27 @@ class ToylandDataset(BaseSegDataset):
     ):
         check_type("scenes of ToylandDataset", scenes, int, toyland.VAL_SCENES)
         if scenes < 1 or split not in toyland.SPLITS:
-            splits = ", ".join(toyland.SPLITS)
             raise SFPError(
-                f"ToylandDataset has scenes={scenes}, split={split!r}; give at least 1 scene and one of the splits {splits}."
+                f"ToylandDataset has scenes={scenes}, split={split!r}; give at least 1 scene and "
+                f"one of the splits {', '.join(toyland.SPLITS)}."
             )
-        self.names = toyland.write_scenes(
-            data_root, split, scenes
-        )  # no list: runs with other numbers of scenes share the folder
+        # no list, since runs with other numbers of scenes share the folder
+        self.names = toyland.write_scenes(data_root, split, scenes)
         super().__init__(
             data_root=data_root,
             data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
-            img_suffix=".jpg",
-            seg_map_suffix=".png",
-            reduce_zero_label=False,
-            **kwargs,
+            **{**_SUFFIXES, **kwargs},
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:
         images, labels = (self.data_prefix[key] for key in ("img_path", "seg_map_path"))
-        shared = dict(label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
         return [
             dict(
-                img_path=f"{images}/{name}.jpg",
-                seg_map_path=f"{labels}/{name}.png",
+                img_path=f"{images}/{name}{self.img_suffix}",
+                seg_map_path=f"{labels}/{name}{self.seg_map_suffix}",
+                label_map=self.label_map,
+                reduce_zero_label=self.reduce_zero_label,
                 seg_fields=[],
-                **shared,
             )
             for name in self.names
         ]

@@ -1,11 +1,12 @@
 """Toyland: the built-in world of cartoon scenes with pixel labels, for runs without any download.
 
-A scene is a function of its split and number alone, so ``val`` scenes are the same everywhere and are never
-among the ``train`` scenes. Things stand where they belong half of the time (boats at sea) and anywhere in
-the other half (boats on the grass), so that a model can't tell them by their surroundings alone.
+A scene is a function of its split and number alone, so ``val`` scenes are the same everywhere and
+are never among the ``train`` scenes. Things stand where they belong half of the time (boats at sea)
+and anywhere in the other half, so that a model can't tell them by their surroundings alone.
 
-``write_split`` lays scenes out like PASCAL VOC 2012: ``JPEGImages/*.jpg``, ``SegmentationClass/*.png``
-(palette PNG, label = index into ``CLASSES``), ``ImageSets/Segmentation/<split>.txt``.
+``write_split`` lays scenes out like PASCAL VOC 2012: ``JPEGImages/*.jpg``,
+``SegmentationClass/*.png`` (palette PNG, label = index into ``CLASSES``) and
+``ImageSets/Segmentation/<split>.txt``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sfp.datasets.cartoons import GROUND_PAINTERS, THING_PAINTERS, Canvas, draw_sky
+from sfp.datasets.cartoons import GROUND_PAINTERS, THING_PAINTERS, Canvas, Frame, draw_sky
 from sfp.files import make_folder, whole_file
 
 CLASSES = (
@@ -38,7 +39,13 @@ VAL_SCENES = 120
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene: ``image`` (H, W, 3) uint8 RGB, ``labels`` (H, W) uint8, ``things`` as (class index, box x0 y0 x1 y1)."""
+    """One scene.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) uint8, indices into ``CLASSES``.
+        things: class index and box (x0, y0, x1, y1) of each, in pixels.
+    """
 
     image: np.ndarray
     labels: np.ndarray
@@ -46,8 +53,9 @@ class Scene:
 
 
 _AT_HOME = {
-    "house": ("grass", "sand", "snow"), "tree": ("grass", "snow"), "car": ("road",), "boat": ("sea",), "sun": ("sky",),
-    "star": ("sky",), "fish": ("sea",), "flower": ("grass",), "balloon": ("sky",), "mushroom": ("grass",),
+    "house": ("grass", "sand", "snow"), "tree": ("grass", "snow"), "car": ("road",),
+    "boat": ("sea",), "sun": ("sky",), "star": ("sky",), "fish": ("sea",), "flower": ("grass",),
+    "balloon": ("sky",), "mushroom": ("grass",),
 }  # fmt: skip
 
 
@@ -102,51 +110,26 @@ def _draw_things(
     placed: list[tuple[str, float, float, float]] = []
     for name in rng.permutation(THINGS)[: rng.integers(3, 7)]:
         r = min(height, width) * rng.uniform(0.12, 0.3)
-        homes = [
-            CLASSES.index(h) for h in _AT_HOME[name] if (layout == CLASSES.index(h)).sum() > r * r
-        ]
+        homes = [CLASSES.index(home) for home in _AT_HOME[name]]
+        homes = [home for home in homes if (layout == home).sum() > r * r]
+        flies = name in ("sun", "star", "balloon")
         for _ in range(12):
             x, y = rng.uniform(r * 0.8, width - r * 0.8), rng.uniform(r * 0.9, height - r * 0.9)
-            foot = layout[
-                min(height - 1, int(y + 0.7 * r))
-                if name not in ("sun", "star", "balloon")
-                else int(y),
-                int(x),
-            ]
+            foot = layout[int(y) if flies else min(height - 1, int(y + 0.7 * r)), int(x)]
             stray = not homes or rng.random() < 0.5
             clear = all(math.hypot(x - x2, y - y2) > 0.85 * (r + r2) for _, x2, y2, r2 in placed)
             if clear and (stray or foot in homes):
                 placed.append((str(name), x, y, r))
                 break
-    placed.sort(
-        key=lambda thing: thing[2] + thing[3]
-    )  # what stands lower is nearer, so it is painted later
+    placed.sort(key=lambda thing: thing[2] + thing[3])  # what stands lower is nearer
     things = []
     for name, x, y, r in placed:
         mirror = -1.0 if rng.random() < 0.5 else 1.0
         tilt = rng.uniform(-0.12, 0.12)
-        cos, sin = math.cos(tilt), math.sin(tilt)
-
-        def at(
-            points: list[tuple[float, float]], x=x, y=y, r=r, mirror=mirror, cos=cos, sin=sin
-        ) -> np.ndarray:
-            local = np.asarray(points, float) * (mirror, 1.0)
-            return np.stack(
-                [
-                    x + r * (cos * local[:, 0] - sin * local[:, 1]),
-                    y + r * (sin * local[:, 0] + cos * local[:, 1]),
-                ],
-                1,
-            )
-
         canvas.label = CLASSES.index(name)
-        THING_PAINTERS[name](canvas, rng, at, r)
-        box = (
-            max(0, int(x - r)),
-            max(0, int(y - r)),
-            min(width, int(x + r) + 1),
-            min(height, int(y + r) + 1),
-        )
+        THING_PAINTERS[name](Frame(canvas, x, y, r, mirror, tilt), rng)
+        right, bottom = min(width, int(x + r) + 1), min(height, int(y + r) + 1)
+        box = (max(0, int(x - r)), max(0, int(y - r)), right, bottom)
         things.append((canvas.label, box))
     return tuple(things)
 
@@ -170,7 +153,7 @@ def write_split(root: str | os.PathLike, split: str = "val", count: int = VAL_SC
 
 
 def write_scenes(root: str | os.PathLike, split: str = "val", count: int = VAL_SCENES) -> list[str]:
-    """Write ``count`` scenes of a split under ``root``: ``JPEGImages/*.jpg``, ``SegmentationClass/*.png``; files that exist are kept.
+    """Write ``count`` scenes of a split under ``root``, without a list; files that exist are kept.
 
     Returns:
         The scenes' names.
@@ -182,18 +165,14 @@ def write_scenes(root: str | os.PathLike, split: str = "val", count: int = VAL_S
     for folder in ("JPEGImages", "SegmentationClass"):
         make_folder(root / folder, "set SFP_DATA to a folder that can be written")
     names = [f"{split}_{index:05d}" for index in range(count)]
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(PALETTE)] = PALETTE
     for index, name in enumerate(names):
-        image_file, label_file = (
-            root / f"JPEGImages/{name}.jpg",
-            root / f"SegmentationClass/{name}.png",
-        )
+        image_file = root / f"JPEGImages/{name}.jpg"
+        label_file = root / f"SegmentationClass/{name}.png"
         if image_file.exists() and label_file.exists():
             continue
         scene = make_scene(split, index)
         labels = Image.fromarray(scene.labels, "P")
-        labels.putpalette(palette.ravel().tolist())
+        labels.putpalette(np.pad(np.array(PALETTE, np.uint8), ((0, 240), (0, 0))).tobytes())
         with whole_file(image_file) as partial:
             Image.fromarray(scene.image).save(partial, quality=95, subsampling=0)
         with whole_file(label_file) as partial:

@@ -131,8 +131,9 @@ def _take_method(cfg: Config, method: str, clip: str, common: bool) -> None:
     """Merge a method's settings into a dataset's config."""
     if not re.fullmatch(r"[\w.-]{1,100}", str(method)):  # the name of a file
         raise unknown_choice("method", str(method)[:100], list_methods())
-    beside = Path(cfg.filename).parent / "methods" / f"{method}.py"
-    path = beside if beside.is_file() else CONFIGS / "methods" / f"{method}.py"
+    file = f"methods/{method.removesuffix('-ablation')}.py"  # an ablation has its method's settings
+    beside = Path(cfg.filename).parent / file
+    path = beside if beside.is_file() else CONFIGS / file
     own = _from_file(path) if path.is_file() else Config(dict(model=dict(purify=None, pm=None)))
     cfg.merge_from_dict(dict(model=own.model))
     if common:

@@ -1,1 +1,1 @@
-"""What the papers and this project tried: ablation tables, probes of layers, outliers whose truth is known."""
+"""Ablation tables of the papers, probes of layers, and outliers whose truth is known."""

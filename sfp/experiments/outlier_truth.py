@@ -1,7 +1,7 @@
-"""Outliers whose truth is known: what they do in each layer of a CLIP, and which detectors find them.
+"""Outliers whose truth is known: what they do in each layer, and which detectors find them.
 
-Made for Toyland, whose outliers follow a rule (``sfp.datasets.toyland_outliers``); any windows with a
-mask of their outliers will do.
+Made for Toyland, whose outliers follow a rule (``sfp.datasets.toyland_outliers``); any windows
+with a mask of their outliers will do.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ TOKEN_FIGURES = {
 def token_figures(
     clip: FrozenCLIP, windows: Tensor, truth: Tensor, labels: Tensor, text: Tensor
 ) -> dict[str, list[float]]:
-    """What the outliers do in each layer 1..L, without purification: ``TOKEN_FIGURES`` to a figure for each layer.
+    """What outliers do in each layer 1..L, unpurified: ``TOKEN_FIGURES`` to a figure a layer.
 
-    A patch is read as the values that the last block would take from it are (``free_values``), each for
-    itself. "elsewhere" are classes of at least three patches of the window, but not its own; "repaired" reads
-    the mean of the clean neighbours.
+    A patch is read as the values that the last block would take from it are (``free_values``),
+    each for itself. "elsewhere" are classes of at least three patches of the window, but not its
+    own; "repaired" reads the mean of the clean neighbours.
 
     Args:
         clip: the frozen CLIP.
         windows: (B, 3, H, W) normalised.
         truth: the outliers, (B, N) bool, at least one in each window.
         labels: (B, H, W) int, 255 where there is none.
-        text: a unit vector for each class, (K, D).
+        text: a normalised vector for each class, (K, D).
     """
     trunk = clip.trunk
     grid = trunk.grid_of(*windows.shape[-2:])
@@ -103,8 +103,8 @@ def detection_figures(
         detectors: each looks at every layer.
 
     Returns:
-        For each detector's name "flagged" (share of all patches), "precision" (0 where it flags none) and
-        "recall", a figure for each layer.
+        For each detector's name "flagged" (share of all patches), "precision" (0 where it flags
+        none) and "recall", a figure for each layer.
     """
     trunk = clip.trunk
     figures = {d.name: {kind: [] for kind in ("flagged", "precision", "recall")} for d in detectors}

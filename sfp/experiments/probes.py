@@ -1,12 +1,14 @@
-"""Probes of a frozen CLIP's layers on labelled windows: coherence, alignment with text, entropy of attention, outliers, their overlap.
+"""Probes of a frozen CLIP's layers on labelled windows.
 
-coherence   AUROC of the cosine of patch pairs as a classifier of "same class" (SC-CLIP Fig. 4 and 8, CLIPSeg Fig. 4), of each
-            block's q, k, v, heads joined, and of its output tokens
-alignment   after CLIPSeg's Fig. 6, whose formula we do not have; ours: the values that DSI would take from layer i go through
-            the last block's W_o, LN_post and P, attention-free; mean over labelled patches of the cosine with their own class's
-            text less the mean of the others', and the share of patches whose own class is the nearest ("accuracy")
-entropy     of the attention of each patch and of the class token, -sum a log a / log(1 + N), mean over heads; 1 is uniform
-outliers    share of the patches that a detector flags; overlap of two detectors, |A and B| / |A or B|
+coherence   AUROC of the cosine of patch pairs as a classifier of "same class" (SC-CLIP Fig. 4 and
+            8, CLIPSeg Fig. 4), of each block's q, k, v, heads joined, and of its output tokens
+alignment   after CLIPSeg's Fig. 6, whose formula we do not have; ours: the values that DSI would
+            take from layer i go through the last block's W_o, LN_post and P, attention-free; mean
+            over labelled patches of the cosine with their own class's text less the mean of the
+            others', and the share of patches whose own class is the nearest ("accuracy")
+entropy     of the attention of each patch and of the class token, -sum a log a / log(1 + N), mean
+            over heads; 1 is uniform
+outliers    share of the patches that a detector flags; overlap of two, |A and B| / |A or B|
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ Figures = dict[tuple[str, int], list[float]]
 def sampled_coherence(
     features: Tensor, labels: Tensor, pairs: int, seed: int = 0, ignore: int = 255
 ) -> float | None:
-    """``coherence`` from so many of the patch pairs, drawn without replacement; all of them where there are fewer.
+    """``coherence`` from at most so many of the patch pairs, drawn without replacement.
 
     Args:
         features: (N, C).
@@ -78,15 +80,16 @@ def probe_layers(
         clip: the frozen CLIP.
         windows: (B, 3, H, W) normalised.
         labels: (B, H, W) int.
-        text: unit text vectors (Q, D).
+        text: normalised text vectors (Q, D).
         class_of_query: class index of each of them.
         detectors: those whose outliers are counted and compared.
         pairs: patch pairs drawn for the coherence; all if None.
         epsilon: of CLIPSeg's graph, for the number of its components.
 
     Returns:
-        (probe, layer) to a list of figures, one for each window that has it. Probes are "q", "k", "v", "tokens" (coherence),
-        "components", "alignment", "accuracy", "entropy", "cls entropy", a detector's name, and "A & B" of two detectors.
+        (probe, layer) to a list of figures, one for each window that has it. Probes are "q", "k",
+        "v", "tokens" (coherence), "components", "alignment", "accuracy", "entropy", "cls entropy",
+        a detector's name, and "A & B" of two detectors.
     """
     trunk = clip.trunk
     truth = patch_labels(labels, trunk.grid_of(*windows.shape[-2:]), trunk.patch, ignore).cpu()
@@ -94,31 +97,25 @@ def probe_layers(
     found: Figures = {}
 
     def add(probe: str, layer: int, values: Sequence[float | None]) -> None:
-        found.setdefault((probe, layer), []).extend(
-            float(value) for value in values if value is not None
-        )
+        kept = found.setdefault((probe, layer), [])
+        kept.extend(float(value) for value in values if value is not None)
+
+    def measure(features: Tensor, label: Tensor) -> float | None:
+        if pairs is None:
+            return coherence(features, label)
+        return sampled_coherence(features, label, pairs, ignore=ignore)
 
     def look(state: LayerState) -> None:
         layer = state.layer
         for name in FEATURES:
-            rows = (
-                (state.patches if name == "tokens" else joined_heads(getattr(state, name)))
-                .float()
-                .cpu()
-            )
-            measure = (
-                coherence
-                if pairs is None
-                else lambda own, label: sampled_coherence(own, label, pairs, ignore=ignore)
-            )
-            add(name, layer, [measure(own, label) for own, label in zip(rows, truth, strict=True)])
+            rows = state.patches if name == "tokens" else joined_heads(getattr(state, name))
+            samples = zip(rows.float().cpu(), truth, strict=True)
+            add(name, layer, [measure(own, label) for own, label in samples])
         near = cosine_similarity(joined_heads(state.k)) >= epsilon
         graphs = components(near | torch.eye(near.shape[-1], dtype=torch.bool, device=near.device))
         add("components", layer, [len(own.unique()) for own in graphs])
-        scores = class_scores(
-            l2_normalise(trunk.readout(free_values(trunk, state))) @ text.T.to(state.tokens.device),
-            classes,
-        ).cpu()
+        read = l2_normalise(trunk.readout(free_values(trunk, state)))
+        scores = class_scores(read @ text.T.to(read.device), classes).cpu()
         for own, label in zip(scores, truth, strict=True):
             alignment, accuracy = text_alignment(own, label, ignore)
             add("alignment", layer, [alignment])
@@ -139,14 +136,12 @@ def probe_layers(
 def free_values(trunk: ImageTrunk, state: LayerState) -> Tensor:
     """What DSI takes from a layer, past the last block's W_o: patches (B, N, C).
 
-    W_o W_v LN1_L(x~_i) with x~_i = X^{i-1} + MLP_i(LN2_i(X^{i-1})) below the last block, x~_L = X^{L-1}; biases included.
+    W_o W_v LN1_L(x~_i) with x~_i = X^{i-1} + MLP_i(LN2_i(X^{i-1})) below the last block, x~_L =
+    X^{L-1}; biases included.
     """
     last, inputs = trunk.blocks[-1], state.inputs[:, 1:]
-    free = (
-        inputs
-        if state.layer == trunk.layers
-        else inputs + trunk.blocks[state.layer - 1].mlp(inputs)
-    )
+    below = state.layer < trunk.layers
+    free = inputs + trunk.blocks[state.layer - 1].mlp(inputs) if below else inputs
     return last.project(last.values(last.normed(free)))
 
 
@@ -162,7 +157,7 @@ def class_scores(cosines: Tensor, class_of_query: Tensor) -> Tensor:
 def text_alignment(
     scores: Tensor, labels: Tensor, ignore: int = 255
 ) -> tuple[float | None, float | None]:
-    """Alignment and accuracy of one window's scores (N, K) with the patches' labels (N,); None without labelled patches."""
+    """Alignment and accuracy of a window's scores (N, K) with labels (N,); None without labels."""
     kept = labels != ignore
     if not bool(kept.any()):
         return None, None

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
-from sfp.drawing import OUTLIER, Panel, Sheet, colours_over, heatmap, mark, mask_over
-from sfp.errors import SFPError, unknown_choice
+from sfp import drawing
+from sfp.errors import unknown_choice
+from sfp.inspection.inspection import Inspection, Stream
 
-if TYPE_CHECKING:
-    from sfp.inspection.inspection import Inspection, Stream
-
-_HEIGHT = 170
-_DRAWN = 2 * _HEIGHT  # maps are drawn twice as large and reduced, so that their lines are smooth
-_FIRE = (235, 30, 60)
 _ROOT = 0.5  # attention is drawn by its square root: its largest values dwarf the others
 
 
@@ -27,9 +23,10 @@ def attention_figure(
     *,
     purified: bool = False,
 ) -> Image.Image:
-    """After Fig. 1: in each layer the class token's attention, the patches' attention to themselves and that which they receive.
+    """After Fig. 1: attention in each layer, of the class token, to themselves, and received.
 
     Args:
+        inspection: of one picture.
         layers: six spread over the model if None.
         detector: the one whose outliers are outlined; the first of the inspection if None.
         purified: of the purified stream instead of the plain one.
@@ -37,33 +34,25 @@ def attention_figure(
     Raises:
         SFPError: no such layer or detector.
     """
-    stream = inspection.purified if purified else inspection.plain
+    which = "purified" if purified else "plain"
+    stream = getattr(inspection, which)
     layers, detector = _layers(inspection, layers), _detector(stream, detector)
     kinds = {
         "class-token attention": stream.cls_attention,
         "self-attention": stream.self_attention,
         "attention received": stream.received_attention,
     }
-    rows = []
-    for maps in kinds.values():
-        row = [Panel(_photo(inspection))] if not rows else [None]
-        for layer in layers:
-            outliers = stream.outliers[detector][layer - 1]
-            drawn = heatmap(
-                inspection.image, maps[layer - 1], power=_ROOT, outliers=outliers, height=_DRAWN
-            )
-            row.append(Panel(drawn, f"max {_short(maps[layer - 1].max())}"))
-        rows.append(row)
-    which = "purified" if purified else "plain"
-    return Sheet(
-        rows,
-        ["image", *(f"layer {layer}" for layer in layers)],
-        list(kinds),
-        legend=[(f"outliers by {detector}", OUTLIER)],
-        bar=("0", "each map's maximum, square-root scale"),
-        height=_HEIGHT,
-        heading=f"Attention in {inspection.protocol['model']}, {which} stream",
-    ).draw()
+    heading = f"Attention in {inspection.protocol['model']}, {which} stream"
+    figure, photo, axes = _panels(inspection, layers, list(kinds), heading)
+    drawing.add_picture(photo, inspection.image, inspection.grid)
+    for row, maps in zip(axes, kinds.values(), strict=True):
+        for panel, layer in zip(row, layers, strict=True):
+            drawing.add_heat(panel, inspection.image, maps[layer - 1], power=_ROOT)
+            drawing.add_outline(panel, stream.outliers[detector][layer - 1])
+            _caption(panel, f"max {_short(maps[layer - 1].max())}")
+    _colorbar(figure, axes, "of each map's maximum", power=_ROOT)
+    drawing.add_legend(figure, [(f"outliers by {detector}", drawing.OUTLIER)])
+    return drawing.to_image(figure)
 
 
 def outlier_figure(
@@ -73,9 +62,10 @@ def outlier_figure(
     *,
     purified: bool = False,
 ) -> Image.Image:
-    """After Fig. 3: what each detector takes for outliers through the layers, with the norms of the tokens.
+    """After Fig. 3: what each detector takes for outliers through the layers, and tokens' norms.
 
     Args:
+        inspection: of one picture.
         layers: six spread over the model if None.
         detectors: all of the inspection if None.
         purified: of the purified stream instead of the plain one.
@@ -83,41 +73,24 @@ def outlier_figure(
     Raises:
         SFPError: no such layer or detector.
     """
-    stream = inspection.purified if purified else inspection.plain
+    which = "purified" if purified else "plain"
+    stream = getattr(inspection, which)
     layers = _layers(inspection, layers)
     detectors = [_detector(stream, detector) for detector in detectors or stream.outliers]
-    rows: list[list[Panel | None]] = []
-    for detector in detectors:
-        row = [None] if rows else [Panel(_photo(inspection))]
-        for layer in layers:
+    heading = f"Outliers in {inspection.protocol['model']}, {which} stream"
+    figure, photo, axes = _panels(inspection, layers, [*detectors, "norm"], heading)
+    drawing.add_picture(photo, inspection.image, inspection.grid)
+    for row, detector in zip(axes[:-1], detectors, strict=True):
+        for panel, layer in zip(row, layers, strict=True):
             mask = stream.outliers[detector][layer - 1]
-            row.append(
-                Panel(
-                    mask_over(inspection.image, mask, _FIRE, _DRAWN), f"{mask.sum()} of {mask.size}"
-                )
-            )
-        rows.append(row)
-    norms = [stream.norms[layer - 1] for layer in layers]
-    drawn = [heatmap(inspection.image, norm, height=_DRAWN) for norm in norms]
-    rows.append(
-        [
-            None,
-            *(
-                Panel(map_, f"max {_short(norm.max())}")
-                for map_, norm in zip(drawn, norms, strict=True)
-            ),
-        ]
-    )
-    which = "purified" if purified else "plain"
-    return Sheet(
-        rows,
-        ["image", *(f"layer {layer}" for layer in layers)],
-        [*detectors, "norm"],
-        legend=[("outliers", _FIRE)],
-        bar=("norm 0", "each map's maximum"),
-        height=_HEIGHT,
-        heading=f"Outliers through the layers of {inspection.protocol['model']}, {which} stream",
-    ).draw()
+            drawing.add_mask(panel, inspection.image, mask)
+            _caption(panel, f"{mask.sum()} of {mask.size}")
+    for panel, layer in zip(axes[-1], layers, strict=True):
+        drawing.add_heat(panel, inspection.image, stream.norms[layer - 1])
+        _caption(panel, f"max {_short(stream.norms[layer - 1].max())}")
+    _colorbar(figure, axes[-1:], "of the maximum")
+    drawing.add_legend(figure, [("outliers", drawing.MASK)])
+    return drawing.to_image(figure)
 
 
 def patch_figure(
@@ -126,104 +99,113 @@ def patch_figure(
     layers: Sequence[int] | None = None,
     detector: str | None = None,
 ) -> Image.Image:
-    """After Fig. 5: what a patch looks at before and after purification, and which patches its token resembles.
+    """After Fig. 5: a patch's attention and similarities before and after purification.
 
     Args:
+        inspection: of one picture.
         patch: (row, column).
         layers: six spread over the model if None.
-        detector: the one whose outliers in the plain stream are outlined in the attention maps, and whose share of the
-            patch's attention is written below; the first of the inspection if None.
+        detector: the one whose outliers in the plain stream are outlined in the attention maps, and
+            whose share of the patch's attention stands below; the first of the inspection if None.
 
     Raises:
         SFPError: no such patch, layer or detector.
     """
     layers, detector = _layers(inspection, layers), _detector(inspection.plain, detector)
-    purifier = inspection.protocol["purifier"].partition("(")[0]
     streams = {"before": inspection.plain, "after": inspection.purified}
-    rows: list[list[Panel | None]] = []
-    for stream in streams.values():
-        row: list[Panel | None] = [None]
-        for layer in layers:
-            attention, outliers = (
-                stream.attention_of(layer, patch),
-                inspection.plain.outliers[detector][layer - 1],
-            )
-            drawn = heatmap(
-                inspection.image,
-                attention,
-                power=_ROOT,
-                outliers=outliers,
-                patch=patch,
-                height=_DRAWN,
-            )
-            row.append(
-                Panel(
-                    drawn,
-                    f"{100 * attention[outliers].sum():.0f}% at outliers, max {_short(attention.max())}",
-                )
-            )
-        rows.append(row)
-    for stream in streams.values():
-        row = [None]
-        for layer in layers:
+    sides = [f"{kind} {when}" for kind in ("attention", "cosine") for when in streams]
+    purifier = inspection.protocol["purifier"].partition("(")[0]
+    heading = f"The patch at row {patch[0]}, column {patch[1]}, purified by {purifier}"
+    figure, photo, axes = _panels(inspection, layers, sides, heading, "chosen patch")
+    for row, stream in zip(axes[:2], streams.values(), strict=True):
+        for panel, layer in zip(row, layers, strict=True):
+            attention = stream.attention_of(layer, patch)
+            outliers = inspection.plain.outliers[detector][layer - 1]
+            drawing.add_heat(panel, inspection.image, attention, power=_ROOT)
+            drawing.add_outline(panel, outliers)
+            share = 100 * attention[outliers].sum()
+            _caption(panel, f"{share:.0f}% at outliers, max {_short(attention.max())}")
+    for row, stream in zip(axes[2:], streams.values(), strict=True):
+        for panel, layer in zip(row, layers, strict=True):
             cosines = stream.similarity(layer, patch)
-            drawn = heatmap(
-                inspection.image, cosines, limits=(0.0, 1.0), patch=patch, height=_DRAWN
-            )
-            row.append(Panel(drawn, f"mean cosine {cosines.mean():.2f}"))
-        rows.append(row)
-    rows[0][0] = Panel(
-        mark(_photo(inspection).resize(_drawn_size(inspection)), inspection.grid, patch=patch)
-    )
-    return Sheet(
-        rows,
-        ["chosen patch", *(f"layer {layer}" for layer in layers)],
-        [*(f"attention {when}" for when in streams), *(f"cosine {when}" for when in streams)],
-        legend=[(f"outliers by {detector} before purification", OUTLIER)],
-        bar=("0", "each map's maximal attention, square-root scale; cosine 1"),
-        height=_HEIGHT,
-        heading=f"The patch at row {patch[0]}, column {patch[1]} before and after purification by {purifier}",
-    ).draw()
+            drawing.add_heat(panel, inspection.image, cosines, (0.0, 1.0))
+            _caption(panel, f"mean {cosines.mean():.2f}")
+    drawing.add_picture(photo, inspection.image, inspection.grid)
+    for panel in (photo, *axes.flat):
+        drawing.add_frame(panel, patch)
+    _colorbar(figure, axes[:2], "of each map's maximum", power=_ROOT)
+    _colorbar(figure, axes[2:], "cosine")
+    legend = [(f"outliers by {detector} before purification", drawing.OUTLIER)]
+    drawing.add_legend(figure, legend)
+    return drawing.to_image(figure)
 
 
 def feature_figure(inspection: Inspection, layers: Sequence[int] | None = None) -> Image.Image:
-    """First three principal components of the patch tokens through the layers, and of the method's features, as colours.
+    """First three principal components of the tokens through the layers, and of the features.
 
     Args:
+        inspection: of one picture.
         layers: six spread over the model if None.
 
     Raises:
         SFPError: no such layer.
     """
     layers = _layers(inspection, layers)
-    rows: list[list[Panel | None]] = []
-    for stream in (inspection.plain, inspection.purified):
-        maps = [
-            Panel(colours_over(inspection.image, stream.pca(layer), _DRAWN)) for layer in layers
-        ]
-        rows.append([None if rows else Panel(_photo(inspection)), *maps, None])
-    rows[-1][-1] = Panel(colours_over(inspection.image, inspection.feature_colours, _DRAWN))
-    return Sheet(
-        rows,
-        [
-            "image",
-            *(f"layer {layer}" for layer in layers),
-            f"{inspection.protocol['method']}'s features",
-        ],
-        ["plain", "purified"],
-        height=_HEIGHT,
-        heading="Principal components of the tokens, each map by its own",
-    ).draw()
+    streams = {"plain": inspection.plain, "purified": inspection.purified}
+    titles = [
+        "image",
+        *(f"layer {layer}" for layer in layers),
+        f"{inspection.protocol['method']}'s features",
+    ]
+    heading = "Principal components of the tokens, each map by its own"
+    figure, axes = drawing.panels(
+        2, len(titles), inspection.image.shape[:2], titles=titles, heading=heading
+    )
+    drawing.add_picture(axes[0, 0], inspection.image, inspection.grid)
+    for row, (side, stream) in zip(axes, streams.items(), strict=True):
+        row[1].set_ylabel(side, fontsize=10)
+        maps = [stream.pca(layer) for layer in layers]
+        for panel, colours in zip(row[1:-1], maps, strict=True):
+            drawing.add_picture(panel, colours, inspection.grid, "nearest")
+    drawing.add_picture(axes[1, -1], inspection.feature_colours, inspection.grid, "nearest")
+    axes[0, -1].set_title("")
+    axes[1, -1].set_title(titles[-1], fontsize=10)
+    return drawing.to_image(figure)
+
+
+def _panels(
+    inspection: Inspection,
+    layers: Sequence[int],
+    sides: Sequence[str],
+    heading: str,
+    first: str = "image",
+) -> tuple[Figure, Axes, np.ndarray]:
+    """A figure, its panel for the picture at the top left, and those of the layers."""
+    titles = [first, *(f"layer {layer}" for layer in layers)]
+    shape = inspection.image.shape[:2]
+    figure, axes = drawing.panels(len(sides), len(titles), shape, titles=titles, heading=heading)
+    for panel, side in zip(axes[:, 1], sides, strict=True):
+        panel.set_ylabel(side, fontsize=10)
+    return figure, axes[0, 0], axes[:, 1:]
+
+
+def _caption(panel: Axes, text: str) -> None:
+    panel.set_xlabel(text, fontsize=8, color="dimgrey", labelpad=2)
+
+
+def _colorbar(figure: Figure, axes: np.ndarray, label: str, power: float = 1.0) -> None:
+    """A bar from 0 to 1 in the colours of heat at the right of rows of panels."""
+    colours = drawing.heat_colours(power)
+    bar = figure.colorbar(colours, ax=axes, fraction=0.02, pad=0.01, ticks=[0, 0.25, 0.5, 0.75, 1])
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
 
 
 def _layers(inspection: Inspection, layers: Sequence[int] | None) -> list[int]:
     if layers is None:
         return np.unique(np.linspace(1, inspection.layers, 6).round().astype(int)).tolist()
     for layer in layers:
-        if layer not in range(1, inspection.layers + 1):
-            raise SFPError(
-                f"There is no layer {layer}; this model's layers go from 1 to {inspection.layers}."
-            )
+        inspection.plain.require_layer(layer)
     return list(layers)
 
 
@@ -235,14 +217,5 @@ def _detector(stream: Stream, detector: str | None) -> str:
     return detector
 
 
-def _photo(inspection: Inspection) -> Image.Image:
-    return Image.fromarray(inspection.image)
-
-
-def _drawn_size(inspection: Inspection) -> tuple[int, int]:
-    height, width = inspection.image.shape[:2]
-    return round(width * _DRAWN / height), _DRAWN
-
-
 def _short(value: float) -> str:
-    return f"{value:.3f}" if value < 1 else f"{value:.1f}"
+    return f"{value:.1e}" if value < 0.01 else f"{value:.3f}" if value < 1 else f"{value:.1f}"

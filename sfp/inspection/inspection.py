@@ -1,4 +1,4 @@
-"""What each layer of CLIP does with one picture, on its own and under purification: who is an outlier, who looks where."""
+"""What each layer of CLIP does with one picture, as it is and purified: outliers, attention."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ _MOST_BYTES = 2 << 30
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Stream:
-    """One run of the image through CLIP's L layers. Patches lie on a grid (h, w); N = h w, row-major.
+    """One run of an image through CLIP's L layers, patches on a grid (h, w), N = h w, row-major.
 
-    Everything that is asked of it comes from two arrays, the tokens and the attention. Layers are counted from 1.
+    All of its maps come from two arrays, the tokens and the attention. Layers count from 1.
 
     Attributes:
         grid: (h, w).
-        tokens: what each layer hands on, after any repair, the class token first: (L, 1 + N, C) float32.
-        attention: each layer's weights, averaged over heads, row i what token i looks at: (L, 1 + N, 1 + N) float32.
-        outliers: for each detector by name the tokens that it takes for outliers, (L, h, w) bool. It sees the layer's
-            attention and its output before any repair.
+        tokens: what each layer returns, after any repair, the class token first:
+            (L, 1 + N, C) float32.
+        attention: each layer's weights, averaged over heads, row i those of token i:
+            (L, 1 + N, 1 + N) float32.
+        outliers: by each detector's name the tokens that it flags, (L, h, w) bool, given the
+            layer's attention and its output before any repair.
         outlier_scores: the scores behind them, (L, h, w) float32.
-        repaired: the tokens that were repaired, (L, h, w) bool; none in a stream without purification.
+        repaired: the tokens that were repaired, (L, h, w) bool; none without purification.
     """
 
     grid: tuple[int, int]
@@ -69,7 +71,9 @@ class Stream:
         return self._maps(np.linalg.norm(self.tokens[:, 1:], axis=-1))
 
     def attention_of(self, layer: int, patch: tuple[int, int]) -> np.ndarray:
-        """What the patch at (row, column) looks at in a layer: (h, w) float32; with its look at the class token they sum to 1.
+        """Attention of the patch at (row, column) to the patches in a layer: (h, w) float32.
+
+        With its attention to the class token they sum to 1.
 
         Raises:
             SFPError: no such layer or patch.
@@ -82,11 +86,13 @@ class Stream:
         Raises:
             SFPError: no such layer or patch.
         """
-        rows = _unit(self.tokens[self._layer(layer), 1:])
+        rows = _normalised(self.tokens[self._layer(layer), 1:])
         return (rows @ rows[self._patch(patch)]).reshape(self.grid)
 
     def pca(self, layer: int) -> np.ndarray:
-        """First three principal components of the unit patch tokens after a layer, as colours: (h, w, 3) in [0, 1].
+        """First three principal components of the patch tokens after a layer as colours.
+
+        (h, w, 3) in [0, 1]; tokens are normalised first.
 
         Raises:
             SFPError: no such layer.
@@ -96,11 +102,15 @@ class Stream:
     def _maps(self, values: np.ndarray) -> np.ndarray:
         return values.reshape(-1, *self.grid)
 
-    def _layer(self, layer: int) -> int:
+    def require_layer(self, layer: int) -> None:
+        """Raises SFPError where there is no such layer."""
         if layer not in range(1, self.layers + 1):
             raise SFPError(
                 f"There is no layer {layer}; this model's layers go from 1 to {self.layers}."
             )
+
+    def _layer(self, layer: int) -> int:
+        self.require_layer(layer)
         return layer - 1
 
     def _patch(self, patch: tuple[int, int]) -> int:
@@ -108,7 +118,8 @@ class Stream:
         height, width = self.grid
         if not (0 <= row < height and 0 <= column < width):
             raise SFPError(
-                f"There is no patch at row {row}, column {column}; rows go from 0 to {height - 1}, columns to {width - 1}."
+                f"There is no patch at row {row}, column {column}; rows go from 0 to {height - 1}, "
+                f"columns to {width - 1}."
             )
         return int(row) * width + int(column)
 
@@ -117,15 +128,18 @@ class Stream:
 class Inspection:
     """One picture through the layers of CLIP, twice: as the model is, and purified.
 
-    Memory: both streams hold L (1 + N) (1 + N + C) float32, 18 MB in all for ViT-B/16 at 224x224 pixels and 76 MB at
-    336x448, where L = 12, C = 768, N = 196 and 588.
+    Memory: both streams hold L (1 + N) (1 + N + C) float32, 18 MB in all for ViT-B/16 at 224x224
+    pixels and 76 MB at 336x448, where L = 12, C = 768, N = 196 and 588.
 
     Attributes:
-        image: the part of the resized picture that the patches cover, (h p, w p, 3) uint8 for patches of p pixels.
-        box: (left, top, right, bottom) of that part in the picture as it was given, in its pixels, float.
+        image: the part of the resized picture that the patches cover, (h p, w p, 3) uint8 for
+            patches of p pixels.
+        box: (left, top, right, bottom) of that part in pixels of the picture as it was given.
         plain: the stream without purification.
-        purified: the stream repaired by the method's own purifier, or by SOM after layers 1..L-1 where it has none.
-        features: the method's features (h, w, D) float32, projected into the joint space, not normalised; no label enters.
+        purified: the stream repaired by the method's own purifier, or by SOM after layers 1..L-1
+            where it has none.
+        features: the method's features (h, w, D) float32, projected into the joint space, not
+            normalised; they depend on no name.
         protocol: method, model, purifier, purified layers and sizes.
     """
 
@@ -148,10 +162,9 @@ class Inspection:
 
     @property
     def feature_colours(self) -> np.ndarray:
-        """First three principal components of the method's unit features as colours, (h, w, 3) in [0, 1]."""
-        return principal_colours(self.features.reshape(-1, self.features.shape[-1])).reshape(
-            *self.grid, 3
-        )
+        """Principal components of the features, as ``Stream.pca`` has those of the tokens."""
+        rows = self.features.reshape(-1, self.features.shape[-1])
+        return principal_colours(rows).reshape(*self.grid, 3)
 
     def patch_at(self, x: float, y: float) -> tuple[int, int]:
         """(row, column) of the patch at pixel x, y of ``image``.
@@ -162,20 +175,17 @@ class Inspection:
         height, width = self.image.shape[:2]
         if not (0 <= x < width and 0 <= y < height):
             raise SFPError(
-                f"There is no pixel x={x}, y={y} in the inspected {width}x{height}; x goes from 0 to {width - 1}, y to {height - 1}."
+                f"There is no pixel x={x}, y={y} in the inspected {width}x{height}; x goes from 0 "
+                f"to {width - 1}, y to {height - 1}."
             )
         return int(y * self.grid[0] / height), int(x * self.grid[1] / width)
 
     def __repr__(self) -> str:
-        detectors = ", ".join(self.plain.outliers)
         height, width = self.grid
-        return f"Inspection({self.protocol['model']}, {self.layers} layers, {height}x{width} patches, detectors {detectors})"
-
-    def _repr_png_(self) -> bytes:
-        from sfp.inspection.figures import attention_figure
-        from sfp.result import png_bytes
-
-        return png_bytes(attention_figure(self))
+        return (
+            f"Inspection({self.protocol['model']}, {self.layers} layers, {height}x{width} patches, "
+            f"detectors {', '.join(self.plain.outliers)})"
+        )
 
 
 @torch.inference_mode()
@@ -190,56 +200,51 @@ def inspect_image(
     """See ``Segmenter.inspect``; ``pixels`` (H, W, 3) uint8.
 
     Raises:
-        SFPError: a box that is not inside the picture, an unknown detector or one that stands twice, or a picture of so
-            many patches that the arrays would take over 2 GiB.
+        SFPError: a box that is not inside the picture, an unknown detector or one that stands
+            twice, or a picture of so many patches that the arrays would take over 2 GiB.
     """
     trunk = method.trunk
     height, width = pixels.shape[:2]
     corners = (0, 0, width, height) if box is None else box
     if not isinstance(corners, (tuple, list)) or len(corners) != 4:
         raise SFPError(
-            f"The box {box!r} is no rectangle; give (left, top, right, bottom) in pixels of the picture."
+            f"The box {box!r} is no rectangle; give (left, top, right, bottom) in pixels of the "
+            "picture."
         )
     left, top, right, bottom = corners
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise SFPError(
-            f"The box {box} is not inside the {width}x{height} picture; give (left, top, right, bottom) in its pixels."
+            f"The box {box} is not inside the {width}x{height} picture; give (left, top, right, "
+            "bottom) in its pixels."
         )
     if isinstance(detectors, str):
         raise SFPError(
-            f"detectors is the single text {detectors!r}; give a list of names such as ['SOM', 'L2']."
+            f"detectors is the single text {detectors!r}; give a list of names such as ['SOM', "
+            "'L2']."
         )
-    found = [
-        detector if isinstance(detector, Detector) else build_detector(detector)
-        for detector in detectors
-    ]
-    if len({detector.name for detector in found}) < len(found):
+    found = [each if isinstance(each, Detector) else build_detector(each) for each in detectors]
+    names = [detector.name for detector in found]
+    if len(set(names)) < len(names):
         raise SFPError(
-            f"The detectors {[detector.name for detector in found]} name one twice; inspect once for each setting of it."
+            f"The detectors {names} name one twice; inspect once for each setting of it."
         )
     resized = resize_short_side(pixels[top:bottom, left:right], short_side, trunk.patch)
     grid = trunk.grid_of(*resized.shape[1:])
     tokens = 1 + grid[0] * grid[1]
     size = 8 * trunk.layers * tokens * (tokens + trunk.width)
     if size > _MOST_BYTES:
-        taken = (
-            f"{tokens - 1} patches in {trunk.layers} layers would take {size / (1 << 30):.1f} GiB"
-        )
         raise SFPError(
-            f"{taken} to inspect; lower short_side={short_side}, or choose a part of the picture by box."
+            f"{tokens - 1} patches in {trunk.layers} layers would take {size / (1 << 30):.1f} GiB "
+            f"to inspect; lower short_side={short_side}, or choose a part of the picture by box."
         )
     covered = resized[:, : grid[0] * trunk.patch, : grid[1] * trunk.patch]
+    down, across = covered.shape[1:]
     scale_x, scale_y = (right - left) / resized.shape[2], (bottom - top) / resized.shape[1]
     windows = method.clip.normalise(covered)[None].to(method.clip.device)
     purifier = method.purifier or Purifier(build_detector("SOM"), range(1, trunk.layers))
     return Inspection(
         image=covered.permute(1, 2, 0).to(torch.uint8).numpy(),
-        box=(
-            float(left),
-            float(top),
-            left + covered.shape[2] * scale_x,
-            top + covered.shape[1] * scale_y,
-        ),
+        box=(float(left), float(top), left + across * scale_x, top + down * scale_y),
         plain=_run(method, windows, found, None),
         purified=_run(method, windows, found, purifier),
         features=method(windows)[0].float().cpu().numpy(),
@@ -259,7 +264,7 @@ def inspect_image(
 def _run(
     method: Method, windows: Tensor, detectors: Sequence[Detector], purifier: Purifier | None
 ) -> Stream:
-    """All L layers on one window (1, 3, H, W); detectors look before the purifier acts, tokens are kept after it."""
+    """All L layers on one window (1, 3, H, W): detectors run before the purifier."""
     trunk = method.trunk
     grid = trunk.grid_of(*windows.shape[-2:])
     tokens, attention, repaired = [], [], []
@@ -275,17 +280,12 @@ def _run(
     def keep(state: LayerState) -> None:
         tokens.append(state.tokens[0].float().cpu().numpy())
         attention.append(state.attention[0].float().cpu().numpy())
-        none = np.zeros(grid, bool)
-        repaired.append(
-            none if state.outliers is None else state.outliers[0].cpu().numpy().reshape(grid)
-        )
+        found = state.outliers
+        repaired.append(np.zeros(grid, bool) if found is None else found[0].cpu().numpy())
 
     layers = range(1, trunk.layers + 1)
-    hooks = [
-        Hook(detect, layers, Attention.MAP),
-        *([purifier.hook] if purifier else []),
-        Hook(keep, layers, Attention.MAP),
-    ]
+    repair = [purifier.hook] if purifier else []
+    hooks = [Hook(detect, layers, Attention.MAP), *repair, Hook(keep, layers, Attention.MAP)]
     trunk.run(windows, hooks, resize=method.positional_resize)
     return Stream(
         grid,
@@ -293,13 +293,16 @@ def _run(
         np.stack(attention),
         {name: np.stack(found) for name, found in masks.items()},
         {name: np.stack(found) for name, found in scores.items()},
-        np.stack(repaired),
+        np.stack([mask.reshape(grid) for mask in repaired]),
     )
 
 
 def principal_colours(tokens: np.ndarray) -> np.ndarray:
-    """First three principal components of unit tokens (N, C) as colours (N, 3) in [0, 1], each stretched over its middle 96 percent."""
-    rows = _unit(tokens.astype(np.float64))
+    """First three principal components of normalised tokens (N, C) as colours (N, 3) in [0, 1].
+
+    Each is stretched over its middle 96 percent.
+    """
+    rows = _normalised(tokens.astype(np.float64))
     parts = np.zeros((len(rows), 3))
     count = min(3, *rows.shape)
     if len(rows) > 1:
@@ -308,6 +311,6 @@ def principal_colours(tokens: np.ndarray) -> np.ndarray:
     return np.clip((parts - least) / np.maximum(most - least, 1e-12), 0, 1)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _normalised(rows: np.ndarray) -> np.ndarray:
     """Rows of length one; a zero row stays zero."""
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""Small trees as the datasets' owners ship them, with the labels that are expected of their preparation, found pixel by pixel."""
+"""Small trees as the datasets' owners ship them, with the labels expected of preparation."""
 
 from __future__ import annotations
 
@@ -17,21 +17,26 @@ IDS_847 = [
 ]
 # trainIds by name of the 19 Cityscapes classes, beside their labelIds
 CITY = {
-    "road": (7, 0), "sidewalk": (8, 1), "building": (11, 2), "wall": (12, 3), "fence": (13, 4), "pole": (17, 5), "traffic light": (19, 6),
-    "traffic sign": (20, 7), "vegetation": (21, 8), "terrain": (22, 9), "sky": (23, 10), "person": (24, 11), "rider": (25, 12),
-    "car": (26, 13), "truck": (27, 14), "bus": (28, 15), "train": (31, 16), "motorcycle": (32, 17), "bicycle": (33, 18),
+    "road": (7, 0), "sidewalk": (8, 1), "building": (11, 2), "wall": (12, 3), "fence": (13, 4),
+    "pole": (17, 5), "traffic light": (19, 6),
+    "traffic sign": (20, 7), "vegetation": (21, 8), "terrain": (22, 9), "sky": (23, 10),
+    "person": (24, 11), "rider": (25, 12),
+    "car": (26, 13), "truck": (27, 14), "bus": (28, 15), "train": (31, 16),
+    "motorcycle": (32, 17), "bicycle": (33, 18),
 }  # fmt: skip
 # as usually listed
 CONTEXT = (
-    0, 2, 259, 260, 415, 324, 9, 258, 144, 18, 19, 22, 23, 397, 25, 284, 158, 159, 416, 33, 162, 420, 454, 295, 296, 427, 44, 45, 46, 308,
-    59, 440, 445, 31, 232, 65, 354, 424, 68, 326, 72, 458, 34, 207, 80, 355, 85, 347, 220, 349, 360, 98, 187, 104, 105, 366, 189, 368, 113,
+    0, 2, 259, 260, 415, 324, 9, 258, 144, 18, 19, 22, 23, 397, 25, 284, 158, 159, 416, 33, 162,
+    420, 454, 295, 296, 427, 44, 45, 46, 308,
+    59, 440, 445, 31, 232, 65, 354, 424, 68, 326, 72, 458, 34, 207, 80, 355, 85, 347, 220, 349,
+    360, 98, 187, 104, 105, 366, 189, 368, 113,
     115,
 )  # fmt: skip
 
 
 @dataclass
 class Shipped:
-    """What owners ship: the paths for --source, and for each image its file and the labels expected."""
+    """What owners ship: paths for --source, and for each image its file and expected labels."""
 
     sources: list[Path]
     images: dict[str, Path]
@@ -217,7 +222,7 @@ def ade20k(root: Path) -> Shipped:
 
 
 def ade847(root: Path) -> Shipped:
-    """The third image is larger than 512 pixels on its short side, and shrunk by a nearest pixel's rule."""
+    """The third image has a short side of over 512 pixels and is shrunk."""
     rng, made = np.random.default_rng(5), Shipped([root / "ADE20K_2021_17_01"], {}, {})
     for number, (scene, size) in enumerate(
         [

@@ -40,7 +40,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def checked(prepared, tmp_path, tool):
-    """Copy a prepared tree, plant faults by functions of its root, and give what the check prints."""
+    """Copy a prepared tree, plant faults by functions of its root, and return what is printed."""
 
     def run(name: str, *faults, code: int = 1) -> str:
         data = tmp_path / name
@@ -104,40 +104,129 @@ _NOISE = np.random.default_rng(0).integers(0, 21, (60, 80), np.uint8)
 FAULTS = {
     "missing label": ("voc21", remove(_VOC_LABEL), ["The label", "2007_000042.png is missing"]),
     "missing image": ("voc21", remove(_VOC), ["The image", "2007_000042.jpg is missing"]),
-    "label without image": ("ade20k", remove("images/validation/ADE_val_00000002.jpg"), ["ADE_val_00000002.png", "has no image"]),
-    "image without label": ("ade20k", remove("annotations/validation/ADE_val_00000002.png"), ["ADE_val_00000002.png is missing"]),
-    "wrong size": ("voc21", write(_VOC_LABEL, _NOISE[:, :70]), ["2007_000042.png has 70 x 60 pixels, its image 80 x 60"]),
-    "turned label": ("voc21", write(_VOC_LABEL, np.ascontiguousarray(_NOISE.T)), ["has 60 x 80 pixels, its image 80 x 60"]),
-    "label 200": ("voc21", labels_200, ["2007_000042.png has the value 200 (1.00%), outside 0 to 20 and 255"]),
-    "label 255, none is ignored": ("context60", in_all_labels("SegmentationClassContext", "*0.png", lambda x: np.where(x == 1, 255, x)),
-                                   ["the value 255", "outside 0 to 59"]),
+    "label without image": (
+        "ade20k",
+        remove("images/validation/ADE_val_00000002.jpg"),
+        ["ADE_val_00000002.png", "has no image"],
+    ),
+    "image without label": (
+        "ade20k",
+        remove("annotations/validation/ADE_val_00000002.png"),
+        ["ADE_val_00000002.png is missing"],
+    ),
+    "wrong size": (
+        "voc21",
+        write(_VOC_LABEL, _NOISE[:, :70]),
+        ["2007_000042.png has 70 x 60 pixels, its image 80 x 60"],
+    ),
+    "turned label": (
+        "voc21",
+        write(_VOC_LABEL, np.ascontiguousarray(_NOISE.T)),
+        ["has 60 x 80 pixels, its image 80 x 60"],
+    ),
+    "label 200": (
+        "voc21",
+        labels_200,
+        ["2007_000042.png has the value 200 (1.00%), outside 0 to 20 and 255"],
+    ),
+    "label 255, none is ignored": (
+        "context60",
+        in_all_labels("SegmentationClassContext", "*0.png", lambda x: np.where(x == 1, 255, x)),
+        ["the value 255", "outside 0 to 59"],
+    ),
     "RGB instead of palette": ("voc21", colours, ["2007_000042.png has colours (RGB)", "indices"]),
     "a JPEG as label": ("voc21", write(_VOC_LABEL, _NOISE, format="JPEG"), ["is a JPEG inside"]),
     "truncated image": ("voc21", cut(_VOC), ["2007_000042.jpg can't be read", "truncated"]),
     "truncated label": ("coco_stuff164k", cut(_STUFF), ["285_labelTrainIds.png can't be read"]),
     "no image at all": ("voc21", text(_VOC, "words"), ["2007_000042.jpg can't be read"]),
-    "empty file": ("city_scapes", text(_CITY, ""), ["lindau_000000_000000_gtFine_labelTrainIds.png can't be read"]),
+    "empty file": (
+        "city_scapes",
+        text(_CITY, ""),
+        ["lindau_000000_000000_gtFine_labelTrainIds.png can't be read"],
+    ),
     "empty split list": ("voc21", text(_VAL, ""), ["val.txt is empty"]),
-    "missing split list": ("context60", remove("ImageSets/SegmentationContext/val.txt"), ["val.txt can't be read"]),
-    "duplicate line": ("voc21", text(_VAL, "2007_000033\n2007_000042\n2007_000033\n"), ["'2007_000033' 2 times (lines 1, 3)"]),
-    "empty line": ("voc21", text(_VAL, "2007_000033\n\n2007_000042\n"), ["Line 2 of the split list"]),
-    "suffixes in the list": ("voc21", text(_VAL, "2007_000033.jpg\n"), ["2007_000033.jpg.jpg is missing"]),
-    "shifted up": ("coco_stuff164k", in_all_labels("annotations/val2017", "*", lambda x: x + (x < 255)),
-                   ["All labels seem shifted up by one: 171 occurs and 0 does not", "the value 171"]),
+    "missing split list": (
+        "context60",
+        remove("ImageSets/SegmentationContext/val.txt"),
+        ["val.txt can't be read"],
+    ),
+    "duplicate line": (
+        "voc21",
+        text(_VAL, "2007_000033\n2007_000042\n2007_000033\n"),
+        ["'2007_000033' 2 times (lines 1, 3)"],
+    ),
+    "empty line": (
+        "voc21",
+        text(_VAL, "2007_000033\n\n2007_000042\n"),
+        ["Line 2 of the split list"],
+    ),
+    "suffixes in the list": (
+        "voc21",
+        text(_VAL, "2007_000033.jpg\n"),
+        ["2007_000033.jpg.jpg is missing"],
+    ),
+    "shifted up": (
+        "coco_stuff164k",
+        in_all_labels("annotations/val2017", "*", lambda x: x + (x < 255)),
+        ["All labels seem shifted up by one: 171 occurs and 0 does not", "the value 171"],
+    ),
     # as in VOC, most pixels are background before the shift
-    "shifted down": ("voc21", in_all_labels("SegmentationClass", "*", lambda x: (np.where(x < 12, 0, x) - 1) % 256),
-                     ["% of all pixels are to be ignored"]),
-    "already reduced": ("ade20k", in_all_labels("annotations/validation", "*", lambda x: (x - 1) % 256), ["down by one: 255 occurs"]),
-    "uint8 instead of uint16": ("ade847", write(_ADE_LABEL, np.zeros((60, 80), np.uint8)), ["has 8 bits a pixel, but ade847 needs 16"]),
-    "one bit instead of eight": ("voc21", write(_VOC_LABEL, _NOISE > 9), ["has 1 bits a pixel, but voc21 needs 8"]),
-    "uint16 instead of uint8": ("voc21", write(_VOC_LABEL, np.zeros((60, 80), np.uint16)), ["has 16 bits a pixel, but voc21 needs 8"]),
-    "a 16-bit label too large": ("ade847", write(_ADE_LABEL, np.full((60, 80), 847, np.uint16)), ["value 847 (100.00%), outside 0 to 846"]),
-    "stray label": ("coco_stuff164k", write(_STUFF.replace("285", "001"), _NOISE), ["000000000001_labelTrainIds.png", "no image"]),
-    "stray file": ("city_scapes", text("leftImg8bit/val/lindau/Thumbs.db", "x"), ["The stray file", "Thumbs.db"]),
-    "half-written file": ("ade20k", text("images/validation/ADE_val_00000001.77.partial.jpg", "x"), ["stray file", "partial"]),
-    "nothing but ignore": ("ade847", in_all_labels("annotations_detectron2/validation", "*", lambda x: x * 0 + 65535), ["Every pixel"]),
-    "no images": ("coco_object", lambda root: shutil.rmtree(root / "images"), ["There is no image *.jpg"]),
-}  # fmt: skip
+    "shifted down": (
+        "voc21",
+        in_all_labels("SegmentationClass", "*", lambda x: (np.where(x < 12, 0, x) - 1) % 256),
+        ["% of all pixels are to be ignored"],
+    ),
+    "already reduced": (
+        "ade20k",
+        in_all_labels("annotations/validation", "*", lambda x: (x - 1) % 256),
+        ["down by one: 255 occurs"],
+    ),
+    "uint8 instead of uint16": (
+        "ade847",
+        write(_ADE_LABEL, np.zeros((60, 80), np.uint8)),
+        ["has 8 bits a pixel, but ade847 needs 16"],
+    ),
+    "one bit instead of eight": (
+        "voc21",
+        write(_VOC_LABEL, _NOISE > 9),
+        ["has 1 bits a pixel, but voc21 needs 8"],
+    ),
+    "uint16 instead of uint8": (
+        "voc21",
+        write(_VOC_LABEL, np.zeros((60, 80), np.uint16)),
+        ["has 16 bits a pixel, but voc21 needs 8"],
+    ),
+    "a 16-bit label too large": (
+        "ade847",
+        write(_ADE_LABEL, np.full((60, 80), 847, np.uint16)),
+        ["value 847 (100.00%), outside 0 to 846"],
+    ),
+    "stray label": (
+        "coco_stuff164k",
+        write(_STUFF.replace("285", "001"), _NOISE),
+        ["000000000001_labelTrainIds.png", "no image"],
+    ),
+    "stray file": (
+        "city_scapes",
+        text("leftImg8bit/val/lindau/Thumbs.db", "x"),
+        ["The stray file", "Thumbs.db"],
+    ),
+    "half-written file": (
+        "ade20k",
+        text("images/validation/ADE_val_00000001.77.partial.jpg", "x"),
+        ["stray file", "partial"],
+    ),
+    "nothing but ignore": (
+        "ade847",
+        in_all_labels("annotations_detectron2/validation", "*", lambda x: x * 0 + 65535),
+        ["Every pixel"],
+    ),
+    "no images": (
+        "coco_object",
+        lambda root: shutil.rmtree(root / "images"),
+        ["There is no image *.jpg"],
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -182,8 +271,17 @@ def test_all_of_several_faults_are_listed(checked):
         text("SegmentationClass/notes.txt", "x"),
     )
     problems = [line for line in printed.splitlines() if line.startswith("problem: ")]
-    for words in ("2007_000033.jpg is missing", "2007_000042.jpg can't be read", "value 200", "2008_000001.png has 80 x 50", "(lines 3, 4)",
-                  "2009_000001.jpg is missing", "2009_000001.png is missing", "notes.txt"):  # fmt: skip
+    expected = (
+        "2007_000033.jpg is missing",
+        "2007_000042.jpg can't be read",
+        "value 200",
+        "2008_000001.png has 80 x 50",
+        "(lines 3, 4)",
+        "2009_000001.jpg is missing",
+        "2009_000001.png is missing",
+        "notes.txt",
+    )
+    for words in expected:
         assert sum(words in problem for problem in problems) == 1, words
     assert len(problems) == 8 and printed.splitlines()[-1] == "voc21: 2 images, 8 problems"
 

@@ -71,7 +71,7 @@ def server(tmp_path, monkeypatch):
 
 
 def publish(server: Server, name: str, monkeypatch, folder: Path) -> None:
-    """Serve a dataset's archives, made of its owners' tree, and make their checksums the published ones."""
+    """Serve a dataset's archives, made of its owners' tree, with their checksums as published."""
     archives = []
     for archive, content in zip(RECIPES[name].archives, CONTENTS[name], strict=True):
         path = server.folder / archive.name
@@ -132,15 +132,13 @@ def voc(server: Server, tmp_path: Path, monkeypatch, tool):
     SHIPPED["voc21"](tmp_path / "owners")
     publish(server, "voc21", monkeypatch, tmp_path / "owners")
     (path,) = server.folder.iterdir()
-    run = lambda: tool(
-        "prepare_dataset",
-        "voc21",
-        "--download",
-        "--mirror",
-        server.url + "/",
-        "--out",
-        tmp_path / "data",
-    )  # noqa: E731
+    data = tmp_path / "data"
+
+    def run():
+        return tool(
+            "prepare_dataset", "voc21", "--download", "--mirror", server.url + "/", "--out", data
+        )
+
     return run, path
 
 
@@ -172,7 +170,7 @@ def test_an_interrupted_download_is_resumed_by_the_next_run(server, tmp_path, mo
 
 @pytest.mark.parametrize(("ranges", "begun"), [(False, 5000), (True, None), (True, "longer")])
 def test_other_servers_and_beginnings(ranges, begun, server, tmp_path, monkeypatch, tool):
-    """A server without ranges, a part that is already whole, and one that is longer than the file."""
+    """A server without ranges, a part that is whole, and one that is longer than the file."""
     run, path = voc(server, tmp_path, monkeypatch, tool)
     data = path.read_bytes()
     server.ranges = ranges

@@ -1,4 +1,4 @@
-"""The ten datasets' trees in the layout of methods.md 5: sizes, palettes, background, ignore and 16-bit labels are read right."""
+"""The datasets' trees: sizes, palettes, background, ignore and 16-bit labels are read right."""
 
 from __future__ import annotations
 
@@ -16,25 +16,76 @@ REAL = ROOT.parent / "shared/real_data"
 
 
 SIZES = ((80, 64), (61, 83))  # of the two images of each tree
-FOLDERS = {  # image folder, label folder, suffixes, list of images; under the folder of all datasets
-    "voc2012": ("VOCdevkit/VOC2012", "JPEGImages", "SegmentationClass", ".jpg", ".png", "ImageSets/Segmentation/val.txt"),
+FOLDERS = {  # root, image folder, label folder, suffixes, list of images
+    "voc2012": (
+        "VOCdevkit/VOC2012",
+        "JPEGImages",
+        "SegmentationClass",
+        ".jpg",
+        ".png",
+        "ImageSets/Segmentation/val.txt",
+    ),
     "context": (
-        "VOCdevkit/VOC2010", "JPEGImages", "SegmentationClassContext", ".jpg", ".png", "ImageSets/SegmentationContext/val.txt",
+        "VOCdevkit/VOC2010",
+        "JPEGImages",
+        "SegmentationClassContext",
+        ".jpg",
+        ".png",
+        "ImageSets/SegmentationContext/val.txt",
     ),
     "context459": (
-        "VOCdevkit/VOC2010", "JPEGImages", "annotations_detectron2/pc459_val", ".jpg", ".tif", "ImageSets/SegmentationContext/val.txt",
+        "VOCdevkit/VOC2010",
+        "JPEGImages",
+        "annotations_detectron2/pc459_val",
+        ".jpg",
+        ".tif",
+        "ImageSets/SegmentationContext/val.txt",
     ),
-    "object": ("coco_stuff164k", "images/val2017", "annotations/val2017", ".jpg", "_instanceTrainIds.png", None),
-    "stuff": ("coco_stuff164k", "images/val2017", "annotations/val2017", ".jpg", "_labelTrainIds.png", None),
-    "ade20k": ("ADEChallengeData2016", "images/validation", "annotations/validation", ".jpg", ".png", None),
+    "object": (
+        "coco_stuff164k",
+        "images/val2017",
+        "annotations/val2017",
+        ".jpg",
+        "_instanceTrainIds.png",
+        None,
+    ),
+    "stuff": (
+        "coco_stuff164k",
+        "images/val2017",
+        "annotations/val2017",
+        ".jpg",
+        "_labelTrainIds.png",
+        None,
+    ),
+    "ade20k": (
+        "ADEChallengeData2016",
+        "images/validation",
+        "annotations/validation",
+        ".jpg",
+        ".png",
+        None,
+    ),
     "ade847": (
-        "ADE20K_2021_17_01", "images_detectron2/validation", "annotations_detectron2/validation", ".jpg", ".tif", "validation.txt",
+        "ADE20K_2021_17_01",
+        "images_detectron2/validation",
+        "annotations_detectron2/validation",
+        ".jpg",
+        ".tif",
+        "validation.txt",
     ),
-    "cityscapes": ("cityscapes", "leftImg8bit/val", "gtFine/val", "_leftImg8bit.png", "_gtFine_labelTrainIds.png", None),
-}  # fmt: skip
+    "cityscapes": (
+        "cityscapes",
+        "leftImg8bit/val",
+        "gtFine/val",
+        "_leftImg8bit.png",
+        "_gtFine_labelTrainIds.png",
+        None,
+    ),
+}
 IDS = dict(cityscapes=("lindau/lindau_000000_000019", "munster/munster_000001_000019"))
 LABELS = dict(  # every value that a label map of the tree may hold
-    voc2012=[*range(21), 255], context=[*range(60)], context459=[*range(459), 65535], object=[*range(81)], stuff=[*range(171), 255],
+    voc2012=[*range(21), 255], context=[*range(60)], context459=[*range(459), 65535],
+    object=[*range(81)], stuff=[*range(171), 255],
     ade20k=[*range(151)], ade847=[*range(847), 65535], cityscapes=[*range(19), 255],
 )  # fmt: skip
 
@@ -129,7 +180,7 @@ def test_labels_and_sizes(name, tree, ignored_zero, trees, monkeypatch):
 
 @pytest.mark.parametrize(("name", "tree"), [("ade847", "ade847"), ("context459", "context459")])
 def test_class_255_counts_and_65535_does_not(name, tree, trees, monkeypatch):
-    """A prediction of the truth itself, with nonsense where it is ignored, has IoU 1 in every class."""
+    """A prediction of the truth, with nonsense where it is ignored, has IoU 1 in each class."""
     data, _ = trees
     dataset = build(name, data, monkeypatch)
     import torch
@@ -222,7 +273,7 @@ def test_the_word_bed_of_cocos_background_and_of_its_own_class():
 
 
 def test_the_names_files():
-    """methods.md 3.5: 30 queries for voc20, 56 for voc21, SFP's "people", ship and table."""
+    """30 queries for voc20, 56 for voc21, SFP's "people", ship and table."""
     lines = (ROOT / "configs/cls_voc21.txt").read_text().splitlines()
     assert sum(len(line.split(", ")) for line in lines) == 56
     assert lines[1:] == (ROOT / "configs/cls_voc20.txt").read_text().splitlines()
@@ -246,7 +297,8 @@ def test_real_photographs(name, sizes, monkeypatch):
     assert len(items) == 3
     assert {item["data_samples"].ori_shape for item in items} == sizes
     found = set(np.unique(np.concatenate([truth(item).ravel() for item in items])).tolist())
-    # person, bottle, chair, sofa, bus, car; wall, building, sky, tree, road, grass, sidewalk, plant, car, escalator
+    # person, bottle, chair, sofa, bus, car; wall, building, sky, tree, road, grass, sidewalk,
+    # plant, car, escalator
     expected = (
         {0, 5, 6, 7, 9, 15, 18, 255} if name == "voc21" else {0, 1, 2, 4, 6, 9, 11, 17, 20, 96, 255}
     )

@@ -1,4 +1,4 @@
-"""Each dataset from its owners' files: prepared and checked by the command lines, compared pixel by pixel."""
+"""Each dataset from its owners' files: prepared, checked and compared pixel by pixel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from sfp.datasets.layouts import LAYOUTS
 from sfp.datasets.preparation import RECIPES
-from sfp.run_length import decode_mask, unpack_counts
+from sfp.datasets.preparation.context import decode_mask
 
 
 def hashes(folder: Path) -> dict[str, tuple[str, int]]:
@@ -208,7 +208,7 @@ def archive(folder: Path, path: Path) -> Path:
 
 
 def test_the_real_command_lines_on_archives_in_place_and_with_two_workers(tmp_path):
-    """40 images, more than are done in one process; two archives, whose folders are both called val2017."""
+    """40 images, more than one process does; two archives, both with a folder val2017."""
     rng = np.random.default_rng(0)
     for number in range(40):
         for folder in ("a/val2017", "b/val2017", "b/train2017"):
@@ -284,18 +284,25 @@ def test_cityscapes_in_place(tmp_path, tool):
     assert tool("check_dataset", "city_scapes", "--data", tmp_path, "--subset")[0] == 0
 
 
-def test_run_lengths():
-    rng = np.random.default_rng(0)
-    for shape in ((1, 1), (7, 5), (60, 80), (300, 3)):
-        for share in (0, 0.02, 0.5, 1):
-            mask = rng.random(shape) < share
-            assert np.array_equal(decode_mask(pack(mask), *shape), mask)
-    assert unpack_counts("QP1N23") == [1 + 0 * 32 + 1 * 1024, -2, 2, 3 + -2]  # by hand
-    assert decode_mask([2, 3, 1], 2, 3).tolist() == [[False, True, True], [False, True, False]]
-    with pytest.raises(ValueError, match="cover 5 pixels"):
-        decode_mask([2, 3], 2, 3)
-    with pytest.raises(ValueError, match="middle of a number"):
-        unpack_counts("P")
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (60, 80), (300, 3)])
+@pytest.mark.parametrize("share", [0, 0.02, 0.5, 1])
+def test_run_lengths(shape, share):
+    mask = np.random.default_rng(0).random(shape) < share
+    assert np.array_equal(decode_mask(pack(mask), *shape), mask)
+
+
+def test_run_lengths_by_hand():
+    expected = [[False, True, True], [False, True, False]]
+    assert decode_mask([2, 3, 1], 2, 3).tolist() == decode_mask("231", 2, 3).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "counts", [[2, 3], [2, 3, 2], [2, -3, 7], ["a"], "23", "233", "P", "é", ""]
+)
+def test_broken_run_lengths(counts):
+    """Too few or too many pixels, and what is no number; pycocotools alone crashes at the last."""
+    with pytest.raises((ValueError, ArithmeticError)):
+        decode_mask(counts, 2, 3)
 
 
 class TestFaultsOfTheSource:

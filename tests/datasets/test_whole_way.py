@@ -1,4 +1,4 @@
-"""Each dataset the whole way: from its owners' files through preparation and check to an mIoU, which a plain count confirms."""
+"""Each dataset from its owners' files to an mIoU, which a plain count confirms."""
 
 from __future__ import annotations
 

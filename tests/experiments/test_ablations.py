@@ -1,4 +1,4 @@
-"""The ablation tables: their rows are those of the papers, their methods build, and the tool measures and prints them."""
+"""The ablation tables: the papers' rows, methods that build, and the tool's output."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from conftest import ROOT
 
 from sfp.errors import SFPError
+from sfp.evaluation.config import method_options
 from sfp.evaluation.grid import Cell
 from sfp.evaluation.tables import published_rows
 from sfp.experiments.ablations import (
@@ -23,7 +24,6 @@ from sfp.experiments.ablations import (
 from sfp.methods import build_method
 from sfp.options import parse_spec
 from sfp.outliers import build_detector
-from sfp.evaluation.config import method_options
 
 
 @pytest.mark.parametrize("name", [name for name, ablation in ABLATIONS.items() if ablation.table])
@@ -69,7 +69,7 @@ def test_each_answer_about_sae_and_hai_has_features_of_its_own(clip):
         name, options = parse_spec(method)
         if all(option.startswith(("sae_", "hai")) for option in options):
             features = build_method(name, clip, **options)(windows)
-            assert not any(torch.equal(features, seen) for seen in found.values()), method
+            assert not any(torch.equal(features, other) for other in found.values()), method
             found[method] = features
     assert "SFP" in found and len(found) >= 14
 
@@ -120,8 +120,8 @@ def test_clipseg_without_g_is_its_attention_without_g(toyland_clip):
 
 def test_lists_of_layers_pass_through_the_grid():
     for method in (
-        "SC-CLIP:fusion=sum,fuse_layers=[[5,5],[9,9]]",
-        "SC-CLIP:aggregation=none,fuse_layers=[]",
+        "SC-CLIP-ablation:fusion=sum,fuse_layers=[[5,5],[9,9]]",
+        "SC-CLIP-ablation:aggregation=none,fuse_layers=[]",
     ):
         found = method_options(Cell(method, "Toyland", "toyland", (), "unused").config().model)
         assert {key: found[key] for key in parse_spec(method)[1]} == parse_spec(method)[1]
@@ -130,7 +130,7 @@ def test_lists_of_layers_pass_through_the_grid():
 def test_the_tool(tool, monkeypatch, tmp_path):
     """A row is measured through the grid; one without an option is named."""
     rows = (
-        Row("Q-Q", "SC-CLIP:correlation=q,fuse_layers=[[5,5],[9,9]]"),
+        Row("Q-Q", "SC-CLIP-ablation:correlation=q,fuse_layers=[[5,5],[9,9]]"),
         Row("K-K", None, "it is left out here"),
     )
     monkeypatch.setitem(
@@ -171,7 +171,7 @@ def test_mistakes(tmp_path):
 
 
 def test_signs_are_counted_where_the_paper_has_a_change():
-    """SFP's Table 3 falls from row to row; of what is measured here one row rises and one is missing."""
+    """SFP's Table 3 falls from row to row; measured here, one row rises and one is missing."""
     ablation = ABLATIONS["sfp-table3"]
     values = [50.0, 49.0, 51.0, None, 48.0]
     measured = {

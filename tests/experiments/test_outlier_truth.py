@@ -1,4 +1,4 @@
-"""Toyland's outliers are what docs/outliers.md says of them; the figures equal plain readings on one window."""
+"""Toyland's outliers are as docs/outliers.md says; figures equal plain readings on a window."""
 
 from __future__ import annotations
 

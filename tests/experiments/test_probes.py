@@ -150,15 +150,15 @@ def test_the_tool(tool, tmp_path):
     ]
     code, output, error = tool("probe_layers", *arguments, *data)
     assert code == 0, error
-    card = json.loads((tmp_path / "probe.json").read_text())
+    figures = json.loads((tmp_path / "probe.json").read_text())
     rows = list(csv.DictReader((tmp_path / "probe.csv").open()))
     by_place = {(row["probe"], row["layer"]): float(row["mean"]) for row in rows}
     assert by_place["SOM & LOF", "11"] == pytest.approx(
-        card["overlap"]["SOM & LOF"]["11"], abs=1e-6
+        figures["overlap"]["SOM & LOF"]["11"], abs=1e-6
     )
     assert (
-        by_place["accuracy", "12"] == pytest.approx(card["accuracy"]["12"], abs=1e-6)
-        and card["accuracy"]["12"] > 0.4
+        by_place["accuracy", "12"] == pytest.approx(figures["accuracy"]["12"], abs=1e-6)
+        and figures["accuracy"]["12"] > 0.4
     )
     assert "SOM & LOF" in output and (tmp_path / "probe.png").stat().st_size > 20000
     code, _, error = tool("probe_layers", *arguments[:3], "--detectors", "SOM", "SOM")

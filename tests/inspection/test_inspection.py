@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sfp
 from sfp.clip import Attention, Hook
 from sfp.datasets import toyland
+from sfp.drawing import MASK, OUTLIER
 from sfp.images import resize_short_side
 from sfp.inspection.figures import attention_figure, feature_figure, outlier_figure, patch_figure
 
@@ -86,7 +91,7 @@ def test_attention_is_a_distribution(inspection):
 
 
 def test_masks_are_those_of_the_detectors_and_follow_from_the_maps(inspection, segmenter):
-    """SOM by its equation from the maps, and every detector as run on the layer's state by itself."""
+    """SOM by its equation from the maps, every detector as run on the layer's state by itself."""
     plain = inspection.plain
     assert np.array_equal(plain.outliers["SOM"], plain.self_attention < plain.cls_attention)
     assert np.allclose(plain.outlier_scores["L2"], plain.norms, rtol=1e-5)
@@ -168,22 +173,85 @@ def test_boxes_and_places(scene, segmenter, inspection):
     assert segmenter.inspect(scene.image, short_side=112).grid[0] == 7
 
 
-def test_figures(inspection):
-    for figure in (
-        attention_figure(inspection),
-        attention_figure(inspection, [1, 12], "LOF", purified=True),
-        outlier_figure(inspection, [2], ["L2"]),
-        outlier_figure(inspection),
-        patch_figure(inspection, PATCH),
-        feature_figure(inspection),
-    ):
-        pixels = np.asarray(figure)
-        assert (
-            pixels.ndim == 3
-            and min(pixels.shape[:2]) > 150
-            and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
-        )
-    assert inspection._repr_png_().startswith(b"\x89PNG") and "12 layers" in repr(inspection)
+def panel_rows(figure) -> int:
+    """How many rows of panels a figure has, at the right of its picture and sides."""
+    pixels = np.asarray(figure, int)
+    start, end = (int(share * pixels.shape[1]) for share in (0.7, 0.85))
+    inked = (pixels[:, start:end].sum(-1) < 755).mean(1) > 0.6
+    return int((inked[1:] & ~inked[:-1]).sum())
+
+
+def near(figure, colour, tolerance: int = 40) -> np.ndarray:
+    return (np.abs(np.asarray(figure, int) - colour) <= tolerance).all(-1)
+
+
+def test_figures_have_their_rows_of_panels(inspection):
+    assert panel_rows(attention_figure(inspection)) == 3
+    assert panel_rows(outlier_figure(inspection)) == 4  # three detectors and the norms
+    assert panel_rows(outlier_figure(inspection, [2, 3], ["L2"])) == 2
+    assert panel_rows(patch_figure(inspection, PATCH)) == 4
+    assert panel_rows(feature_figure(inspection)) == 2
+
+
+def test_the_attention_figure_outlines_the_detectors_outliers(inspection):
+    """Layer 12 has outliers by L2; SOM's, and those of a stream without any, are others."""
+    plain = inspection.plain
+    none = dataclasses.replace(
+        plain, outliers={name: np.zeros_like(mask) for name, mask in plain.outliers.items()}
+    )
+    counts = {}
+    for title, stream in (("some", plain), ("none", none)):
+        shown = attention_figure(dataclasses.replace(inspection, plain=stream), [12], "L2")
+        counts[title] = near(shown, OUTLIER).sum()
+    assert counts["none"] > 0  # the legend
+    assert counts["some"] > 1.5 * counts["none"]
+
+
+def test_streams_and_detectors_make_other_figures(inspection):
+    figures = [
+        attention_figure(inspection, [12], "L2"),
+        attention_figure(inspection, [12], "L2", purified=True),
+        attention_figure(inspection, [12], "LOF"),
+        attention_figure(inspection, [11], "L2"),
+    ]
+    assert len({figure.tobytes() for figure in figures}) == len(figures)
+
+
+def test_the_outlier_figure_fills_the_patches_of_the_mask(inspection):
+    mask = np.zeros_like(inspection.plain.outliers["L2"])
+    areas = []
+    for flagged in (0, 6, 12):
+        mask[1].ravel()[:flagged] = True
+        stream = dataclasses.replace(inspection.plain, outliers={"L2": mask})
+        shown = outlier_figure(dataclasses.replace(inspection, plain=stream), [2])
+        areas.append(near(shown, MASK, 60).sum())
+    first, second = areas[1] - areas[0], areas[2] - areas[1]
+    assert first > 6 * 50 and second == pytest.approx(first, rel=0.2)
+
+
+def test_the_patch_figure_frames_the_patch(inspection):
+    one, other = (
+        np.asarray(patch_figure(inspection, patch, [12]), int) for patch in (PATCH, (9, 3))
+    )
+    columns = one.shape[1] // 3  # the chosen patch on the picture lies at the left
+    changed = np.argwhere((one != other).any(-1)[60:, 40:columns])
+    assert len(changed) > 0 and np.ptp(changed[:, 0]) < 200 and np.ptp(changed[:, 1]) < 200
+
+
+def test_the_feature_figure_has_the_colours(inspection):
+    turned = dataclasses.replace(inspection, features=inspection.features[::-1])
+    shown, without = (np.asarray(feature_figure(each, [6]), int) for each in (inspection, turned))
+    changed = np.argwhere((shown != without).any(-1))
+    assert changed[:, 1].min() > shown.shape[1] * 0.6 and changed[:, 0].min() > shown.shape[0] * 0.4
+    colours = (255 * inspection.feature_colours.reshape(-1, 3)).round()
+    for colour in colours[::40]:
+        assert near(shown, colour, 3).sum() > 20
+
+
+def test_a_notebook_shows_the_attention(inspection):
+    shown = Image.open(io.BytesIO(inspection._repr_png_()))
+    assert np.array_equal(np.asarray(shown), np.asarray(attention_figure(inspection)))
+    assert "12 layers" in repr(inspection)
 
 
 @pytest.mark.parametrize(

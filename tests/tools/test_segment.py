@@ -14,7 +14,7 @@ from PIL import Image
 
 import sfp
 from sfp.datasets import toyland
-from sfp.result import read_card
+from sfp.result import read_provenance
 
 NAMES = "sky; sea, ocean; house"
 
@@ -92,7 +92,7 @@ def test_what_is_done_is_skipped(segment, photos, tmp_path):
     ]
 
     assert "done with" not in segment(photos, "--out", "out", "--stride", 56)  # another setting
-    assert len(changed()) == 8 and read_card(tmp_path / "out/a_labels.png")["stride"] == 56
+    assert len(changed()) == 8 and read_provenance(tmp_path / "out/a_labels.png")["stride"] == 56
     assert "done with" not in segment(photos, "--out", "out", "--stride", 56, "--fresh")
     assert made(tmp_path / "out") == sorted(before)
 
@@ -122,7 +122,9 @@ def test_several_methods_side_by_side(segment, photos, tmp_path):
     assert made(tmp_path / "out") == ["a_methods.png"]
     with Image.open(tmp_path / "out/a_methods.png") as strip:
         assert strip.width > 4 * 96 * strip.height / 64 * 0.5 and strip.width > 3 * strip.height
-    assert [card["method"] for card in read_card(tmp_path / "out/a_methods.png")["methods"]] == [
+    assert [
+        card["method"] for card in read_provenance(tmp_path / "out/a_methods.png")["methods"]
+    ] == [
         "CLIP",
         "SC-CLIP",
         "SFP",
@@ -135,10 +137,10 @@ def test_several_methods_side_by_side(segment, photos, tmp_path):
 
 def test_background(segment, photos, tmp_path):
     segment(photos / "a.jpg", "--out", "out", "--background", "rest", "--options", "prob_thd=0.6")
-    card = read_card(tmp_path / "out/a_labels.png")
+    card = read_provenance(tmp_path / "out/a_labels.png")
     assert card["background"] == "rest" and card["prob_thd"] == 0.6
     segment(photos / "a.jpg", "--out", "out", "--background", "rest, sand")
-    assert read_card(tmp_path / "out/a_labels.png")["words"][0] == ["rest", "sand"]
+    assert read_provenance(tmp_path / "out/a_labels.png")["words"][0] == ["rest", "sand"]
     assert "Nothing would fall to the background" in segment(
         photos / "a.jpg", "--out", "out", "--background", "rest", code=2
     )

@@ -1,10 +1,11 @@
-"""Draw the pictures of README.md and docs/: scenes as the methods see them, the figures of the inspector, the page.
+"""Draw the pictures of README.md and docs/: scenes with labels, the inspector's figures, the page.
 
 python tools/dev/draw_pictures.py docs/pictures
 python tools/dev/draw_pictures.py docs/pictures --only page.png
 
-All scenes are Toyland's, all models its CLIP, so nothing is downloaded; ProxyCLIP's outside eye is plain colours. page.png, a screenshot of
-the page, is drawn only when it is asked for: it needs the extras page and dev, and Chromium.
+All scenes are Toyland's, all models its CLIP, so nothing is downloaded; ProxyCLIP's proxy is plain
+colours. page.png, a screenshot of the page, is drawn only when it is asked for: it needs the extras
+page and dev, and Chromium.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from PIL import Image
 from sfp import Inspection, Segmenter, list_methods, load_clip
 from sfp.clip.clip import FrozenCLIP
 from sfp.datasets import toyland
-from sfp.drawing import Panel, Sheet
+from sfp.drawing import sheet
 from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.files import whole_file
 from sfp.inspection.figures import attention_figure, feature_figure, outlier_figure, patch_figure
@@ -35,15 +36,12 @@ _SCENE, _SCENES = 10, (10, 15, 12)  # of the split val
 _PATCH = (11, 13)  # on the boat of _SCENE
 _LAYERS = (1, 3, 5, 7, 9, 11)
 _HEIGHT, _COLUMNS = 150, 5
-# 256 colours are less than half the bytes; label maps keep about the colours of their legend by another choice of the 256
+# 256 colours are less than half the bytes; MAXCOVERAGE keeps the colours of the legend
 _PALETTED = dict.fromkeys(("attention.png", "outliers.png", "patch.png"), Image.Quantize.MEDIANCUT)
 _PALETTED["toyland.png"] = Image.Quantize.MAXCOVERAGE
-_OPTIONS = {
-    "ProxyCLIP": dict(proxy="colour"),
-    "CLIPSeg": dict(attention_layer=2),
-}  # as configs/methods has them for Toyland
+# as configs/methods has them for Toyland
+_OPTIONS = {"ProxyCLIP": dict(proxy="colour"), "CLIPSeg": dict(attention_layer=2)}
 _PALETTE = np.array(toyland.PALETTE, np.uint8)
-_LEGEND = list(zip(toyland.CLASSES, toyland.PALETTE, strict=True))
 
 
 def main() -> int:
@@ -108,7 +106,7 @@ def scene(number: int) -> toyland.Scene:
 
 @functools.cache
 def label_map(method: str, number: int) -> np.ndarray:
-    """What a method sees in a scene, labels (H, W)."""
+    """A method's labels (H, W) of a scene."""
     return segmenter(method)(scene(number).image, toyland.CLASSES, keep_scores=False).labels
 
 
@@ -119,41 +117,33 @@ def photograph() -> Image.Image:
 
 def few_methods() -> Image.Image:
     """Some methods on several scenes, a scene to a row."""
-    rows = []
+    rows, shown = [], []
     for number in _SCENES:
-        labels = [*(label_map(method, number) for method in _FEW), scene(number).labels]
-        rows.append(
-            [
-                Panel(Image.fromarray(picture))
-                for picture in (scene(number).image, *(_PALETTE[each] for each in labels))
-            ]
-        )
-    return Sheet(rows, ["image", *_FEW, "truth"], legend=_LEGEND, height=_HEIGHT).draw()
+        labels = {method: label_map(method, number) for method in _FEW}
+        labels["truth"] = scene(number).labels
+        shown += labels.values()
+        titles = ["image", *labels] if number == _SCENES[0] else [""] * (1 + len(labels))
+        pictures = [scene(number).image, *(_PALETTE[each] for each in labels.values())]
+        rows.append(list(zip(titles, pictures, strict=True)))
+    return sheet(rows, legend(shown), _HEIGHT)
 
 
 def all_methods() -> Image.Image:
-    """Every method on one scene, each with its share of pixels whose label is right, between the image and the truth."""
+    """Every method on one scene, with its share of right pixels, between image and truth."""
     truth = scene(_SCENE).labels
-    panels = [Panel(photograph(), "image")]
-    for method in list_methods():
-        labels = label_map(method, _SCENE)
-        panels.append(
-            Panel(
-                Image.fromarray(_PALETTE[labels]),
-                f"{method}: {100 * (labels == truth).mean():.0f}% right",
-            )
-        )
-    panels.append(Panel(Image.fromarray(_PALETTE[truth]), "truth"))
-    rows = [
-        [*panels[i : i + _COLUMNS], *[None] * (i + _COLUMNS - len(panels))]
-        for i in range(0, len(panels), _COLUMNS)
-    ]
-    seen = [
-        entry
-        for label, entry in enumerate(_LEGEND)
-        if any((label_map(m, _SCENE) == label).any() for m in list_methods())
-    ]
-    return Sheet(rows, [""] * _COLUMNS, legend=seen, height=_HEIGHT).draw()
+    labels = {method: label_map(method, _SCENE) for method in list_methods()}
+    panels = [("image", scene(_SCENE).image)]
+    for method, found in labels.items():
+        panels.append((f"{method}: {100 * (found == truth).mean():.0f}%", _PALETTE[found]))
+    panels.append(("truth", _PALETTE[truth]))
+    rows = [panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS)]
+    return sheet(rows, legend([*labels.values(), truth]), _HEIGHT)
+
+
+def legend(labels: list[np.ndarray]) -> list[tuple[str, tuple[int, int, int]]]:
+    """Names and colours of the classes that occur."""
+    found = np.unique(np.concatenate([each.ravel() for each in labels]))
+    return [(toyland.CLASSES[label], toyland.PALETTE[label]) for label in found]
 
 
 def page() -> Image.Image:
@@ -167,7 +157,8 @@ def page() -> Image.Image:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         raise SFPError(
-            "There is no Chromium to draw page.png with; install it (Debian: apt-get install chromium)."
+            "There is no Chromium to draw page.png with; install it (Debian: apt-get install "
+            "chromium)."
         )
     command = [sys.executable, "-m", "sfp.page", "--port", "0"]
     with (

@@ -1,11 +1,12 @@
 """Measure Toyland's outliers, whose truth is known, and write docs/outliers.md's tables and figure.
 
-    python tools/dev/measure_outliers.py            # measures both models if docs/outliers.json is missing, then writes the page
-    python tools/dev/measure_outliers.py --again    # measures in any case
-    python tools/dev/measure_outliers.py --check    # fails where the page is not what docs/outliers.json makes
+    python tools/dev/measure_outliers.py            # writes the page from docs/outliers.json
+    python tools/dev/measure_outliers.py --again    # measures both models before
+    python tools/dev/measure_outliers.py --check    # fails where the page is not up to date
 
-What they do in each layer, beside Toyland-clean at the same places; who finds them; and, of the figures in
-docs/toyland.json (tools/dev/make_method_tables.py), what they cost each method and what SOM brings back.
+What they do in each layer, beside Toyland-clean at the same places; who finds them; and, of the
+figures in docs/toyland.json (tools/dev/make_method_tables.py), what they cost each method and what
+SOM brings back.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def measure(split: str, scenes: int) -> dict:
 
 
 def windows_of(split: str, scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows as an evaluation cuts them: images (B, 3, 224, 224) in 0..255, labels (B, 224, 224)."""
+    """Windows as an evaluation cuts them: (B, 3, 224, 224) in 0..255, labels (B, 224, 224)."""
     images, labels = [], []
     for number in range(scenes):
         scene = toyland.make_scene(split, number)

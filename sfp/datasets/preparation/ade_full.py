@@ -1,8 +1,8 @@
 """The full ADE20K (2021_17_01) with 847 classes, MaskFormer's recipe.
 
-The class id is (R div 10) * 256 + G in ``<name>_seg.png``. Images whose short side exceeds 512 are shrunk to 512 (image
-bilinear, label nearest) and saved as JPEG with PIL's quality, as in the recipe; the recipe also saves the others anew, here they are
-linked, pixel by pixel the owners' own.
+The class id is (R div 10) * 256 + G in ``<name>_seg.png``. Images whose short side exceeds 512 are
+shrunk to 512 (image bilinear, label nearest) and saved as JPEG with PIL's quality, as there; others
+are saved anew there and linked here, pixel by pixel the owners' own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from sfp.datasets.layouts import Layout
-from sfp.datasets.preparation.recipe import Recipe
 from sfp.datasets.preparation.sources import Sources
 from sfp.datasets.preparation.steps import (
     Plan,
@@ -26,9 +25,7 @@ from sfp.datasets.preparation.steps import (
 from sfp.errors import SFPError
 from sfp.files import whole_file
 
-IDS_FILE = Path(__file__).with_name(
-    "ade847_ids.txt"
-)  # the class ids, in the order of the labels 0 to 846
+IDS_FILE = Path(__file__).with_name("ade847_ids.txt")  # in the order of the labels 0 to 846
 _SHORT_SIDE = 512
 _IGNORE = 65535
 
@@ -42,14 +39,11 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     made = Plan(images=len(names), lists={root / layout.split: names})
     table = read_table()
     for image in images:
-        made.steps.append(Step(layout.image(image.stem, root), shrink_image, (image,)))
-        made.steps.append(
-            Step(
-                layout.label(image.stem, root),
-                convert_label,
-                (image.with_name(f"{image.stem}_seg.png"), table),
-            )
-        )
+        label = image.with_name(f"{image.stem}_seg.png")
+        made.steps += [
+            Step(layout.image(image.stem, root), shrink_image, (image,)),
+            Step(layout.label(image.stem, root), convert_label, (label, table)),
+        ]
     return made
 
 
@@ -81,10 +75,7 @@ def shrink_image(target: Path, source: Path) -> None:
     if size is None:
         link_file(target, source)
         return
-    cv2 = _opencv()
-    pixels = cv2.resize(
-        np.asarray(image.convert("RGB")), size[::-1], interpolation=cv2.INTER_LINEAR
-    )
+    pixels = _opencv().resize(np.asarray(image.convert("RGB")), size[::-1])  # bilinear
     with whole_file(target) as partial:
         Image.fromarray(pixels).save(partial)
 
@@ -118,10 +109,3 @@ def _opencv():
             'Preparing ade847 needs OpenCV; install it with pip install "sfp[mmseg]".'
         ) from error
     return cv2
-
-
-RECIPE = Recipe(
-    plan,
-    needed=("*/images/ADE/validation/*.jpg", "*/images/ADE/validation/*_seg.png"),
-    obtain="ADE20K_2021_17_01 (zip or folder), the full ADE20K, after registration on the page of MIT's ADE20K",
-)

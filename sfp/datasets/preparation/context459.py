@@ -1,4 +1,4 @@
-"""PASCAL Context with all 459 classes: VOC 2010's images and the original ``trainval`` .mat files, 1 to 459 in ``LabelMap``."""
+"""PASCAL Context with all 459 classes: VOC 2010's images and the owners' ``trainval`` .mat's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import scipy.io
 
 from sfp.datasets.layouts import Layout
 from sfp.datasets.preparation.context import JSON, names_of, read_json
-from sfp.datasets.preparation.recipe import Recipe
 from sfp.datasets.preparation.sources import Sources
-from sfp.datasets.preparation.steps import Plan, read_list, require_files, write_labels
+from sfp.datasets.preparation.steps import Plan, plan_pairs, read_list, write_labels
 from sfp.errors import SFPError
 
 
@@ -19,17 +18,7 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     images = sources.folder("*.jpg", "VOCdevkit/VOC2010/JPEGImages")
     maps = sources.folder("*.mat", "VOCdevkit/VOC2010/trainval")
     names = _validation_names(sources, root / layout.split)
-    require_files((images / f"{name}.jpg" for name in names), "image")
-    require_files((maps / f"{name}.mat" for name in names), "label")
-    made = Plan(images=len(names), lists={root / layout.split: names})
-    for name in names:
-        made.add_pair(
-            (layout.image(name, root), images / f"{name}.jpg"),
-            layout.label(name, root),
-            convert_map,
-            maps / f"{name}.mat",
-        )
-    return made
+    return plan_pairs(layout, root, names, (images, ".jpg"), (maps, ".mat"), convert_map)
 
 
 def _validation_names(sources: Sources, prepared: Path) -> list[str]:
@@ -45,12 +34,13 @@ def _validation_names(sources: Sources, prepared: Path) -> list[str]:
     if prepared.is_file():
         return read_list(prepared)
     raise SFPError(
-        f"There is no list of validation images in {sources}; add --source with pascalcontext_val.txt or trainval_merged.json."
+        f"There is no list of validation images in {sources}; add --source with "
+        "pascalcontext_val.txt or trainval_merged.json."
     )
 
 
 def convert_map(target: Path, source: Path) -> None:
-    """Write ``LabelMap`` less 1 as a uint16 TIFF; 0, no label, becomes 65535.
+    """Write ``LabelMap``, 1 to 459, less 1 as a uint16 TIFF; 0, no label, becomes 65535.
 
     Raises:
         SFPError: an unreadable source, or ids outside 0 to 459.
@@ -59,24 +49,12 @@ def convert_map(target: Path, source: Path) -> None:
         ids = scipy.io.loadmat(source)["LabelMap"]
     except Exception as error:  # scipy raises many kinds for a broken file
         raise SFPError(
-            f"The source's {source} can't be read as a .mat with LabelMap ({error}); fetch it again."
+            f"The source's {source} can't be read as a .mat with LabelMap ({error}); fetch it "
+            "again."
         ) from error
     if ids.ndim != 2 or not ids.size or ids.min() < 0 or ids.max() > 459:
         raise SFPError(
-            f"The source's {source} has no LabelMap of ids 0 to 459; take the 459-class labels of PASCAL Context."
+            f"The source's {source} has no LabelMap of ids 0 to 459; take the 459-class labels of "
+            "PASCAL Context."
         )
     write_labels(target, ids.astype(np.uint16) - np.uint16(1))
-
-
-RECIPE = Recipe(
-    plan,
-    needed=(
-        "*/JPEGImages/*.jpg",
-        "*.mat",
-        "*/pascalcontext_val.txt",
-        "*/ImageSets/SegmentationContext/val.txt",
-        "*/trainval_merged.json",
-    ),
-    obtain="VOCtrainval_03-May-2010.tar of PASCAL VOC 2010, PASCAL Context's trainval.tar.gz and a list of validation images "
-    "(pascalcontext_val.txt or trainval_merged.json), from their own pages",
-)

@@ -1,4 +1,4 @@
-"""Fetching the archives that need no registration: continued where it stopped, verified before it is used."""
+"""Fetching archives that need no registration: continued where it stopped, verified before use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive: ``checksum`` as ``md5:...`` or ``sha1:...``; empty where none is known, then its length is verified."""
+    """A published archive.
+
+    Attributes:
+        url: the owners' address.
+        checksum: ``md5:...`` or ``sha1:...``; empty where none is known, then its length is
+            verified.
+    """
 
     url: str
     checksum: str = ""
@@ -47,87 +53,84 @@ COCO_STUFF_MAPS = Archive(
 
 
 def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
-    """The archive in ``folder``, fetched if it is not there; it gets its name only once it is verified.
+    """The archive in ``folder``, fetched if it is not there; it gets its name once it is verified.
 
     Args:
+        archive: what to fetch.
+        folder: where it lies, made if it is missing.
         mirror: an address that has the file under its own name, instead of the owners'.
 
     Raises:
-        SFPError: nobody answers, the connection breaks again and again, or the file is not the published one.
+        SFPError: nobody answers, the connection breaks again and again, or the file is not the
+            published one.
     """
     target = folder / archive.name
-    if target.is_file():
-        return target
-    with only_one(folder, "--out", f".{archive.name}.lock"):
-        return _fetch(archive, target, mirror)
-
-
-def _fetch(archive: Archive, target: Path, mirror: str | None) -> Path:
-    url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
-    partial = target.with_name(f"{archive.name}.partial")
-    failures = 0
-    while True:
-        before = partial.stat().st_size if partial.exists() else 0
-        try:
-            _continue(url, partial)
-            break
-        except urllib.error.HTTPError as error:
-            raise SFPError(
-                f"{url} can't be fetched ({error}); give --mirror another address, or --source the file."
-            ) from error
-        except (OSError, http.client.HTTPException) as error:
-            have = partial.stat().st_size if partial.exists() else 0
-            failures = failures + 1 if have == before else 0
-            if failures < _ATTEMPTS:
-                continue
-            if not have:
-                raise SFPError(
-                    f"{url} can't be reached ({error}); look at the network, or give --mirror or --source."
-                ) from error
-            raise SFPError(
-                f"{url} broke off after {have} bytes ({error}); the same command goes on from there, or give --source the file."
-            ) from error
-    _verify(archive, url, partial)
-    partial.replace(target)
+    if not target.is_file():
+        url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
+        with only_one(folder, "--out", f".{archive.name}.lock"):
+            partial = target.with_name(f"{archive.name}.partial")
+            _fetch(url, partial)
+            _verify(archive, url, partial)
+            partial.replace(target)
     return target
 
 
+def _fetch(url: str, partial: Path) -> None:
+    failures = 0
+    while True:
+        before = _size(partial)
+        try:
+            return _continue(url, partial)
+        except urllib.error.HTTPError as error:
+            raise SFPError(
+                f"{url} can't be fetched ({error}); give --mirror another address, or --source the "
+                "file."
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            size = _size(partial)
+            failures = failures + 1 if size == before else 0
+            if failures < _ATTEMPTS:
+                continue
+            reason = f"{url} can't be reached ({error}); look at the network, or give --mirror or"
+            if size:
+                reason = (
+                    f"{url} broke off after {size} bytes ({error}); the same command goes on from "
+                    "there, or give"
+                )
+            raise SFPError(f"{reason} --source the file.") from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _continue(url: str, partial: Path) -> None:
-    """Append to ``partial`` what it lacks; raises OSError or HTTPException where the connection breaks."""
-    have = partial.stat().st_size if partial.exists() else 0
+    """Append what ``partial`` lacks; OSError or HTTPException where the connection breaks."""
+    have = _size(partial)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         answer = urllib.request.urlopen(request, timeout=_PATIENCE)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
-            return  # nothing is lacking
         if error.code != 416:
             raise
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return  # nothing is lacking
         partial.unlink()  # longer than the file itself
-        raise ConnectionError(
-            "the part fetched before is not of this file; it was deleted"
-        ) from error
+        raise ConnectionError("the part fetched before was of another file: deleted") from error
     with answer:
-        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(
-            f"bytes {have}-"
-        )
-        have = have if goes_on else 0
+        starts = answer.headers.get("Content-Range", "")
+        if answer.status != 206 or not starts.startswith(f"bytes {have}-"):
+            have = 0  # the server sends the whole file
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with (
-            partial.open("ab" if goes_on else "wb") as writer,
-            tqdm(
-                total=total,
-                initial=have,
-                desc=f"fetching {partial.stem}",
-                unit="B",
-                unit_scale=True,
-            ) as bar,
-        ):
+        bar = tqdm(
+            desc=f"fetching {partial.stem}", initial=have, total=total, unit="B", unit_scale=True
+        )
+        with partial.open("ab" if have else "wb") as writer, bar:
             while chunk := answer.read(_CHUNK):
                 writer.write(chunk)
                 bar.update(len(chunk))
-        if total is not None and partial.stat().st_size != total:
+        if total is not None and _size(partial) != total:
             raise ConnectionError(f"{total} bytes were announced")
 
 
@@ -139,5 +142,6 @@ def _verify(archive: Archive, url: str, partial: Path) -> None:
     if found != published:
         partial.unlink()
         raise SFPError(
-            f"{url} has the {kind} {found}, not the published {published}, and was deleted; fetch it again or elsewhere."
+            f"{url} has the {kind} {found}, not the published {published}, and was deleted; fetch "
+            "it again or elsewhere."
         )

@@ -1,4 +1,4 @@
-"""What a user hands in as the source: folders, single files and archives, which are unpacked first."""
+"""What a user gives as the source: folders, files and archives, which are unpacked first."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -37,7 +38,8 @@ class Sources:
         for number, path in enumerate(paths):
             if not path.exists():
                 raise SFPError(
-                    f"The source {path} does not exist; give --source a folder or an archive that does."
+                    f"The source {path} does not exist; give --source a folder or an archive that "
+                    "does."
                 )
             if path.is_file() and path.name.endswith((".zip", *_TAR)):
                 folder = unpack_to / f"{number}_{path.name}"
@@ -46,7 +48,7 @@ class Sources:
             self.places.append(path)
 
     def folder(self, pattern: str, *paths: str) -> Path:
-        """The first of the folders ``paths`` that has files like ``pattern``, from wherever in its path the source starts.
+        """The first of the folders ``paths`` that has files like ``pattern``.
 
         ``a/b/c`` is looked for as ``a/b/c``, ``b/c``, ``c`` and as the given folder itself.
 
@@ -58,7 +60,8 @@ class Sources:
                 if place.is_dir() and next(place.glob(pattern), None) is not None:
                     return place
         raise SFPError(
-            f"There is no {' or '.join(paths)} with {pattern} in {self}; give --source the folder or archive that has it."
+            f"There is no {' or '.join(paths)} with {pattern} in {self}; give --source the folder "
+            "or archive that has it."
         )
 
     def file(self, path: str) -> Path | None:
@@ -85,53 +88,44 @@ def unpack(archive: Path, folder: Path, needed: Sequence[str]) -> None:
     """
     sweep(folder)
     try:
-        if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as file:
-                members = (
-                    (m.filename, m.file_size, lambda m=m: file.open(m))
-                    for m in file.infolist()
-                    if not m.is_dir()
+        for name, size, read in tqdm(
+            _members(archive), desc=f"unpacking {archive.name}", unit="file"
+        ):
+            path = PurePosixPath(name)
+            drive = ":" in path.parts[0]
+            if path.is_absolute() or ".." in path.parts or "\\" in name or drive:
+                raise SFPError(
+                    f"The archive {archive} has a file {name!r}, which would leave the folder "
+                    "it is unpacked to; don't use it."
                 )
-                _unpack_members(archive, folder, needed, members)
-        else:
-            with tarfile.open(archive) as file:
-                _unpack_members(archive, folder, needed, _tar_members(archive, file))
+            target = folder / path
+            wanted = any(fnmatch.fnmatchcase(f"/{name}", pattern) for pattern in needed)
+            if not wanted or (target.is_file() and target.stat().st_size == size):
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(target) as file, file.open("wb") as writer, read() as reader:
+                shutil.copyfileobj(reader, writer)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
         raise SFPError(
-            f"The archive {archive} can't be unpacked ({error}); fetch it again, or make room on the disk."
+            f"The archive {archive} can't be unpacked ({error}); fetch it again, or make room on "
+            "the disk."
         ) from error
 
 
-def _tar_members(
-    archive: Path, file: tarfile.TarFile
-) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
-    for member in file:
-        if member.isdir():
-            continue
-        if not member.isfile():
-            raise SFPError(
-                f"The archive {archive} has a link or device {member.name!r}, which no owner ships; don't use it."
-            )
-        yield member.name, member.size, lambda m=member: file.extractfile(m)
-
-
-def _unpack_members(
-    archive: Path,
-    folder: Path,
-    needed: Sequence[str],
-    members: Iterator[tuple[str, int, Callable[[], IO[bytes]]]],
-) -> None:
-    for name, size, opened in tqdm(members, desc=f"unpacking {archive.name}", unit="file"):
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name.split("/")[0]:
-            raise SFPError(
-                f"The archive {archive} has a file {name!r}, which would leave the folder it is unpacked to; don't use it."
-            )
-        if not any(fnmatch.fnmatchcase(f"/{name}", pattern) for pattern in needed):
-            continue
-        target = folder / path
-        if target.is_file() and target.stat().st_size == size:
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(target) as partial, partial.open("wb") as writer, opened() as reader:
-            shutil.copyfileobj(reader, writer)
+def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
+    """Name, size and a function that opens it, for each file of a zip or tar."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                if not info.is_dir():
+                    yield info.filename, info.file_size, partial(zipped.open, info)
+        return
+    with tarfile.open(archive) as tarred:
+        for member in tarred:
+            if member.isfile():
+                yield member.name, member.size, partial(tarred.extractfile, member)
+            elif not member.isdir():
+                raise SFPError(
+                    f"The archive {archive} has a link or device {member.name!r}, which no owner "
+                    "ships; don't use it."
+                )

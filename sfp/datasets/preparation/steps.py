@@ -1,4 +1,4 @@
-"""The steps of a preparation: each makes one file, whole or not at all, so that a second run does only what is missing."""
+"""The steps of a preparation, one file each, whole or not at all: a second run does the rest."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sfp.datasets.layouts import Layout
 from sfp.datasets.parallel import in_parallel
 from sfp.errors import SFPError
 from sfp.files import sweep, whole_file
@@ -28,18 +29,47 @@ class Step:
 
 @dataclass
 class Plan:
-    """What a preparation does: its steps, how many images they bring, and the lists, written when all steps are done."""
+    """A preparation's steps, how many images they bring, and the lists, which are written last."""
 
     steps: list[Step] = field(default_factory=list)
     images: int = 0
     lists: dict[Path, list[str]] = field(default_factory=dict)
 
-    def add_pair(
-        self, image: tuple[Path, Path], label: Path, make: Callable[..., None], *arguments: object
-    ) -> None:
-        """Steps for an image, (target, source) to be linked, and for its label, made by ``make(label, *arguments)``."""
-        self.steps.append(Step(image[0], link_file, (image[1],)))
-        self.steps.append(Step(label, make, arguments))
+
+def plan_pairs(
+    layout: Layout,
+    root: Path,
+    names: list[str],
+    images: tuple[Path, str],
+    labels: tuple[Path, str],
+    make: Callable[..., None],
+    *arguments: object,
+) -> Plan:
+    """Link each image, and make each label from its source's file.
+
+    Args:
+        layout: of the dataset, whose folder is ``root``.
+        root: that folder.
+        names: of the images.
+        images: folder and suffix of the source's images.
+        labels: folder and suffix of the source's labels.
+        make: makes a label by ``make(target, source, *arguments)``.
+        arguments: for ``make``.
+
+    Raises:
+        SFPError: files of the source are missing.
+    """
+    plan = Plan(images=len(names), lists={root / layout.split: names} if layout.split else {})
+    of_image = {name: images[0] / f"{name}{images[1]}" for name in names}
+    of_label = {name: labels[0] / f"{name}{labels[1]}" for name in names}
+    require_files(of_image.values(), "image")
+    require_files(of_label.values(), "label")
+    for name in names:
+        plan.steps += [
+            Step(layout.image(name, root), link_file, (of_image[name],)),
+            Step(layout.label(name, root), make, (of_label[name], *arguments)),
+        ]
+    return plan
 
 
 def carry_out(plan: Plan, workers: int, description: str) -> None:
@@ -70,10 +100,9 @@ def _make(step: Step) -> None:
 
 
 def link_file(target: Path, source: Path) -> None:
-    """Hard-link a file that is used as it is.
+    """Hard-link a file that is used as it is; across file systems, where that fails, copy it.
 
-    A hard link takes no space, unlike a copy, and outlives the source's folder, unlike a symbolic link; across file systems, where
-    there are none, the file is copied.
+    A hard link takes no space, and it outlives the source's folder, unlike a symbolic link.
     """
     try:
         os.link(os.path.realpath(source), target)
@@ -95,7 +124,8 @@ def read_image(path: Path, modes: Sequence[str]) -> Image.Image:
         raise SFPError(f"The source's {path} can't be read ({error}); fetch it again.") from error
     if image.mode not in modes:
         raise SFPError(
-            f"The source's {path} has pixels of mode {image.mode}, not {' or '.join(modes)}; take the owners' own file."
+            f"The source's {path} has pixels of mode {image.mode}, not {' or '.join(modes)}; take "
+            "the owners' own file."
         )
     return image
 
@@ -107,7 +137,7 @@ def write_labels(target: Path, labels: np.ndarray) -> None:
 
 
 def map_labels(target: Path, source: Path, table: tuple[int, ...], kind: str) -> None:
-    """Convert an 8-bit label image by a table of 256 new labels; -1 in it is an id that the owners don't have.
+    """Convert an 8-bit label image by a table of 256 new labels, -1 for ids that there aren't.
 
     Raises:
         SFPError: an unreadable source, or such an id in it.
@@ -117,7 +147,8 @@ def map_labels(target: Path, source: Path, table: tuple[int, ...], kind: str) ->
     unknown = np.unique(ids[lookup[ids] < 0])
     if unknown.size:
         raise SFPError(
-            f"The source's {source} has the label {unknown[0]}, which is none of the {kind}; take the owners' own file."
+            f"The source's {source} has the label {unknown[0]}, which is none of the {kind}; take "
+            "the owners' own file."
         )
     write_labels(target, lookup[ids].astype(np.uint8))
 
@@ -131,19 +162,19 @@ def read_list(path: Path) -> list[str]:
     try:
         names = path.read_text().split()
     except (OSError, UnicodeDecodeError) as error:
-        raise SFPError(
-            f"The source's list {path} can't be read ({error}); fetch it again."
-        ) from error
+        message = f"The source's list {path} can't be read ({error}); fetch it again."
+        raise SFPError(message) from error
     if not names:
         raise SFPError(f"The source's list {path} is empty; fetch it again.")
     return list(dict.fromkeys(names))
 
 
 def require_files(paths: Iterable[Path], what: str) -> None:
-    """Raises SFPError where files of the source are missing, with the first of them and how many."""
+    """Raises SFPError where files of the source are missing, with the first and how many."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise SFPError(
-            f"The source lacks the {what} {missing[0]}{more}; give --source all of the owners' files."
+            f"The source lacks the {what} {missing[0]}{more}; give --source all of the owners' "
+            "files."
         )
