@@ -1,5 +1,5 @@
-"""COCO val2017, 80 things and background: whatever is no thing. Thresholds: methods.md 3.4, SFP
-column.
+"""COCO val2017, 80 things and background: whatever is no thing. Thresholds: those of SFP's
+repository.
 
 For ViT-L/14 add model.prob_thd=0.25. The word "bed" is both one of the background's queries and a
 class of its own, as in

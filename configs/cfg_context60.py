@@ -1,4 +1,4 @@
-"""PASCAL Context val, 59 classes and background. Threshold: methods.md 3.4, SFP column."""
+"""PASCAL Context val, 59 classes and background. Threshold: that of SFP's repository."""
 
 _base_ = ["base_config.py"]
 

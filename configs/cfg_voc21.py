@@ -1,6 +1,6 @@
 """PASCAL VOC 2012 val with background.
 
-Thresholds: methods.md 3.4, SFP column; for ViT-L/14 add model.prob_thd=0.2.
+Thresholds: those of SFP's repository; for ViT-L/14 add model.prob_thd=0.2.
 """
 
 _base_ = ["base_config.py"]

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend.
+"""The one exception for what a user can put right.
 
 Its message is one sentence with what, where and what to do.
 """

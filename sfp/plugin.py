@@ -13,7 +13,10 @@ from importlib.util import find_spec
 
 from sfp.errors import SFPError
 
-PAIRS = "mmcv-lite==2.1.0 with onedl-mmsegmentation==1.4.2 (no compiler needed), or full mmcv>=2.0.0,<2.2.0 with mmsegmentation==1.2.2"
+PAIRS = (
+    "mmcv-lite==2.1.0 with onedl-mmsegmentation==1.4.2 (no compiler needed),"
+    " or full mmcv>=2.0.0,<2.2.0 with mmsegmentation==1.2.2"
+)
 _MODULES = {
     "MODELS": "sfp.segmentor",
     "DATASETS": "sfp.datasets.mmseg_datasets",

@@ -44,7 +44,10 @@ class View:
 
     def crops(self) -> Tensor:
         """The windows' pixels, (n, 3, h, w)."""
-        return torch.stack([self.image[:, t:b, l:r] for t, l, b, r in self.boxes.tolist()])
+        boxes = self.boxes.tolist()
+        return torch.stack(
+            [self.image[:, top:bottom, left:right] for top, left, bottom, right in boxes]
+        )
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,10 @@ def place(tmp_path_factory):
         Image.fromarray(grey).save(root / f"{name}.tif")
     Image.new("1", (20000, 20000)).save(root / "bomb.png")
     names = {
-        "latin.txt": "caf\xe9\nsea\n".encode("latin-1"), "utf16.txt": "sky\nsea\n".encode("utf-16"), "tab.txt": b"sky\tsea\n",
-        "none.txt": b" \n\n", "nul.txt": b"sk\0y\n", "gap.txt": b"sky\n\nsea\n", "twice.txt": b"sky\nSky\n", "two.txt": b"sky\nsea\n",
+        "latin.txt": "caf\xe9\nsea\n".encode("latin-1"),
+        "utf16.txt": "sky\nsea\n".encode("utf-16"), "tab.txt": b"sky\tsea\n",
+        "none.txt": b" \n\n", "nul.txt": b"sk\0y\n", "gap.txt": b"sky\n\nsea\n",
+        "twice.txt": b"sky\nSky\n", "two.txt": b"sky\nsea\n",
     }  # fmt: skip
     for name, content in names.items():
         (root / name).write_bytes(content)
@@ -114,7 +116,8 @@ def place(tmp_path_factory):
 
 
 RESULT = dict(
-    shared_with=[], images_resumed=0, changed_options={}, method="SFP", backbone="ViT-B-16", dataset="PascalVOCDataset",
+    shared_with=[], images_resumed=0, changed_options={}, method="SFP", backbone="ViT-B-16",
+    dataset="PascalVOCDataset",
     precision="fp32", device="cpu",
     pm="SOM", mIoU=3.0, seconds=1.0, images=3, pretrained="openai", prompts=80,
     protocol=dict(window=224, stride=112, short_side=336, pamr_iterations=0),
@@ -258,7 +261,7 @@ def fails(program, place):
 #
 #
 #
-# ------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # config
 CONFIG = [
     ("model.window=8 model.stride=8", "window=8 is smaller than one patch (16)"),
@@ -336,7 +339,7 @@ def test_config(options, words, fails):
     fails("test", f"TOYLAND --work-dir work --cfg-options {' '.join(few)} {options}", *words)
 
 
-# ------------------------------------------------------------------------------------------------ command lines
+# ----------------------------------------------------------------------------------- command lines
 sys.path.append(
     str(ROOT / "tools/dev")
 )  # as for a program that is run there: some import each other
@@ -510,9 +513,12 @@ def test_a_cell_of_the_grid(options, words, place, monkeypatch, capsys):
 
 
 DEBUG = {
-    "test": "absent.py", "benchmark": "--devices 9", "ablate": "", "segment": "empty --names a", "check_dataset": "voc22",
-    "prepare_dataset": "voc22", "compare_names": "absent.py", "compare_precision": "--scenes 0", "draw_pictures": "out --only x",
-    "make_table": "empty", "plot_cost": "empty", "measure_speed": "--rounds 0", "probe_layers": "absent.py",
+    "test": "absent.py", "benchmark": "--devices 9", "ablate": "", "segment": "empty --names a",
+    "check_dataset": "voc22",
+    "prepare_dataset": "voc22", "compare_names": "absent.py", "compare_precision": "--scenes 0",
+    "draw_pictures": "out --only x",
+    "make_table": "empty", "plot_cost": "empty", "measure_speed": "--rounds 0",
+    "probe_layers": "absent.py",
     "measure_outliers": "--scenes 0",
     "train_toyland": "--work-dir out --steps 0", "select_toyland": "--work-dir empty --scenes 0",
 }  # fmt: skip
@@ -526,7 +532,7 @@ def test_debug_shows_the_traceback(name, place, monkeypatch):
         runpy.run_path(str(ROOT / f"tools/{name}.py"), run_name="__main__")
 
 
-# ------------------------------------------------------------------------------------------------------- Python
+# ------------------------------------------------------------------------------------------ Python
 @pytest.fixture(scope="module")
 def box(place, toyland_clip):
     """What Python cases work with."""
@@ -784,7 +790,7 @@ def test_python(call, words, box):
 
 
 def test_what_looks_bad_and_is_not(box):
-    """A names file with a byte order mark or Windows's line ends, pictures of one pixel and of several sizes, no pictures at all."""
+    """Names with a byte order mark or Windows's line ends, pictures of one pixel, no pictures."""
     for content in (b"\xef\xbb\xbfsky\nsea\n", b"sky\r\nsea\r\n", b"sky\nsea\n\n\n"):
         (box.place / "odd.txt").write_bytes(content)
         assert Vocabulary.from_file(box.place / "odd.txt") == box.vocabulary
@@ -799,7 +805,7 @@ def test_what_looks_bad_and_is_not(box):
     )
 
 
-# --------------------------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------------------------- checkpoints
 HARM = Path(os.environ.get("TMPDIR", "/tmp")) / f"sfp_harm_{os.getpid()}"
 
 
@@ -979,7 +985,7 @@ def test_weights_of_another_architecture(weights, tmp_path):
     check_sentence(str(error.value), "given.pt", "not ViT-L/14")
 
 
-# ------------------------------------------------------------------------------------------------------- dataset
+# ----------------------------------------------------------------------------------------- dataset
 def _label(values: np.ndarray | int, **options):
     """Write label b: an array, or the sound one with one pixel of a value."""
 
@@ -1042,7 +1048,8 @@ def spoilt(place, tmp_path):
 
 @pytest.mark.parametrize(("fault", "words"), DATASET)
 def test_dataset_in_an_evaluation(fault, words, spoilt, fails):
-    options = "model.clip=Toyland model.pretrained=toyland model.prompts=photo short_side=64 test_dataloader.num_workers=0"
+    options = "model.clip=Toyland model.pretrained=toyland model.prompts=photo short_side=64"
+    options += " test_dataloader.num_workers=0"
     fails(
         "test", f"VOC --work-dir work --fresh --cfg-options {options}", *words, data=spoilt(fault)
     )

@@ -1,7 +1,8 @@
 """Whole runs through the real command line that are killed, interrupted, or find damaged files:
 then the same command again.
 
-Two seconds of a quick run show most of it in tests/test_counts.py and tests/test_files.py; these
+Two seconds of a quick run show most of it in tests/evaluation/test_counts.py and
+tests/test_files.py; these
 take minutes.
 """
 

@@ -239,8 +239,10 @@ class Tower(torch.nn.Module):
 def checkpoints() -> tuple[list[bytes], list[bytes]]:
     """Small sound checkpoints of each kind, and those of them that are zip archives."""
     weights = {
-        "visual.conv1.weight": torch.ones(64, 3, 4, 4), "visual.class_embedding": torch.ones(64), "visual.proj": torch.ones(64, 8),
-        "visual.positional_embedding": torch.ones(5, 64), "token_embedding.weight": torch.ones(9, 8),
+        "visual.conv1.weight": torch.ones(64, 3, 4, 4), "visual.class_embedding": torch.ones(64),
+        "visual.proj": torch.ones(64, 8),
+        "visual.positional_embedding": torch.ones(5, 64),
+        "token_embedding.weight": torch.ones(9, 8),
         "positional_embedding": torch.ones(5, 8), "text_projection": torch.ones(8, 8),
     }  # fmt: skip
     for tower, width in (("visual.", 64), ("", 8)):

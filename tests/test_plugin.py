@@ -74,7 +74,8 @@ def test_a_torchvision_of_another_torch(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert "SFPError: torch" in last and "are not a pair" in last and "torchvision==" in last
     arguments = [str(ROOT / "tools/segment.py"), "photo.jpg", "--names", "cat"]
-    segment = f"import runpy, sys; sys.argv = {arguments!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    segment = f"import runpy, sys; sys.argv = {arguments!r}; "
+    segment += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = run(segment, tmp_path)
     assert (
         done.returncode == 2 and "Traceback" not in done.stderr and "are not a pair" in done.stderr

@@ -29,17 +29,17 @@ PAGES = {
 # is run.
 NOT_RUN = {
     "sh scripts/run_tests.sh": "these tests themselves",
-    "python tools/dev/draw_pictures.py pictures --only page.png": "drives a browser, as test_page.py does",
-    "python tools/measure_speed.py --methods CLIP ClearCLIP SC-CLIP SFP --batch 24 --out speed.json": "minutes",
+    "python tools/dev/draw_pictures.py pictures --only page.png": "drives a browser, as test_page.py does",  # noqa: E501
+    "python tools/measure_speed.py --methods CLIP ClearCLIP SC-CLIP SFP --batch 24 --out speed.json": "minutes",  # noqa: E501
     "python tools/compare_precision.py --scenes 40": "minutes",
     "python -m sfp.page": "serves until it is stopped; test_page.py starts it",
-    "python -m sfp.page --model ViT-B/16 --pretrained weights/ViT-B-16.pt --port 8000": "needs OpenAI's weights",
-    'python tools/segment.py photo.jpg --names "cat, sofa, window" --background "background, wall, floor"': "needs OpenAI's weights",
-    "NNODES=2 NODE_RANK=0 MASTER_ADDR=first-machine sh scripts/distribute_test.sh configs/cfg_ade20k.py 8": "two machines",
-    "NNODES=2 NODE_RANK=1 MASTER_ADDR=first-machine sh scripts/distribute_test.sh configs/cfg_ade20k.py 8": "two machines",
-    "srun -n 8 --gres=gpu:8 --ntasks-per-node=8 sh scripts/distribute_test.sh configs/cfg_ade20k.py": "Slurm",
-    "sh scripts/distribute_test.sh configs/cfg_ade20k.py 8 --cfg-options model.method=SC-CLIP": "eight GPUs, and a dataset",
-    "sh scripts/multi_test.sh --methods SFP SC-CLIP --datasets voc21 ade20k --devices 0 1 2 3": "four GPUs, and datasets",
+    "python -m sfp.page --model ViT-B/16 --pretrained weights/ViT-B-16.pt --port 8000": "needs OpenAI's weights",  # noqa: E501
+    'python tools/segment.py photo.jpg --names "cat, sofa, window" --background "background, wall, floor"': "needs OpenAI's weights",  # noqa: E501
+    "NNODES=2 NODE_RANK=0 MASTER_ADDR=first-machine sh scripts/distribute_test.sh configs/cfg_ade20k.py 8": "two machines",  # noqa: E501
+    "NNODES=2 NODE_RANK=1 MASTER_ADDR=first-machine sh scripts/distribute_test.sh configs/cfg_ade20k.py 8": "two machines",  # noqa: E501
+    "srun -n 8 --gres=gpu:8 --ntasks-per-node=8 sh scripts/distribute_test.sh configs/cfg_ade20k.py": "Slurm",  # noqa: E501
+    "sh scripts/distribute_test.sh configs/cfg_ade20k.py 8 --cfg-options model.method=SC-CLIP": "eight GPUs, and a dataset",  # noqa: E501
+    "sh scripts/multi_test.sh --methods SFP SC-CLIP --datasets voc21 ade20k --devices 0 1 2 3": "four GPUs, and datasets",  # noqa: E501
 }
 # These need a dataset; without it they must say so in one sentence.
 NEED_DATA = {

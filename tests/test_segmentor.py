@@ -26,17 +26,19 @@ CONFIG = """
     model = dict(
         type='SFPSegmentor', clip='Toyland', weights='toyland', method='SFP', name_path='{names}')
     pipeline = [
-        dict(type='LoadImageFromFile'), dict(type='Resize', scale=(2048, 336), keep_ratio=True), dict(type='LoadAnnotations'),
-        dict(type='PackSegInputs')]
+        dict(type='LoadImageFromFile'), dict(type='Resize', scale=(2048, 336), keep_ratio=True),
+        dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
     test_dataloader = dict(
         batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
         dataset=dict(
-            type='BaseSegDataset', data_root='{data}', data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
-            ann_file='ImageSets/Segmentation/val.txt', pipeline=pipeline, img_suffix='.jpg', seg_map_suffix='.png',
-            metainfo=dict(classes={classes}, palette={palette})))
+            type='BaseSegDataset', data_root='{data}',
+            data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+            ann_file='ImageSets/Segmentation/val.txt', pipeline=pipeline, img_suffix='.jpg',
+            seg_map_suffix='.png', metainfo=dict(classes={classes}, palette={palette})))
     test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
     test_cfg = dict(type='TestLoop')
-    visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+    visualizer = dict(
+        type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
     work_dir = '{work}'
 """
 

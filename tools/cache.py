@@ -138,7 +138,7 @@ def hub_files(folder: Path) -> list[Path]:
 
 
 def archive_files(folder: Path) -> list[Path]:
-    """The archives that ``prepare_dataset.py --download`` fetches, whole or begun, and their locks."""
+    """The archives that ``prepare_dataset.py --download`` fetches, whole or begun, and locks."""
     from sfp.datasets.preparation import RECIPES
 
     names = {archive.name for recipe in RECIPES.values() for archive in recipe.archives}

@@ -158,9 +158,12 @@ def measure(args: argparse.Namespace) -> None:
     rates = peak_rates(clip)
     images = measure_images(args, clip, plain, segmenters, rates)
     result = {
-        "machine": machine(clip.device), "torch": torch.__version__, "model": args.model, "weights": args.pretrained or "made up",
-        "precision": args.precision, "plain_precision": args.plain_precision or args.precision, "device": clip.device.type,
-        "threads": torch.get_num_threads(), "rounds": args.rounds, "window": side, "classes": args.classes,
+        "machine": machine(clip.device), "torch": torch.__version__, "model": args.model,
+        "weights": args.pretrained or "made up",
+        "precision": args.precision, "plain_precision": args.plain_precision or args.precision,
+        "device": clip.device.type,
+        "threads": torch.get_num_threads(), "rounds": args.rounds, "window": side,
+        "classes": args.classes,
         "image": args.image, "short_side": args.short_side, "forward": forward, "images": images,
         "gflop_per_s": rates[0] / 1e9, "gb_per_s": rates[1] / 1e9,
     }  # fmt: skip
@@ -238,7 +241,7 @@ def spread(seconds: list[float], plain: list[float]) -> dict[str, float]:
 
 
 def gflop(call: Callable[[], Any]) -> float:
-    """10^9 operations (two for a multiplication with addition) of matrix products and convolutions."""
+    """10^9 operations, two for a multiplication with addition, of matmuls and convolutions."""
 
     def of_linear(x: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return 2 * int(np.prod(x)) * weight[0]
@@ -411,8 +414,10 @@ def least_bytes(clip, parts: tuple[Tensor, ...], text: Tensor, stitched: Any) ->
         4 * stitched.cells.numel(),
     )
     return {
-        "decode": 3 * height * width + pixels / len(parts), "trunk": len(parts) * sum(blocks[:-1]) + pixels + stream,
-        "method": len(parts) * blocks[-1] + stream + features, "text similarity": features + 4 * text.numel() + cells,
+        "decode": 3 * height * width + pixels / len(parts),
+        "trunk": len(parts) * sum(blocks[:-1]) + pixels + stream,
+        "method": len(parts) * blocks[-1] + stream + features,
+        "text similarity": features + 4 * text.numel() + cells,
         "stitch": 2 * cells, "decode labels": cells + 8 * height * width,
     }  # fmt: skip
 
@@ -510,7 +515,8 @@ def tables(result: dict[str, Any]) -> str:
         for row in result["forward"]
     ]  # fmt: skip
     stages = [
-        [row["method"], *(number(row["stages_ms"][stage], 1) for stage in STAGES), number(1e3 * row["seconds"], 1), number(row["ratio"], 3),
+        [row["method"], *(number(row["stages_ms"][stage], 1) for stage in STAGES),
+         number(1e3 * row["seconds"], 1), number(row["ratio"], 3),
          number(row["gflop"], 1)]
         for row in result["images"]
     ]  # fmt: skip
@@ -527,7 +533,8 @@ def tables(result: dict[str, Any]) -> str:
     floor = result["images"][0]["floor_ms"]
     least = [*(number(floor[stage], 1) for stage in STAGES), number(sum(floor.values()), 1)]
     stages.append([f"floor of {result['images'][0]['method']}", *least, "", ""])
-    speed = f"{result['gflop_per_s']:.0f} GFLOP/s in a linear map, {result['gb_per_s']:.0f} GB/s in a copy"
+    rates = f"{result['gflop_per_s']:.0f} GFLOP/s in a linear map"
+    speed = f"{rates}, {result['gb_per_s']:.0f} GB/s in a copy"
     windows = result["images"][0]["windows"]
     return (
         f"{result['model']}, {result['precision']}, {result['machine']}, {result['threads']} "

@@ -52,7 +52,8 @@ def main() -> int:
     )
     parser.add_argument(
         "--background",
-        help="what fits none of the names: a label alone, for pixels below prob_thd, or words to ask for, with ',' between them",
+        help="what fits none of the names: a label alone, for pixels below prob_thd, or words to"
+        " ask for, with ',' between them",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("segmented"), help="folder for the results"
@@ -94,7 +95,7 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """A picture, the stem of its results, and what tells its file from another one or a changed
+    """A picture, the stem of its results, and what tells its file from another or a changed
     one.
     """
 
@@ -220,14 +221,16 @@ def segment_all(
         SFPError: pictures that can't be segmented, named when all others are done; results that
             can't be written.
     """
-    endings = [_STRIP] if args.methods else [_LABELS, _OVERLAY]  # the first one carries the card
-    card = {"methods": settings} if args.methods else settings[0]
+    endings = (
+        [_STRIP] if args.methods else [_LABELS, _OVERLAY]
+    )  # the first one carries the provenance
+    provenance = {"methods": settings} if args.methods else settings[0]
     jobs = plan(images, args.out, endings[0])
 
     def is_done(job: Job) -> bool:
         files = [args.out / f"{job.stem}{ending}" for ending in endings]
         return all(file.is_file() for file in files) and read_provenance(files[0]) == {
-            **card,
+            **provenance,
             "source": job.source,
         }
 
@@ -265,14 +268,16 @@ def segment_all(
                 for segmenter, result in zip(segmenters, results, strict=True)
             }
             with whole_file(files[0]) as partial:
-                compare(shown).save(partial, pnginfo=png_provenance({**card, "source": job.source}))
-            told = "compared"
+                compare(shown).save(
+                    partial, pnginfo=png_provenance({**provenance, "source": job.source})
+                )
+            report = "compared"
         else:
-            result = replace(results[0], protocol={**card, "source": job.source})
+            result = replace(results[0], protocol={**provenance, "source": job.source})
             for file in reversed(files):  # the one that says that it is done comes last
                 result.save(file)
-            told = ", ".join(f"{name} {100 * area:.1f}%" for name, area in result.areas.items())
-        tqdm.write(f"{job.image}: {told} -> {', '.join(map(str, reversed(files)))}")
+            report = ", ".join(f"{name} {100 * area:.1f}%" for name, area in result.areas.items())
+        tqdm.write(f"{job.image}: {report} -> {', '.join(map(str, reversed(files)))}")
     if len(failed) == 1:
         raise failed[0]
     if failed:
@@ -299,7 +304,7 @@ def _stems(stem: Path, suffix: str) -> Iterator[Path]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether this program made the file: it or the PNG that came with it carries a card."""
+    """Whether this program made the file: it or the PNG that came with it carries a provenance."""
     for ending, carrier in ((_LABELS, _LABELS), (_OVERLAY, _LABELS), (_STRIP, _STRIP)):
         if path.name.endswith(ending):
             return (

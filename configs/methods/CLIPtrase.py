@@ -1,5 +1,4 @@
-"""CLIPtrase as its repository runs it at 224: whole images, cluster vote, class scores on VOC20
-(methods.md 1.8).
+"""CLIPtrase as its repository runs it at 224: whole images, cluster vote, class scores on VOC20.
 
 Its centre crop is left out: labels keep their size, so its published numbers are not comparable.
 For its 336 setting:

@@ -1,6 +1,6 @@
 """ClearCLIP as its repository runs it.
 
-Short side 448, windows 448/224, one background word (methods.md 3.4).
+Short side 448, windows 448/224, one background word.
 """
 
 model = dict(method="ClearCLIP", purify=None, pm=None)

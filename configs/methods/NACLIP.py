@@ -1,6 +1,6 @@
 """NACLIP as its repository runs it.
 
-PAMR on, VOC as whole images (methods.md 3.4). model.pamr_iterations=0 for its other table.
+PAMR on, VOC as whole images. model.pamr_iterations=0 for its other table.
 """
 
 model = dict(method="NACLIP", purify=None, pm=None)

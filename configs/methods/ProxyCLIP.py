@@ -1,6 +1,6 @@
 """ProxyCLIP as its repository runs it.
 
-Windows 336/112, DINO ViT-B/8 through timm (methods.md 3.4). Toyland has no DINO: plain colours.
+Windows 336/112, DINO ViT-B/8 through timm. Toyland has no DINO: plain colours.
 """
 
 model = dict(method="ProxyCLIP", purify=None, pm=None)

@@ -1,6 +1,6 @@
 """SC-CLIP as its repository runs it.
 
-Also the thresholds of methods without their own (methods.md 3.4).
+Also the thresholds of methods without their own.
 """
 
 model = dict(method="SC-CLIP", purify=None, pm=None)  # None: as published, LOF after block L-1

@@ -1,4 +1,4 @@
-"""SCLIP as its repository runs it (methods.md 3.4)."""
+"""SCLIP as its repository runs it."""
 
 model = dict(method="SCLIP", purify=None, pm=None)
 datasets = dict(

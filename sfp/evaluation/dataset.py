@@ -116,7 +116,7 @@ class NamedFailures:
         return prepared
 
     def _check_label(self, data: dict) -> None:
-        """Raises SFPError for a label map that mmcv would fold into 8 bits, or that is not exact."""
+        """Raises SFPError for a label map that mmcv folds into 8 bits, or that is not exact."""
         steps = getattr(self.pipeline, "transforms", ())
         if not any(type(step).__name__ == "LoadAnnotations" for step in steps):
             return

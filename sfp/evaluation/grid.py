@@ -120,7 +120,7 @@ class Cell:
 def plan(
     cells: Sequence[Cell], share: bool = True
 ) -> tuple[list[list[Cell]], list[Cell], dict[Cell, str]]:
-    """Groups of cells that one pass of the images serves, finished cells, and failed ones' reasons."""
+    """Groups of cells that one pass serves, finished cells, and the reasons of failed ones."""
     groups: dict[object, list[Cell]] = {}
     finished, failed = [], {}
     known: dict[str, tuple[BaseSegDataset, str, str]] = {}  # each dataset is read once

@@ -34,8 +34,7 @@ COLUMNS = {
     "PascalContext459Dataset": ("context459", "C459"),
     "ToylandDataset": ("toyland", "Toyland"),
 }
-# where a paper's main numbers stand, and how it says that they were measured (methods.md 1.10,
-# 1.11, 3.4, 4)
+# where a paper's main numbers stand, and how it says that they were measured
 PAPERS = {
     "SFP": (
         ("Tab1", "Tab4"),

@@ -202,7 +202,7 @@ class Method(Registered, ABC):
 
     # ------------------------------------------------------------------ the trunk, for methods
     def hooks(self, *more: Hook) -> list[Hook]:
-        """The purifying hook, if purification is on, then further ones, which get repaired tokens."""
+        """The purifying hook, if it is on, then further ones, which get repaired tokens."""
         return [*([self.purifier.hook] if self.purifier else []), *more]
 
     def stream(self, windows: Tensor, *more: Hook, last: int | None = None) -> Tensor:

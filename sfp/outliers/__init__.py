@@ -1,7 +1,21 @@
 """Outlier detectors, one file each, and the repair of what they find."""
 
-from sfp.outliers._detector import DETECTORS, Detector, build_detector, list_detectors
+from sfp.outliers._detector import (
+    DETECTORS,
+    Detector,
+    build_detector,
+    list_detectors,
+    top_k_mask,
+)
 from sfp.outliers.purify import Purifier
 from sfp.outliers.repair import repair
 
-__all__ = ["DETECTORS", "Detector", "Purifier", "build_detector", "list_detectors", "repair"]
+__all__ = [
+    "DETECTORS",
+    "Detector",
+    "Purifier",
+    "build_detector",
+    "list_detectors",
+    "repair",
+    "top_k_mask",
+]

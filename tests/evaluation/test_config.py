@@ -14,7 +14,8 @@ from sfp.pipeline import Vocabulary
 
 DATASETS = sorted(path.stem.removeprefix("cfg_") for path in CONFIGS.glob("cfg_*.py"))
 CLASSES = dict(
-    toyland=16, voc20=20, voc21=21, context59=59, context60=60, coco_object=81, coco_stuff164k=171, ade20k=150, city_scapes=19,
+    toyland=16, voc20=20, voc21=21, context59=59, context60=60, coco_object=81, coco_stuff164k=171,
+    ade20k=150, city_scapes=19,
     ade847=847, context459=459,
 )  # fmt: skip
 
@@ -62,7 +63,7 @@ def test_every_settings_file_is_of_a_method_and_names_known_datasets(path):
 
 
 class TestThresholds:
-    """methods.md 3.4, spot by spot."""
+    """Those of the methods' repositories, spot by spot."""
 
     @pytest.mark.parametrize(
         ("method", "dataset", "expected", "short_side"),

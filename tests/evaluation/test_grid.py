@@ -311,7 +311,8 @@ class TestTable:
     def result(self, folder: Path, **changes) -> Path:
         """A results.json as if measured."""
         made = dict(
-            method="SFP", changed_options={}, backbone="ViT-B-16", pretrained="openai", dataset="PascalVOCDataset", mIoU=61.4, images=1449,
+            method="SFP", changed_options={}, backbone="ViT-B-16", pretrained="openai",
+            dataset="PascalVOCDataset", mIoU=61.4, images=1449,
             protocol=dict(window=224, stride=112, short_side=336, pamr_iterations=0), prompts=80,
         )  # fmt: skip
         folder.mkdir(parents=True)

@@ -19,6 +19,8 @@ from sfp.datasets import toyland
 SOURCE = '''
     """Values of the last block smoothed by a box: not a published method."""
 
+    from typing import Literal
+
     import torch.nn.functional as F
 
     from sfp.methods import METHODS, Method
@@ -26,8 +28,13 @@ SOURCE = '''
 
     @METHODS.register("Box")
     class Box(Method):
-        side: int = 3
-        choices = {"side": (1, 3, 5)}
+        """A box filter.
+
+        Args:
+            side: of the box, in patches.
+        """
+
+        side: Literal[1, 3, 5] = 3
 
         def tokens(self, windows):
             stream, block = self.stream(windows), self.last_block
@@ -108,7 +115,8 @@ def test_segmenter_and_the_shared_tests(folder):
             """
             import box_method, sfp
             from sfp.datasets import toyland
-            result = sfp.Segmenter("Box", model="Toyland", side=1, purify=True, pm="L2")(toyland.make_scene("val", 0).image, ["sky", "sea"])
+            box = sfp.Segmenter("Box", model="Toyland", side=1, purify=True, pm="L2")
+            result = box(toyland.make_scene("val", 0).image, ["sky", "sea"])
             print(sfp.list_methods(), result.labels.shape, result.protocol["purifier"])
             """
         )

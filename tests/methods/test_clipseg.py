@@ -1,5 +1,5 @@
 """CLIPSeg's equations on small hand-made cases, against loops and plain formulas (no code was
-published; methods.md 1.10).
+published).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def build(**options):
 
 
 def slow_clipseg(clip, window, layer, epsilon, tau, deep):
-    """methods.md 1.10's default reading step by step, one window, loops over patches, from
+    """The default reading step by step, one window, loops over patches, from
     open_clip's own modules.
     """
     blocks = clip.model.visual.transformer.resblocks
@@ -164,8 +164,10 @@ def test_dsi_with_start_minus_one_is_v_l():
 @pytest.mark.parametrize(
     "options",
     [
-        dict(normalise_keys=False), dict(key_heads="separate"), dict(relation_min_samples=4), dict(relation_weight="similarity"),
-        dict(deep_norm=False), dict(ffn_norm=False), dict(deep_stream="attention_free"), dict(cls_token=True),
+        dict(normalise_keys=False), dict(key_heads="separate"), dict(relation_min_samples=4),
+        dict(relation_weight="similarity"),
+        dict(deep_norm=False), dict(ffn_norm=False), dict(deep_stream="attention_free"),
+        dict(cls_token=True),
         dict(deep_layers=-2), dict(tau=12.0), dict(attention_layer=9),
     ],
 )  # fmt: skip
@@ -175,7 +177,7 @@ def test_each_option_changes_the_features(options):
 
 
 def test_sum_and_mean_differ_only_by_the_bias():
-    """methods.md 0.3: the readout undoes the scale; only b_o feels it."""
+    """The readout undoes the scale; only b_o feels it."""
     window = parity.case_image("vit12/win1")
     mean, total = build()(window), build(deep_merge="sum")(window)
     assert torch.cosine_similarity(mean, total, dim=-1).min() > 0.99 and not torch.equal(

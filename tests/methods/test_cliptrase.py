@@ -1,6 +1,4 @@
-"""CLIPtrase's affinity, clusters and vote, against the authors' outputs and by hand (methods.md
-1.8).
-"""
+"""CLIPtrase's affinity, clusters and vote, against the authors' outputs and by hand."""
 
 from __future__ import annotations
 

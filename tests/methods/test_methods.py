@@ -26,7 +26,8 @@ from sfp.refiners import REFINERS
 
 METHODS, DETECTORS = list_methods(), list_detectors()
 PUBLISHED = {
-    "CLIP", "MaskCLIP", "CLIPSurgery", "GEM", "SCLIP", "ClearCLIP", "NACLIP", "CLIPtrase", "SC-CLIP", "CLIPSeg", "SFP", "SFP-release",
+    "CLIP", "MaskCLIP", "CLIPSurgery", "GEM", "SCLIP", "ClearCLIP", "NACLIP", "CLIPtrase",
+    "SC-CLIP", "CLIPSeg", "SFP", "SFP-release",
     "ProxyCLIP",
 }  # fmt: skip
 
@@ -241,7 +242,8 @@ def test_constants_scaled_by_depth_are_warned_once():
     method_module._warned.clear()
     with pytest.warns(
         UserWarning,
-        match="SC-CLIP was published without constants for ViTs of 12 blocks with patch 32.*pre_layer=9",
+        match="SC-CLIP was published without constants for ViTs of 12 blocks with patch 32.*"
+        "pre_layer=9",
     ):
         build_method("SC-CLIP", clip)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""CLIP-Surgery and GEM: the second path, and feature surgery (methods.md 1.3, 1.4)."""
+"""CLIP-Surgery and GEM: the second path, and feature surgery."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_without_blocks_it_is_ordinary_clip(name, options, clip):
 
 @torch.inference_mode()
 def test_gem_equals_a_slow_reading(clip):
-    """methods.md 1.4 for one block, loops over heads."""
+    """One block, loops over heads."""
     window, trunk = parity.case_image("vit12/win2"), clip.trunk
     block, inputs = trunk.blocks[-1], trunk.run(window, last=11)
     normed = block.normed(inputs)

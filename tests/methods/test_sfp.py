@@ -30,7 +30,7 @@ def slow_sfp(
     sae_lambda=0.5,
     norm=True,
 ):
-    """methods.md 1.11 step by step, one window, loops over tokens and heads."""
+    """The paper's equations step by step, one window, loops over tokens and heads."""
     trunk = clip.trunk
     grid = trunk.grid_of(*window.shape[-2:])
     tokens = trunk.embed(window)[0]
@@ -244,7 +244,7 @@ def test_attention_maps_are_made_only_where_they_are_asked_for(clip):
 
 
 def test_identical_tokens_keep_their_similarity_attention():
-    """No row is empty where all similarities equal their mean, and the attention is uniform there."""
+    """No row is empty where all similarities equal their mean; attention is uniform there."""
     torch.testing.assert_close(
         masked_similarity_attention(torch.ones(1, 6, 6)), torch.full((1, 6, 6), 1 / 6)
     )

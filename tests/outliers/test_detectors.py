@@ -24,8 +24,6 @@ def attended(cls: list[float], own: list[float]) -> LayerState:
 
 
 class TestSOM:
-    """methods.md 2.1."""
-
     layer = attended([0.10, 0.30, 0.20, 0.05, 0.20], [0.20, 0.25, 0.20, 0.01, 0.15])
 
     def test_strictly_below_the_class_attention(self):
@@ -60,8 +58,6 @@ class TestSOM:
 
 
 class TestL2:
-    """methods.md 2.2."""
-
     layer = state(torch.tensor([[[3.0, 4.0], [0.0, 1.0], [6.0, 8.0], [2.0, 0.0]]]))
 
     def test_scores_are_norms(self):
@@ -86,8 +82,6 @@ class TestL2:
 
 
 class TestLOF:
-    """methods.md 2.3."""
-
     @pytest.mark.parametrize(("tokens", "flagged"), [(49, 3), (196, 10), (256, 13), (576, 29)])
     def test_flag_counts(self, tokens, flagged):
         mask, _ = build_detector("LOF")(state(torch.randn(2, tokens, 16)))
@@ -129,7 +123,8 @@ def test_masks_are_per_image(name):
     """A second image in the batch changes nothing for the first."""
     attention = torch.rand(2, 3, 65, 65).softmax(-1)
     parts = dict(
-        cls_row=attention[:, :, 0, 1:], cls_column=attention[:, :, 1:, 0], diagonal=attention.diagonal(dim1=2, dim2=3)[..., 1:],
+        cls_row=attention[:, :, 0, 1:], cls_column=attention[:, :, 1:, 0],
+        diagonal=attention.diagonal(dim1=2, dim2=3)[..., 1:],
         attention=attention.mean(1),
     )  # fmt: skip
     patches = torch.randn(2, 64, 8)
@@ -164,7 +159,7 @@ def test_wrong_options(name, options, words):
 
 
 class TestDBSCAN:
-    """Ours (methods.md 2.4): noise by cosine distance."""
+    """Ours: noise by cosine distance."""
 
     @staticmethod
     def two_bundles(strays: int = 2) -> torch.Tensor:

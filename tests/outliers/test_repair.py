@@ -1,4 +1,4 @@
-"""Repair (methods.md 2.6) against a loop, and its corner cases."""
+"""Repair against a loop, and its corner cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From scores to labels (methods.md 3.3) against a plain reference, and golden PAMR."""
+"""From scores to labels against a plain reference, and golden PAMR."""
 
 from __future__ import annotations
 
@@ -105,8 +105,10 @@ def test_memory_does_not_grow_with_queries_times_pixels(queries, classes, size, 
         windows = window_grid(*{resized}, 224, 112)
         groups = torch.arange({queries}).clamp(max={classes - 1})
         # what torch loads on first use
-        decode(ScoreMap.of_pixels(torch.randn(3, 20, 20)), torch.arange(3), prob_thd=0.1, area_thd=0.1)
-        scores = ScoreMap.of_windows(torch.randn(len(windows), 14, 14, {queries}), windows, {resized}).resized({size})
+        small = ScoreMap.of_pixels(torch.randn(3, 20, 20))
+        decode(small, torch.arange(3), prob_thd=0.1, area_thd=0.1)
+        maps = torch.randn(len(windows), 14, 14, {queries})
+        scores = ScoreMap.of_windows(maps, windows, {resized}).resized({size})
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         decode(scores, groups, prob_thd=0.001)
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)

@@ -93,7 +93,8 @@ def test_a_batch_that_runs_out_of_memory_is_lowered_and_changes_nothing():
         torch.set_num_threads(1)
         def walk(at_once, **protocol):
             clip = sfp.load_clip("Toyland", device="cpu")
-            return Pipeline(build_method("SFP", clip), TextBank(clip, cache_dir=False), Protocol(**protocol), at_once)
+            bank = TextBank(clip, cache_dir=False)
+            return Pipeline(build_method("SFP", clip), bank, Protocol(**protocol), at_once)
         def ask(pipeline, image):
             task = Task(Text(text), pipeline.protocol)
             return pipeline.segment([image], [task], [(300, 300)])[0][0][0]
@@ -103,7 +104,8 @@ def test_a_batch_that_runs_out_of_memory_is_lowered_and_changes_nothing():
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (120 << 20), resource.RLIM_INFINITY))
         found = ask(large, image)
-        print("lowered", large.windows_at_once < 289, "same", bool((found == expected).float().mean() > 0.999))
+        same = bool((found == expected).float().mean() > 0.999)
+        print("lowered", large.windows_at_once < 289, "same", same)
         try:
             ask(whole, torch.randn(3, 1280, 1280))
         except sfp.SFPError as error:

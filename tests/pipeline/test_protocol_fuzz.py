@@ -1,5 +1,4 @@
-"""Windows, stitching, resizing, synonyms and thresholds against a slow, plain reading of methods.md
-4.2, 4.3 and 3.3, on what
+"""Windows, stitching, resizing, synonyms and thresholds against a slow, plain reading, on what
 hypothesis thinks of: the reference walks window by window and pixel by pixel in float64 and shares
 no code with ``sfp.pipeline``."""
 

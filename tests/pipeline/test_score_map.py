@@ -1,6 +1,4 @@
-"""Stitching and enlarging in one step against both done plainly, one after the other (methods.md
-4.3).
-"""
+"""Stitching and enlarging in one step against both done plainly, one after the other."""
 
 from __future__ import annotations
 

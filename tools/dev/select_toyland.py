@@ -120,7 +120,7 @@ def select(args: argparse.Namespace) -> None:
     with whole_file(out) as partial:
         save_file(weights, partial, metadata=dict(quick_gelu="true", model=args.model))
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
-    card = {
+    provenance = {
         "sha256": digest,
         "made_by": "tools/dev/train_toyland.py, then tools/dev/select_toyland.py",
         "step": int(best[5:]),
@@ -128,7 +128,7 @@ def select(args: argparse.Namespace) -> None:
         "tune_mIoU": {name: round(value, 2) for name, value in table[best].items()},
     }
     with whole_file(out.with_suffix(".json")) as partial:
-        partial.write_text(json.dumps(card, indent=2) + "\n")
+        partial.write_text(json.dumps(provenance, indent=2) + "\n")
     print(f"{best} -> {out} ({out.stat().st_size / 2**20:.1f} MiB, SHA-256 {digest})")
 
 

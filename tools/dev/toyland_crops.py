@@ -19,7 +19,8 @@ from sfp.datasets import toyland
 
 SYNONYMS = {
     "grass": ("lawn", "meadow"), "sea": ("ocean", "water"), "sand": ("beach",), "road": ("street",),
-    "house": ("home", "cottage"), "car": ("automobile",), "boat": ("ship", "sailboat"), "flower": ("blossom",), "mushroom": ("toadstool",),
+    "house": ("home", "cottage"), "car": ("automobile",), "boat": ("ship", "sailboat"),
+    "flower": ("blossom",), "mushroom": ("toadstool",),
 }  # fmt: skip
 SCENE_PATTERNS = (
     "{}.",
