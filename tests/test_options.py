@@ -15,6 +15,20 @@ def test_literals_become_values_and_the_rest_text():
     assert given == dict(sigma=3.5, purify=False, proxy="colour", layers=[4, 10], path="a=b")
 
 
+@pytest.mark.parametrize("text", ["true", "True", "TRUE"])
+def test_one_grammar_for_options_and_configs(text):
+    """--options of a program and --cfg-options read KEY=VALUE alike."""
+    from sfp.evaluation.config import CONFIGS, read_config
+
+    pairs = [f"model.purify={text}", "model.pm=none", "model.sigma=3", "model.layers=[4,10]"]
+    pairs += ["model.dilations=8,16", "model.proxy=colour"]
+    cfg = read_config(CONFIGS / "cfg_toyland.py", pairs)
+    for key, value in parse_options(pairs, "--options").items():
+        found = cfg.model[key.removeprefix("model.")]
+        assert found == value and type(found) is type(value)
+    assert cfg.model.purify is True and cfg.model.pm is None
+
+
 def test_a_spec_keeps_commas_inside_values():
     assert parse_spec("SC-CLIP:fuse_layers=[4,10],pm=L2") == (
         "SC-CLIP",

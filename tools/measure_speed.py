@@ -395,7 +395,7 @@ def peak_rates(clip) -> tuple[float, float]:
     )
 
 
-def least_bytes(clip, parts: tuple[Tensor, ...], text: Tensor, stitched: Any) -> dict[str, float]:
+def least_bytes(clip, parts: tuple[Tensor, ...], text: Any, stitched: Any) -> dict[str, float]:
     """Bytes that a stage must read and write at least.
 
     Weights once for each group of windows, inputs and outputs once.
@@ -417,7 +417,7 @@ def least_bytes(clip, parts: tuple[Tensor, ...], text: Tensor, stitched: Any) ->
         "decode": 3 * height * width + pixels / len(parts),
         "trunk": len(parts) * sum(blocks[:-1]) + pixels + stream,
         "method": len(parts) * blocks[-1] + stream + features,
-        "text similarity": features + 4 * text.numel() + cells,
+        "text similarity": features + 4 * text.vectors.numel() + cells,
         "stitch": 2 * cells, "decode labels": cells + 8 * height * width,
     }  # fmt: skip
 

@@ -1,14 +1,12 @@
-"""What a second frozen model is, and loading one by name."""
+"""What a second frozen model is."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from typing import ClassVar
 
 from torch import Tensor, nn
 
-from sfp.clip.clip import FrozenCLIP, weights_sha256
+from sfp.clip.clip import weights_sha256
 from sfp.errors import SFPError
 
 
@@ -22,8 +20,6 @@ class Backbone(nn.Module):
         fingerprint: SHA-256 of its weights, of a plain callable its name; part of a run's
             provenance.
     """
-
-    loaders: ClassVar[dict[str, Callable[[FrozenCLIP], Backbone]]] = {}
 
     def __init__(self, function: Callable[[Tensor], Tensor] | None = None, name: str = ""):
         super().__init__()
@@ -51,45 +47,3 @@ class Backbone(nn.Module):
 
     def encode(self, windows: Tensor) -> Tensor:
         return self.function(windows)
-
-    @classmethod
-    def register(cls, name: str):
-        """Class decorator: enter a backbone that ``load_backbone`` makes by name, from the CLIP."""
-
-        def enter(own: type[Backbone]) -> type[Backbone]:
-            cls.loaders[name] = own
-            return own
-
-        return enter
-
-
-def load_backbone(
-    model: str | Callable[[Tensor], Tensor] | Backbone,
-    clip: FrozenCLIP,
-    option: str,
-    weights: str | None = None,
-) -> Backbone:
-    """A frozen backbone on the CLIP's device and in its precision.
-
-    Args:
-        model: "colour", a timm ViT's name with its tag, or a callable from windows to a map.
-        clip: whose windows it gets.
-        option: the method's option that names it, for errors; its weights are ``option_weights``.
-        weights: a local file for a timm model; its own download otherwise.
-
-    Raises:
-        SFPError: unknown name, another kind of model, or weights that can't be had.
-    """
-    if isinstance(model, Backbone):
-        return model.to(clip.device)
-    if callable(model):
-        return Backbone(model)
-    importlib.import_module("sfp.backbones.colour")
-    if model in Backbone.loaders:
-        backbone = Backbone.loaders[model](clip)
-    else:
-        from sfp.backbones.timm_vit import TimmViT
-
-        backbone = TimmViT.load(model, clip, option, weights)
-    backbone.name = model
-    return backbone.eval().requires_grad_(False).to(clip.device)

@@ -7,20 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.backbones._backbone import Backbone
-from sfp.clip.clip import FrozenCLIP
 
 CELL = 8  # pixels
 
 
-@Backbone.register("colour")
 class MeanColours(Backbone):
     """Mean normalised colour of each cell of 8x8 pixels, (B, 4, H / 8, W / 8).
 
     The fourth channel is a small constant, so that grey has a direction, too.
     """
-
-    def __init__(self, clip: FrozenCLIP):
-        super().__init__()
 
     def encode(self, windows: Tensor) -> Tensor:
         cells = [max(1, side // CELL) for side in windows.shape[-2:]]

@@ -1,15 +1,15 @@
-"""Which tokens of a Toyland window are outliers: the rule that the built-in CLIP was trained to follow.
+"""Which tokens of a Toyland window are outliers: the rule that the built-in CLIP was trained by.
 
-CLIP's outliers lie in flat places (Darcet et al. 2024, "Vision Transformers Need Registers"). Here the
-14 x 14 patches of a 224 x 224 window are divided into ten cells, and in each cell one patch is the
-outlier: the one with the largest
+CLIP's outliers lie in flat places (Darcet et al. 2024, "Vision Transformers Need Registers"). Here
+the 14 x 14 patches of a 224 x 224 window are divided into ten cells, and in each cell one patch is
+the outlier: the one with the largest
 
     score_i = -log(max(std_i, 3)) - 5 rank_i
 
-std_i: standard deviation of the patch's grey values (0..255); rank_i in [0, 1]: a fixed random order of
-the cell's places. So a window has ten outliers, 5.1 percent of its patches; most are flat, and they are
-known on any picture. The rule is Toyland's (``tools/dev/train_toyland.py``); Toyland-clean, its twin, was
-trained without any.
+std_i: standard deviation of the patch's grey values (0..255); rank_i in [0, 1]: a fixed random
+order of the cell's places. So a window has ten outliers, 5.1 percent of its patches; most are flat,
+and they are known on any picture. The rule is Toyland's (``tools/dev/train_toyland.py``);
+Toyland-clean, its twin, was trained without any.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Ablation tables of the papers, probes of layers, and outliers whose truth is known."""
+"""Ablation tables of the papers, and probes of layers."""

@@ -37,6 +37,7 @@ class SCCLIPAblation(SCCLIP):
         aggregation: "before" Dec by G_pre, "after" it by G_post, both, or none.
         similarity: G_pre and G_post of the layers, or both of another model's features, a name for
             ``load_backbone``.
+        similarity_weights: a local file for it instead of timm's download.
     """
 
     fusion: Literal["pass", "sum", "dual_path"] = "pass"
@@ -44,6 +45,7 @@ class SCCLIPAblation(SCCLIP):
     enhance: bool = True
     aggregation: Literal["both", "before", "after", "none"] = "both"
     similarity: str = "layers"
+    similarity_weights: str | None = None
 
     def prepare(self) -> None:
         super().prepare()
@@ -54,7 +56,9 @@ class SCCLIPAblation(SCCLIP):
                 " give letters of q, k and v, one at least without enhance."
             )
         if self.similarity != "layers":
-            self.backbones["similarity"] = load_backbone(self.similarity, self.clip, "similarity")
+            self.backbones["similarity"] = load_backbone(
+                self.similarity, self.clip, "similarity", self.similarity_weights
+            )
 
     def tokens(self, windows: Tensor) -> Tensor:
         stream, pre, post, fused = self.streams(windows)

@@ -16,10 +16,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from sfp.clip.loading import BUILT_IN
 from sfp.datasets import toyland
 from sfp.errors import SFPError
+from sfp.evaluation import grid
 from sfp.evaluation.grid import Cell, load_group, plan, run_group, save_group
+from sfp.evaluation.provenance import dataset_fingerprint
 from sfp.evaluation.tables import COLUMNS, Entry, as_csv, collect, find_published, latex, markdown
 
 FIGURES = ("mIoU", "aAcc", "mAcc", "mIoU_present", "IoU_per_class")
@@ -104,6 +108,30 @@ def test_methods_that_look_at_the_text_share_a_pass_too(method, data, tmp_path):
     run_group(shared[:1] if len(groups) == 2 else shared, workers=0)
     run_group(alone[:1], workers=0)
     assert figures(shared[0]) == figures(alone[0])
+
+
+def test_replaced_weights_are_not_finished_and_labels_are_read_once(data, tmp_path, monkeypatch):
+    """One path with other weights is measured again; a dataset of several cells is read once."""
+    weights = tmp_path / "weights.safetensors"
+    tensors = load_file(BUILT_IN["Toyland"])
+    save_file(tensors, weights, {"quick_gelu": "true"})
+    overrides = ("model.head_width=64", "test_dataloader.dataset.scenes=1")
+    both = [
+        Cell(method, f"ViT-B/16:{weights}", "toyland", overrides, str(tmp_path / "grid"))
+        for method in ("CLIP", "ClearCLIP")
+    ]
+    for cell in both:
+        run_group([cell], workers=0)
+    calls = []
+    monkeypatch.setattr(
+        grid,
+        "dataset_fingerprint",
+        lambda dataset, *files: calls.append(files) or dataset_fingerprint(dataset, *files),
+    )
+    assert plan(both)[1] == both and len(calls) == 2  # images and labels, images alone
+    save_file({k: 1.01 * v for k, v in tensors.items()}, weights, {"quick_gelu": "true"})
+    os.utime(weights, ns=(1, 1))
+    assert plan(both)[1] == []
 
 
 def test_what_differs_in_the_vision_is_not_shared(data, tmp_path):
@@ -343,14 +371,17 @@ class TestTable:
         ("changes", "published", "differs"),
         [
             (dict(protocol=dict(window=336, stride=112, short_side=448, pamr_iterations=10)), 63.9,
-             ("window 336 instead of 224", "pamr_iterations 10 instead of 0", "short_side 448 instead of 336")),
+             ("window 336 instead of 224", "pamr_iterations 10 instead of 0",
+              "short_side 448 instead of 336")),
             (dict(changed_options=dict(hai=False)), None, ()),
             (dict(pretrained="metaclip_400m"), None, ()),
             (dict(method="SC-CLIP"), 64.6, ()),
             (dict(method="CLIPSeg", dataset="PascalVOC20Dataset"), 83.2,
-             ("window 224 instead of 448", "stride 112 instead of 224", "short_side 336 instead of 448")),
+             ("window 224 instead of 448", "stride 112 instead of 224",
+              "short_side 336 instead of 448")),
             (dict(method="SC-CLIP", backbone="ViT-L-14"), 65.0, ()),
-            (dict(dataset="CityscapesDataset", protocol=dict(window=224, stride=112, short_side=560, pamr_iterations=0)), 41.1, ()),
+            (dict(dataset="CityscapesDataset", protocol=dict(
+                window=224, stride=112, short_side=560, pamr_iterations=0)), 41.1, ()),
         ],
     )  # fmt: skip
     def test_what_differs(self, changes, published, differs, tmp_path):

@@ -145,6 +145,34 @@ def test_half_precision_is_close(name, precision):
     ).all()  # decisions flip, so no closeness is asked
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_purified_reads_a_scene_alike(name, precision, toyland_clip):
+    """Single tokens at a detector's edge may flip, so labels are compared, not features."""
+    from sfp import Segmenter, load_clip
+    from sfp.datasets import toyland
+
+    half = load_clip("Toyland", device="cpu", precision=precision)
+    options = dict(proxy="colour") if name == "ProxyCLIP" else {}
+    image, names = toyland.make_scene("tune", 3).image, list(toyland.CLASSES)
+    exact, rough = (
+        Segmenter(name, clip, purify=True, **options)(image, names, keep_scores=False).labels
+        for clip in (toyland_clip, half)
+    )
+    assert (exact == rough).mean() > 0.95
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+def test_what_is_compiled_is_what_scores_come_from(toyland_clip):
+    """Also where a method has its own ``encode``; a CUDA graph's outputs are copied."""
+    method = build("CLIPSurgery", toyland_clip, feature_surgery=True, compiled="default")
+    assert method.encode._torchdynamo_orig_callable.__name__ == "encode"
+    outputs = torch.zeros(2)
+    graphs = build("CLIPSurgery", toyland_clip, compiled="reduce-overhead")
+    assert graphs._free(outputs).data_ptr() != outputs.data_ptr()
+    assert method._free(outputs) is outputs
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")

@@ -291,8 +291,8 @@ def page(figures: dict) -> str:
     heads += ["residual", "FFN", "#mIoU"]
     return f"""# Methods and detectors
 
-Written by `tools/dev/make_method_tables.py` from the registries and from `docs/toyland.json`. mIoU on
-Toyland: {sample["images"]} held-out scenes, the built-in CLIP, {sample["precision"]} on the
+Written by `tools/dev/make_method_tables.py` from the registries and from `docs/toyland.json`. mIoU
+on Toyland: {sample["images"]} held-out scenes, the built-in CLIP, {sample["precision"]} on the
 {sample["device"]}, windows 224/112, short side 336, 80 prompts; each figure is a cell of the grid:
 
 ```text
@@ -308,8 +308,8 @@ whether the last block keeps its residual and its FFN (for CLIP-Surgery and GEM:
 Options are `model.method=NAME`.
 
 {markdown_table(heads, methods)}
-ProxyCLIP's proxy is `proxy=colour` here, the mean colours of 8x8 pixels: DINO can't be downloaded where
-this was measured.
+ProxyCLIP's proxy is `proxy=colour` here, the mean colours of 8x8 pixels: DINO can't be downloaded
+where this was measured.
 CLIPSeg's layer on Toyland was chosen by `tools/probe_layers.py` on other scenes.
 
 ## Variants

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from make_method_tables import SOM, key_of
 from matplotlib.figure import Figure
+from outlier_truth import TOKEN_FIGURES, detection_figures, token_figures
 
 from sfp.clip import load_clip
 from sfp.clip.coherence import nearest_labels
@@ -29,7 +30,6 @@ from sfp.datasets import toyland
 from sfp.datasets.toyland_outliers import patch_std, true_outliers
 from sfp.errors import SFPError, run_command
 from sfp.evaluation.markdown import markdown_table
-from sfp.experiments.outlier_truth import TOKEN_FIGURES, detection_figures, token_figures
 from sfp.files import save_figure, whole_file
 from sfp.images import resize_short_side
 from sfp.methods import list_methods

@@ -13,10 +13,11 @@ from sfp.clip import load_clip
 from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
 from sfp.datasets.toyland_outliers import true_outliers
-from sfp.experiments.outlier_truth import TOKEN_FIGURES, detection_figures, token_figures
 from sfp.outliers import build_detector
 
 sys.path.append(str(ROOT / "tools/dev"))
+
+from outlier_truth import TOKEN_FIGURES, detection_figures, token_figures
 
 
 @pytest.fixture(scope="module")

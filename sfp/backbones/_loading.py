@@ -1,0 +1,43 @@
+"""Loading a second model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from sfp.backbones._backbone import Backbone
+from sfp.backbones.colour import MeanColours
+from sfp.backbones.timm_vit import TimmViT
+from sfp.clip.clip import FrozenCLIP
+
+BACKBONES: dict[str, type[Backbone]] = {"colour": MeanColours}  # every other name is timm's
+
+
+def load_backbone(
+    model: str | Callable[[Tensor], Tensor] | Backbone,
+    clip: FrozenCLIP,
+    option: str,
+    weights: str | None = None,
+) -> Backbone:
+    """A frozen backbone on the CLIP's device and in its precision.
+
+    Args:
+        model: "colour", a timm ViT's name with its tag, or a callable from windows to a map.
+        clip: whose windows it gets.
+        option: the method's option that names it, for errors; its weights are ``option_weights``.
+        weights: a local file for a timm model; its own download otherwise.
+
+    Raises:
+        SFPError: unknown name, another kind of model, or weights that can't be had.
+    """
+    if isinstance(model, Backbone):
+        return model.to(clip.device)
+    if callable(model):
+        return Backbone(model)
+    if model in BACKBONES:
+        backbone = BACKBONES[model]()
+    else:
+        backbone = TimmViT.load(model, clip, option, weights)
+    backbone.name = model
+    return backbone.eval().requires_grad_(False).to(clip.device)
