@@ -72,7 +72,9 @@ def _planes(image: Tensor) -> np.ndarray:
     if image.is_floating_point():
         image = image.float()
         if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):  # NaN fails too
+            finite = bool(torch.isfinite(image).all())
             found = f"values from {image.min():.3g} to {image.max():.3g}"
+            found = found if finite else "NaN or infinite values"
             raise SFPError(f"{shown} with {found}; floats must lie in [0, 1], not normalised.")
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:

@@ -51,13 +51,14 @@ def parse_value(text: str) -> Any:
 
     A Python literal, ``true``, ``false`` and ``none`` in any case, else the text.
     """
-    words = {"true": True, "false": False, "none": None}
+    words = {"true": True, "false": False}
     if text.strip().lower() in words:
         return words[text.strip().lower()]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as its page lists
-        return text
+        listed = re.fullmatch(r"\[([\w ./,-]+)\]", text.strip())  # words without quotes
+        return [parse_value(word.strip()) for word in listed[1].split(",")] if listed else text
 
 
 def parse_options(pairs: Iterable[str], where: str) -> dict[str, Any]:

@@ -288,7 +288,7 @@ MEMBERS = [unpacked(data) for data in ARCHIVES]
 def load(file: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return load_clip("ViT-B-16", file, device="cpu", quick_gelu=True)
+        return load_clip("ViT-B-16", file, device="cpu", quick_gelu=True, head_width=64)
 
 
 def test_the_seeds_are_sound(tmp_path):

@@ -20,7 +20,7 @@ def test_one_grammar_for_options_and_configs(text):
     """--options of a program and --cfg-options read KEY=VALUE alike."""
     from sfp.evaluation.config import CONFIGS, read_config
 
-    pairs = [f"model.purify={text}", "model.pm=none", "model.sigma=3", "model.layers=[4,10]"]
+    pairs = [f"model.purify={text}", "model.pm=None", "model.sigma=3", "model.layers=[4,10]"]
     pairs += ["model.dilations=8,16", "model.proxy=colour"]
     cfg = read_config(CONFIGS / "cfg_toyland.py", pairs)
     for key, value in parse_options(pairs, "--options").items():

@@ -112,8 +112,8 @@ def evaluate(args: argparse.Namespace) -> None:
         barrier()
         figures = part.figures()
         if is_main_process():
-            path, provenance = work_dir / "results.json", store.provenance
-            result = write_results(path, cfg, model, part, provenance, time.time() - started)
+            path, seconds = work_dir / "results.json", time.time() - started
+            result = write_results(path, cfg, model, part, figures, store.provenance, seconds)
             store.clear()  # a finished run is measured anew when it is asked for again
             report(result, figures, part, path, get_world_size())
             if args.show_dir:

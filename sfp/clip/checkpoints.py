@@ -31,8 +31,8 @@ class Checkpoint:
     Attributes:
         weights: tensors by open_clip's key.
         source: the file, for errors.
-        quick_gelu: the activation as safetensors metadata or OpenAI's layout give it, else None.
-        head_width: of the image tower; 64 in OpenAI's layout, else None.
+        quick_gelu, head_width: the activation, and the width of the image tower's heads, as
+            safetensors metadata or OpenAI's layout (64) give them, else None.
     """
 
     weights: dict[str, Tensor]
@@ -71,7 +71,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
     checkpoint = from_state_dict(weights, str(path))
     activation = {"true": True, "false": False}.get(metadata.get("quick_gelu", "").lower())
-    return checkpoint if activation is None else replace(checkpoint, quick_gelu=activation)
+    if activation is not None:
+        checkpoint = replace(checkpoint, quick_gelu=activation)
+    if metadata.get("head_width", "").isdecimal():
+        checkpoint = replace(checkpoint, head_width=int(metadata["head_width"]))
+    return checkpoint
 
 
 def _reason(error: Exception) -> str:

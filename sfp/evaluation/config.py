@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -23,7 +23,7 @@ from mmseg.registry import METRICS
 
 from sfp.errors import SFPError, unknown_choice
 from sfp.methods import list_methods
-from sfp.options import parse_options
+from sfp.options import Range, check_type, parse_options
 from sfp.pipeline import Protocol, Vocabulary
 from sfp.segmentor import SFPSegmentor
 
@@ -39,7 +39,10 @@ _READ_ALREADY = {
     "wide_test_pipeline": "test_dataloader.dataset.pipeline",
     "dataset": "test_dataloader.dataset",
     "custom_imports": "it in a config file",
+    "load_from": "model.pretrained",
 }
+_USED = ("model", "test_dataloader", "test_evaluator", "short_side", "settings", "work_dir")
+_LOADING = ("batch_size", "num_workers", "dataset")
 
 
 def read_config(file: str | Path, options: list[str]) -> Config:
@@ -95,6 +98,12 @@ def read_config(file: str | Path, options: list[str]) -> Config:
             f"The config {path} has no test_dataloader.dataset.type;"
             f" name one of a dataset, such as {_EXAMPLE}."
         )
+    if cfg.get("load_from"):  # which would replace the weights after they were hashed
+        raise SFPError(f"The config {path} sets load_from; name the weights in model.pretrained.")
+    loading = dict(batch_size=(1, Range(1)), num_workers=(2, Range(0)))
+    for key, (usual, bounds) in loading.items():
+        value = cfg.test_dataloader.setdefault(key, usual)
+        check_type(f"test_dataloader.{key}", value, Annotated[int, bounds], usual)
     _set_short_side(cfg)
     return cfg
 
@@ -115,15 +124,22 @@ def _from_file(path: Path) -> Config:
 def _check_keys(cfg: Config, overrides: Mapping[str, Any]) -> None:
     """Raises SFPError for an override that would change nothing."""
     of_runner = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
-    known = {*cfg, *of_runner, "settings", "short_side"}
+    known = {*_USED, *_READ_ALREADY, *of_runner, *cfg}
     for key in overrides:
-        top = key.split(".")[0]
+        top, _, rest = key.partition(".")
         if top not in known:
             raise unknown_choice("config key", key, sorted(known))
         if top in _READ_ALREADY:
             raise SFPError(
                 f"--cfg-options sets {key}, which the config has used already;"
                 f" set {_READ_ALREADY[top]} instead."
+            )
+        loading = top == "test_dataloader" and rest.split(".")[0] not in _LOADING
+        if top not in _USED or loading:
+            raise SFPError(
+                f"--cfg-options sets {key}, which mmengine's own runner alone reads;"
+                f" leave it out: {', '.join(_USED)} are used here, and of test_dataloader"
+                f" {', '.join(_LOADING)}."
             )
 
 
@@ -190,13 +206,14 @@ def ignore_index(cfg: Config) -> int:
     Raises:
         SFPError: the evaluator is another one than ``ClassIoUMetric``, or the label no number.
     """
-    if cfg.test_evaluator.get("type") != "ClassIoUMetric":
+    options = dict(cfg.test_evaluator)
+    if options.pop("type", None) != "ClassIoUMetric":
         raise SFPError(
             f"test_evaluator of {cfg.filename} has no ClassIoUMetric;"
             " set it to dict(type='ClassIoUMetric')."
         )
     with building("The test_evaluator"):
-        return METRICS.build(cfg.test_evaluator).ignore_index
+        return METRICS.get("ClassIoUMetric")(**{"prefix": "sfp", **options}).ignore_index
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def run_group(cells: Sequence[Cell], fresh: bool = False, workers: int = 2) -> N
         for cell, cfg, part in zip(cells, configs, parts, strict=True):
             others = [other.dataset for other in cells if other is not cell]
             path, provenance = cell.folder / "results.json", part.store.provenance
-            write_results(path, cfg, model, part, provenance, seconds, others)
+            write_results(path, cfg, model, part, part.figures(), provenance, seconds, others)
             part.store.clear()
 
 

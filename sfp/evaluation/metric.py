@@ -39,7 +39,7 @@ class ClassIoUMetric(BaseMetric):
         super().__init__(**kwargs)
         if list(iou_metrics) != ["mIoU"]:
             raise SFPError(
-                f"iou_metrics={list(iou_metrics)} of ClassIoUMetric; it measures ['mIoU'] alone,"
+                f"iou_metrics={list(iou_metrics)} of ClassIoUMetric; it measures ['mIoU'] alone;"
                 " use mmseg's IoUMetric for others."
             )
         check_type("ignore_index of ClassIoUMetric", ignore_index, int, 255)

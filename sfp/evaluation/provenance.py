@@ -22,7 +22,7 @@ from mmengine.config import Config
 from mmseg.datasets import BaseSegDataset
 
 from sfp.errors import SFPError
-from sfp.evaluation.counts import as_json
+from sfp.evaluation.counts import Figures, as_json
 from sfp.evaluation.dataset import short_name, short_side_of
 from sfp.evaluation.loop import Part
 from sfp.files import file_digest, whole_file
@@ -69,6 +69,7 @@ def write_results(
     cfg: Config,
     model: SFPSegmentor,
     part: Part,
+    figures: Figures,
     provenance: Mapping[str, str],
     seconds: float,
     shared_with: Sequence[str] = (),
@@ -76,14 +77,12 @@ def write_results(
     """Write ``results.json`` whole: the figures, and the whole protocol that they hold for.
 
     Args:
+        figures: of the part, over all ranks.
         seconds: of this process; images that an interrupted run had done are not in it.
         shared_with: further datasets of the same pass of the images, whose seconds these are, too.
 
     Returns:
         What was written. Metrics are percentages.
-
-    Raises:
-        SFPError: not all images were counted.
     """
     frozen, method, bank = model.frozen, model.pipeline.method, model.pipeline.text_bank
     text, purifier = part.task.text, method.purifier
@@ -106,7 +105,7 @@ def write_results(
         "precision": frozen.precision,
         "device": str(frozen.device),
         "dataset": type(part.dataset).__name__,
-        **as_json(part.figures(), part.classes),
+        **as_json(figures, part.classes),
         "images": len(part.chosen),
         "seconds": round(seconds, 2),
         "images_resumed": part.resumed,

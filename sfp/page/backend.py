@@ -33,11 +33,13 @@ _TOYLAND_OPTIONS = {"ProxyCLIP": {"proxy": "colour"}}  # its usual proxy is a do
 
 @dataclass(frozen=True)
 class Backbone:
-    """A CLIP that can be chosen: ``model`` and ``pretrained`` of ``load_clip`` under a title."""
+    """A CLIP that can be chosen: arguments of ``load_clip`` under a title."""
 
     title: str
     model: str
     pretrained: str = "openai"
+    quick_gelu: bool | None = None
+    head_width: int | None = None
 
 
 BACKBONES = (
@@ -173,7 +175,12 @@ class Backend:
 
     def _load(self, title: str) -> Callable[[str, str, bool], Segmenter]:
         backbone = self.backbones[title]
-        clip = load_clip(backbone.model, backbone.pretrained)
+        clip = load_clip(
+            backbone.model,
+            backbone.pretrained,
+            quick_gelu=backbone.quick_gelu,
+            head_width=backbone.head_width,
+        )
         is_toyland = backbone.model.startswith("Toyland")
 
         @functools.lru_cache(maxsize=4)

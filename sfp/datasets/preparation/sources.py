@@ -96,7 +96,7 @@ def unpack(archive: Path, folder: Path, needed: Sequence[str]) -> None:
             if path.is_absolute() or ".." in path.parts or "\\" in name or drive:
                 raise SFPError(
                     f"The archive {archive} has a file {name!r}, which would leave the folder "
-                    "it is unpacked to; don't use it."
+                    "it is unpacked to; get a sound copy."
                 )
             target = folder / path
             wanted = any(fnmatch.fnmatchcase(f"/{name}", pattern) for pattern in needed)
@@ -127,5 +127,5 @@ def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]
             elif not member.isdir():
                 raise SFPError(
                     f"The archive {archive} has a link or device {member.name!r}, which no owner "
-                    "ships; don't use it."
+                    "ships; get a sound copy."
                 )
