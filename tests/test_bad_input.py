@@ -40,8 +40,8 @@ NAN, INF = float("nan"), float("inf")
 # the hint is a clause that begins with a verb, or a name that is offered
 _VERBS = (
     "give|set|use|choose|write|take|keep|leave|check|name|download|fetch|get|run|make|put|delete"
-    "|add|shorten|save|load|lower|cut|prepare|measure|list|attach|call|complete|look at|start|bring|pass"
-    "|install|open|free"
+    "|add|shorten|save|load|lower|cut|prepare|measure|list|attach|call|complete|look at|start|bring"
+    "|pass|install|open|free"
 )
 _HINT = re.compile(
     rf"(?:; |, or |, and |: |\. |^)(?:or |and |so )?(?:{_VERBS})\b"
@@ -527,7 +527,8 @@ DEBUG = {
     "make_table": "empty", "plot_cost": "empty", "measure_speed": "--rounds 0",
     "probe_layers": "absent.py",
     "dev/measure_outliers": "--scenes 0",
-    "dev/train_toyland": "--work-dir out --steps 0", "dev/select_toyland": "--work-dir empty --scenes 0",
+    "dev/train_toyland": "--work-dir out --steps 0",
+    "dev/select_toyland": "--work-dir empty --scenes 0",
 }  # fmt: skip
 
 
