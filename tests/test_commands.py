@@ -71,7 +71,7 @@ def results(data, tmp_path_factory):
 
 def test_the_output_ends_with_a_table_and_miou(results):
     result = results["SFP"]
-    tail = result["stdout"][result["stdout"].index("Class") - 80 :]
+    tail = result["stdout"]
     assert "|   sky    |" in tail and "| mushroom |" in tail
     last = tail.strip().splitlines()[-2]
     assert (

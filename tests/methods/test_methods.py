@@ -145,19 +145,24 @@ def test_half_precision_is_close(name, precision):
     ).all()  # decisions flip, so no closeness is asked
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.fixture(scope="module")
+def half_toyland():
+    from sfp.clip import load_clip
+
+    return load_clip("Toyland", device="cpu", precision="bf16")
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_half_precision_purified_reads_a_scene_alike(name, precision, toyland_clip):
+def test_half_precision_purified_reads_a_scene_alike(name, half_toyland, toyland_clip):
     """Single tokens at a detector's edge may flip, so labels are compared, not features."""
-    from sfp import Segmenter, load_clip
+    from sfp import Segmenter
     from sfp.datasets import toyland
 
-    half = load_clip("Toyland", device="cpu", precision=precision)
     options = dict(proxy="colour") if name == "ProxyCLIP" else {}
     image, names = toyland.make_scene("tune", 3).image, list(toyland.CLASSES)
     exact, rough = (
         Segmenter(name, clip, purify=True, **options)(image, names, keep_scores=False).labels
-        for clip in (toyland_clip, half)
+        for clip in (toyland_clip, half_toyland)
     )
     assert (exact == rough).mean() > 0.95
 
