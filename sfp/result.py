@@ -50,6 +50,11 @@ class Pixel:
 class Segmentation:
     """A segmented image.
 
+    >>> import numpy as np
+    >>> labels, image = np.array([[0, 1, 1, 1]]), np.zeros((1, 4, 3), np.uint8)
+    >>> Segmentation(labels, ("sky", "sea"), None, image, {}).areas
+    {'sea': 0.75, 'sky': 0.25}
+
     Attributes:
         labels: (H, W) int64, indices into ``names``.
         names: the first word of each class; the background, if one was named, comes first.

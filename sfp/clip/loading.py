@@ -43,6 +43,9 @@ def load_clip(
 ) -> FrozenCLIP:
     """A frozen CLIP ViT.
 
+    >>> load_clip("Toyland", device="cpu").trunk.layers
+    12
+
     Args:
         model: open_clip's name (``ViT-B-16``, ``ViT-L-14-quickgelu``) or OpenAI's spelling
             (``ViT-B/16``); ``Toyland`` is the tiny model that comes with this package,

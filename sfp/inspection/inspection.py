@@ -128,6 +128,12 @@ class Stream:
 class Inspection:
     """One picture through the layers of CLIP, twice: as the model is, and purified.
 
+    >>> import numpy as np, sfp
+    >>> segmenter = sfp.Segmenter("SFP", model="Toyland", device="cpu")
+    >>> inspection = segmenter.inspect(np.zeros((224, 224, 3), np.uint8), detectors=["L2"])
+    >>> inspection.plain.outliers["L2"].sum((1, 2)).tolist()
+    [10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
+
     Memory: both streams hold L (1 + N) (1 + N + C) float32, 18 MB in all for ViT-B/16 at 224x224
     pixels and 76 MB at 336x448, where L = 12, C = 768, N = 196 and 588.
 
