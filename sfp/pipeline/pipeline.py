@@ -113,6 +113,8 @@ class Pipeline:
         return window_grid(*image.shape[1:], self.protocol.window, self.protocol.stride)
 
     def _look(self, image: Tensor) -> object:
+        if type(self.method).look is Method.look:
+            return None
         return self.method.look(image.to(self.device))
 
     def batch_of(self, height: int, width: int) -> int:
