@@ -22,7 +22,8 @@ class View:
     ``encoded``.
 
     Attributes:
-        image: normalised, (3, H, W), as large as the windows slide over it.
+        image: normalised, (3, H, W), as large as the windows slide over it; on the device that it
+            came on.
         boxes: top, left, bottom, right of each window in its pixels, (n, 4) int64; all of one size.
         encoded: what ``Method.encode`` returned, the first axis of each tensor is n.
         looked: what ``Method.look`` returned of the whole image, None by default.

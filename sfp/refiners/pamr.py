@@ -36,7 +36,8 @@ class PAMR(Refiner):
         self.dilations = tuple(self.dilations)
 
     def __call__(self, scores: Tensor, view: View, text: Text) -> Tensor:
-        return pamr(view.image[None], scores[None], self.iterations, self.dilations)[0]
+        image = view.image[None].to(scores.device)
+        return pamr(image, scores[None], self.iterations, self.dilations)[0]
 
 
 def pamr(
