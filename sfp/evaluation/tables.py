@@ -201,7 +201,8 @@ def _differences(result: dict[str, Any], key: str, paper: str) -> tuple[str, ...
     said = dict(PAPERS[paper][1])
     sides = said.pop("short_side")
     said["short_side"] = sides.get(key, sides[None])
-    here = {**result["protocol"], "prompts": result["prompts"]}
+    said["refine"] = []
+    here = {"refine": [], **result["protocol"], "prompts": result["prompts"]}
     return tuple(
         f"{name} {here[name]} instead of {value}"
         for name, value in said.items()

@@ -373,6 +373,9 @@ class TestTable:
             (dict(protocol=dict(window=336, stride=112, short_side=448, pamr_iterations=10)), 63.9,
              ("window 336 instead of 224", "pamr_iterations 10 instead of 0",
               "short_side 448 instead of 336")),
+            (dict(protocol=dict(
+                window=224, stride=112, short_side=336, pamr_iterations=0, refine=["PAMR"])), 63.9,
+             ("refine ['PAMR'] instead of []",)),
             (dict(changed_options=dict(hai=False)), None, ()),
             (dict(pretrained="metaclip_400m"), None, ()),
             (dict(method="SC-CLIP"), 64.6, ()),
