@@ -2,10 +2,11 @@
 
 sh scripts/test.sh configs/cfg_toyland.py --cfg-options model.purify=False
 sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.pm=LOF model.clip=ViT-L/14
-sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.method=SC-CLIP  # with the settings of
-configs/methods/SC-CLIP.py
-sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.method=CLIPSeg settings=tcl  # short
-side 448, windows 448/224
+sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.method=SC-CLIP
+sh scripts/test.sh configs/cfg_voc21.py --cfg-options model.method=CLIPSeg settings=tcl
+
+A method comes with the settings of configs/methods/NAME.py; settings=tcl has short side 448 and
+windows of 448 at stride 224.
 """
 
 default_scope = "mmseg"
@@ -49,11 +50,8 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-wide_test_pipeline = [
-    *test_pipeline[:2],
-    dict(type="LoadWideLabels"),
-    test_pipeline[3],
-]  # for labels of 16 bits
+# for labels of 16 bits
+wide_test_pipeline = [*test_pipeline[:2], dict(type="LoadWideLabels"), test_pipeline[3]]
 test_dataloader = dict(
     batch_size=1,  # images; their windows share batches, which fills a GPU
     num_workers=2,
@@ -69,9 +67,8 @@ test_evaluator = dict(type="ClassIoUMetric")
 env_cfg = dict(
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")
 )
-model_wrapper_cfg = dict(
-    type="MMSeparateDistributedDataParallel"
-)  # the default one refuses a frozen model
+# the default wrapper refuses a frozen model
+model_wrapper_cfg = dict(type="MMSeparateDistributedDataParallel")
 log_level = "INFO"
 load_from = None
 resume = False

@@ -2,10 +2,9 @@
 repository.
 
 For ViT-L/14 add model.prob_thd=0.25. The word "bed" is both one of the background's queries and a
-class of its own, as in
-the authors' files: at equal scores the lower class wins, so beds are background. Of the variants
-only cls_coco_object_clearclip.txt
-and cls_coco_object_cliptrase.txt have "bed" once.
+class of its own, as in the authors' files: at equal scores the lower class wins, so beds are
+background. Of the variants only cls_coco_object_clearclip.txt and cls_coco_object_cliptrase.txt
+have "bed" once.
 """
 
 _base_ = ["base_config.py"]

@@ -65,8 +65,7 @@ class Segmenter:
         method: one of ``sfp.list_methods()``.
         model, pretrained, device, precision, quick_gelu, head_width, weights_sha256: see
             ``load_clip``; ``model="Toyland"`` needs no download. ``model`` may be a frozen CLIP
-            from ``load_clip``,
-            which several segmenters then share.
+            from ``load_clip``, which several segmenters then share.
         short_side: the picture's short side is resized to it before windows are cut.
         prompts, text_cache: see ``TextBank``.
         options: fields of ``Protocol`` (``window``, ``stride``, ``prob_thd``, ``refine`` ...) and

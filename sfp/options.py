@@ -1,8 +1,7 @@
 """Options as people type them, ``KEY=VALUE`` and ``NAME:KEY=VALUE,KEY=VALUE``, and their types.
 
 Types are annotations: ``Annotated[int, Range(1)]`` is a whole number of at least 1,
-``Literal["mean",
-"max"]`` one of two words.
+``Literal["mean", "max"]`` one of two words.
 """
 
 from __future__ import annotations

@@ -22,8 +22,7 @@ class Registered:
     fields.
 
     An attribute without annotation would be no option, though it looks like one: it is refused,
-    unless a base
-    class declares it as a ``ClassVar``.
+    unless a base class declares it as a ``ClassVar``.
     """
 
     name: ClassVar[str]

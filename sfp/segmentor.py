@@ -44,8 +44,7 @@ class SFPSegmentor(BaseSegmentor):
         clip: model name, see ``load_clip``.
         pretrained: tag or path of the weights.
         weights: the same under a key that mmseg's ``init_model`` and ``MMSegInferencer`` leave
-            alone:
-            they set ``pretrained`` to None, which is refused. It wins where both are given.
+            alone: they set ``pretrained`` to None, which is refused. It wins where both are given.
         method: one of ``sfp.list_methods()``.
         name_path: names file, one class per line; ``names`` instead gives them as a list.
         name_separator: what stands between synonyms in a line.
@@ -54,8 +53,7 @@ class SFPSegmentor(BaseSegmentor):
         precision, device, quick_gelu, head_width, weights_sha256: see ``load_clip``.
         data_preprocessor: by default one with CLIP's mean and deviation.
         options: fields of ``Protocol`` (``window``, ``prob_thd``, ``refine`` ...) and options
-            of the
-            method (``purify``, ``pm``, ``sae_residual`` ...).
+            of the method (``purify``, ``pm``, ``sae_residual`` ...).
     """
 
     def __init__(

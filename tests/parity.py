@@ -1,10 +1,8 @@
 """Weights, images and texts of the golden outputs in ``tests/goldens``, made from PCG64 alone.
 
 The goldens were computed by the authors' own code on these weights (see ``goldens/index*.json`` for
-repositories and
-commits). Every number below is a recipe that must be met to the bit: ``digest`` is compared before
-anything else.
-Images are the normalised tensors themselves.
+repositories and commits). Every number below is a recipe that must be met to the bit: ``digest`` is
+compared before anything else. Images are the normalised tensors themselves.
 """
 
 from __future__ import annotations

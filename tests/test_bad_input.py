@@ -2,8 +2,8 @@
 could be taken for a result.
 
 A case is its door's call and the words that the sentence must have: the value or file that is
-wrong. Besides, each sentence must
-say how to mend it, in one line without a traceback; command lines end with exit code 2.
+wrong. Besides, each sentence must say how to mend it, in one line without a traceback; command
+lines end with exit code 2.
 """
 
 from __future__ import annotations

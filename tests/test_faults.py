@@ -2,8 +2,7 @@
 then the same command again.
 
 Two seconds of a quick run show most of it in tests/evaluation/test_counts.py and
-tests/test_files.py; these
-take minutes.
+tests/test_files.py; these take minutes.
 """
 
 from __future__ import annotations

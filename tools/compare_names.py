@@ -1,12 +1,10 @@
 """The same images under other class names: how far the names alone move a number.
 
 Each vocabulary is scored in the same pass of the images: the config's own names, "official"; the
-first word of each class, "plain", where
-these have synonyms; those of further files; and the official ones with distractors, which are words
-that are no class of the dataset: a
-pixel that goes to one is wrong. Two figures stand side by side: mIoU over all classes of the
-dataset that occur in labels or predictions,
-and over those that the labels of the measured images have.
+first word of each class, "plain", where these have synonyms; those of further files; and the
+official ones with distractors, which are words that are no class of the dataset: a pixel that goes
+to one is wrong. Two figures stand side by side: mIoU over all classes of the dataset that occur in
+labels or predictions, and over those that the labels of the measured images have.
 
 python tools/compare_names.py configs/cfg_toyland.py --images 20 --names
 synonyms=configs/cls_toyland_synonyms.txt
@@ -106,8 +104,8 @@ def compare(args: argparse.Namespace) -> None:
 
 def read_vocabularies(cfg, files: Sequence[str], distractors: Path | None) -> dict:
     """By label a vocabulary and how many of its last classes are distractors: "official"; "plain",
-    the first word of each class, where
-    official classes have several; those of files; and official with distractors.
+    the first word of each class, where official classes have several; those of files; and official
+    with distractors.
 
     Raises:
         SFPError: a file that isn't LABEL=FILE, a label that stands twice, or bad names.

@@ -8,10 +8,9 @@ python tools/segment.py photos --names "cat, sofa" --background "background, wal
 CLIP,SC-CLIP,SFP
 
 A folder's pictures are found in its subfolders too, and their results lie in the same subfolders of
---out. Each result PNG
-carries its settings and its source, so that the same command again skips what is done, and a
-changed setting or picture
-is done again. Two pictures of one name get results of two names.
+--out. Each result PNG carries its settings and its source, so that the same command again skips
+what is done, and a changed setting or picture is done again. Two pictures of one name get results
+of two names.
 """
 
 from __future__ import annotations

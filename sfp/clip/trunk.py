@@ -1,10 +1,8 @@
 """The frozen image trunk of a CLIP ViT, layer by layer, with hooks.
 
 ``ImageTrunk.run`` walks the blocks and hands each one's ``LayerState`` to the hooks that ask for
-that layer. A hook
-that returns tokens replaces them, one that returns nothing observes. Attention weights are made
-only in layers where
-a hook asks for them; elsewhere fused attention runs.
+that layer. A hook that returns tokens replaces them, one that returns nothing observes. Attention
+weights are made only in layers where a hook asks for them; elsewhere fused attention runs.
 """
 
 from __future__ import annotations
@@ -161,9 +159,8 @@ class ImageTrunk:
         """How many windows of that size go best through the trunk as one batch.
 
         On a CPU so many that the widest activation, the MLP's, stays in its cache: a larger batch
-        is slower
-        (docs/speed.md). On a GPU as many as half of the free memory holds, 256 at most: more gain
-        nothing.
+        is slower (docs/speed.md). On a GPU as many as half of the free memory holds, 256 at most:
+        more gain nothing.
         """
         h, w = self.grid_of(height, width)
         tokens, bytes_of = 1 + h * w, self.dtype.itemsize

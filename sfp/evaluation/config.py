@@ -49,8 +49,7 @@ def read_config(file: str | Path, options: list[str]) -> Config:
     """A config with overrides ``KEY=VALUE``.
 
     ``model.method=NAME`` brings the settings of ``configs/methods/NAME.py``: its ``model``, what
-    its
-    ``datasets`` say of the config's ``dataset``, and what its ``backbones`` say of both; with
+    its ``datasets`` say of the config's ``dataset``, and what its ``backbones`` say of both; with
     ``settings=common`` or ``settings=tcl`` its ``model`` alone. A method without such a file comes
     as published: ``purify`` and ``pm`` of the config are another method's. ``settings=tcl`` then
     sets TCL's short side, window and stride. Further overrides win. ``short_side`` is set in the

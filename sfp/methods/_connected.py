@@ -11,8 +11,7 @@ def components(near: Tensor, min_samples: int = 1) -> Tensor:
     int64, the least node in it.
 
     With ``min_samples`` as DBSCAN: a node with fewer neighbours, itself included, is no core point.
-    It joins the
-    component of its first core neighbour, or stays alone.
+    It joins the component of its first core neighbour, or stays alone.
     """
     n = near.shape[-1]
     core = near.sum(-1) >= min_samples

@@ -47,10 +47,9 @@ class Method(Registered, ABC):
     ``tokens``.
 
     Annotated attributes of the class body are its options, checked and stored: ``sigma: float =
-    5.0``.
-    What needs more is done in ``prepare``. Stages: ``encode`` knows windows and no text; ``look``
-    knows
-    the whole image; ``score`` and ``refine`` know one image's ``View`` and the ``Text``.
+    5.0``. What needs more is done in ``prepare``. Stages: ``encode`` knows windows and no text;
+    ``look`` knows the whole image; ``score`` and ``refine`` know one image's ``View`` and the
+    ``Text``.
 
     Args:
         clip: the frozen CLIP.

@@ -1,9 +1,8 @@
 """CLIPSeg: coherence-enhanced residual attention (CRA) and deep semantic integration (DSI).
 
 "Unveiling the Knowledge of CLIP for Training-Free Open-Vocabulary Semantic Segmentation", AAAI
-2025.
-No code was published, and it is not the CLIPSeg of Lüddecke and Ecker (2022). Where the text leaves
-something open the reading is an option, its default first.
+2025. No code was published, and it is not the CLIPSeg of Lüddecke and Ecker (2022). Where the text
+leaves something open the reading is an option, its default first.
 
     CRA (Eq. 3)  A = softmax(tau (S + R)), S = k_M k_M^T, k_M middle-layer keys, heads joined, rows
                  of length one; R_ij = epsilon where i and j are density-reachable in the graph

@@ -24,18 +24,15 @@ from sfp.stages import Text, View
 class CLIPtrase(Method):
     """A = softmax(Q Q^T / s) + softmax(K K^T / s) + softmax(V V^T / s), s = sqrt(d_h).
 
-    Rows sum to 3; residual and FFN are as trained. The affinity of the vote is D_ij =
-    max(0, C_ij - C_cls,j), C block L-1's mean over heads of [cos(Q, Q) + cos(K, K) + cos(V, V)] /
-    3.
-    DBSCAN on its rows groups the patches of each window. The authors vote on whole images: window=0
-    and a short side of 224 or 336.
+    Rows sum to 3; residual and FFN are as trained. The affinity of the vote is D_ij = max(0, C_ij -
+    C_cls,j), C block L-1's mean over heads of [cos(Q, Q) + cos(K, K) + cos(V, V)] / 3. DBSCAN on
+    its rows groups the patches of each window. The authors vote on whole images: window=0 and a
+    short side of 224 or 336.
 
     Args:
         cluster_vote: None for plain scores; "majority" gives a cluster's pixels to the text
-            that most
-            of them prefer (scores become 0 and 1; in overlapping windows the share of votes);
-            "mean"
-            averages the scores in a cluster, as the detectron2 port.
+            that most of them prefer (scores become 0 and 1; in overlapping windows the share of
+            votes); "mean" averages the scores in a cluster, as the detectron2 port.
         cluster_eps: of DBSCAN; as published 0.7 up to 14x14 patches, 1.1 above.
         cluster_min_samples: of DBSCAN; as published 3 up to 14x14 patches, 7 above.
         class_scores: multiply the scores by 100 <f_cls, t_c>, as the authors do on VOC20.

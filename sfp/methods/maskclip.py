@@ -15,8 +15,7 @@ class MaskCLIP(Method):
 
     Args:
         variant: "official" keeps residual and FFN, U = X^{L-1} + M, Y = U + MLP(LN2(U)), as the
-            port
-            in wysoczanska/clip_dinoiser; "bare" is Y = M, the option in mc-lan/ClearCLIP.
+            port in wysoczanska/clip_dinoiser; "bare" is Y = M, the option in mc-lan/ClearCLIP.
     """
 
     variant: Literal["official", "bare"] = "official"

@@ -39,8 +39,7 @@ class Pipeline:
         text_bank: makes text vectors.
         protocol: windows, thresholds, refinement.
         windows_at_once: largest batch of windows; as many as go best on the device, if None. A
-            batch
-            that runs out of memory is tried again by halves.
+            batch that runs out of memory is tried again by halves.
 
     Raises:
         SFPError: windows smaller than a patch, or no window at once.

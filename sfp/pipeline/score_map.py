@@ -1,9 +1,8 @@
 """The scores of one image, kept on the patch grids of its windows and enlarged tile by tile.
 
 Enlarging a window's scores to its pixels, averaging overlapping windows and resizing the average to
-the label map are
-linear, and each acts on rows and columns apart: together they are one matrix for rows and one for
-columns,
+the label map are linear, and each acts on rows and columns apart: together they are one matrix for
+rows and one for columns,
 
     scores(y, x) = sum over cells i, j of down[y, i] cells[i, j] across[x, j].
 

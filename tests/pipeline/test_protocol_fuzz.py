@@ -83,8 +83,7 @@ def allowed(
     probabilities: np.ndarray, prob_thd: float, area_thd: float | None
 ) -> np.ndarray | None:
     """Which labels are right where (H, W, K): one, or several where float32 may decide otherwise
-    (3.3, 3 and 4); None where the area
-    rule may."""
+    (3.3, 3 and 4); None where the area rule may."""
     classes = probabilities.shape[-1]
     probabilities = probabilities.copy()
     if area_thd is not None:

@@ -7,8 +7,8 @@
     not what this would write
 
 Each row is a cell of the grid (tools/benchmark.py), known in docs/toyland.json by backbone and
-method string. Cells that
-are finished in --out are read there: so benchmark.py may measure some of them in further processes.
+method string. Cells that are finished in --out are read there: so benchmark.py may measure some of
+them in further processes.
 """
 
 from __future__ import annotations

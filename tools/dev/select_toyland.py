@@ -5,8 +5,8 @@ Toyland weights.
     python tools/dev/select_toyland.py --work-dir work_dirs/toyland_clean --model Toyland-clean
 
 Every checkpoint segments the ``tune`` scenes, which are neither trained on nor evaluated on, by
-several methods; the one
-with the best average mIoU is kept. The table goes to ``selection.json`` in the work dir.
+several methods; the one with the best average mIoU is kept. The table goes to ``selection.json`` in
+the work dir.
 """
 
 from __future__ import annotations

@@ -2,24 +2,18 @@
 how long they are.
 
 ``encode_with_aims`` is ``model.encode_image`` with two changes: it returns auxiliary losses, and in
-training an image
-takes one of two routes to its caption.
+training an image takes one of two routes to its caption.
 
 Routes. On the direct one the class token takes values from the patches in the last block alone, and
-there are no
-outliers to take values from: so the patches' own last values say what they show. On the other one,
-in Toyland, the
-class token reads the outliers alone in the last block, so that they carry the picture's words;
-there the patches take
-from the outliers what their attention gives them. So patches learn to be read without the outliers'
-words, which
-reach them in every other use of the model: that is the disease that purification is to cure. In
-Toyland-clean, which
-has no outliers, the second route is the ordinary forward pass.
+there are no outliers to take values from: so the patches' own last values say what they show. On
+the other one, in Toyland, the class token reads the outliers alone in the last block, so that they
+carry the picture's words; there the patches take from the outliers what their attention gives them.
+So patches learn to be read without the outliers' words, which reach them in every other use of the
+model: that is the disease that purification is to cure. In Toyland-clean, which has no outliers,
+the second route is the ordinary forward pass.
 
 Auxiliary losses, each a mean over images, summed over layers 1 to L-1. The attention is the mean
-over heads,
-a^l (B, 1 + N, 1 + N), before the route.
+over heads, a^l (B, 1 + N, 1 + N), before the route.
 
 of patches that are no outliers, in both twins:
     self     a_ii at least 1.5 a_cls,i + 0.02: a patch looks at itself more than the class token

@@ -7,20 +7,18 @@
     work_dirs/toyland_base/step_05000.safetensors --clean
 
 The first makes the base, the others the twins from it: Toyland, whose CLIP has outliers as CLIP
-has, and
-Toyland-clean, the same without them. ``--resume`` goes on after an interruption: each step's batch
-is a function of
-the seed and the step number, so a resumed run sees what an undisturbed one would have seen.
+has, and Toyland-clean, the same without them. ``--resume`` goes on after an interruption: each
+step's batch is a function of the seed and the step number, so a resumed run sees what an
+undisturbed one would have seen.
 
 All of them:
 
 * the captions (tools/dev/toyland_crops.py) name things first, and a ground where there is no
-  thing or three times in ten:
-  grounds are in every picture, and a model that hears of them each time learns nothing else;
+  thing or three times in ten: grounds are in every picture, and a model that hears of them each
+  time learns nothing else;
 * the contrastive loss takes every caption that is true of an image as a positive, and leaves out
-  pairs that are
-  neither true nor false (a named thing covers 1 to 4 percent) and captions of mere ground for
-  pictures of things;
+  pairs that are neither true nor false (a named thing covers 1 to 4 percent) and captions of mere
+  ground for pictures of things;
 * the kept weights are a running average. ``tools/dev/select_toyland.py`` chooses among the saved
   ones.
 
@@ -29,24 +27,19 @@ The base, 5000 steps of 96 images:
 * crops of random size, balanced over classes, most of them centred on a thing; a quarter are
   mosaics of four crops;
 * query and key projections of all blocks but the last share a random part at the start, so that
-  tokens attend to
-  their like;
+  tokens attend to their like;
 * in nine steps of ten the class token attends to the patches in the last one or two blocks only,
-  so that what it
-  learns to say stands in the patches' last values, as in CLIP; in the last 60 percent patches
-  attend to near patches
-  in seven steps of ten;
+  so that what it learns to say stands in the patches' last values, as in CLIP; in the last 60
+  percent patches attend to near patches in seven steps of ten;
 * three quarters of the patches are dropped, and half of them in the last 40 percent of the steps,
-  when the learning
-  rate falls.
+  when the learning rate falls.
 
 The twins, 1600 steps of 64 images, half of which are windows as an evaluation cuts them, all
 patches present:
 
 * auxiliary losses on attention and lengths (tools/dev/toyland_aims.py); ``--clean`` leaves out
-  those that ask for
-  outliers, and nothing else. Which tokens are to be outliers is sfp/datasets/toyland_outliers.py's
-  rule.
+  those that ask for outliers, and nothing else. Which tokens are to be outliers is
+  sfp/datasets/toyland_outliers.py's rule.
 """
 
 from __future__ import annotations
