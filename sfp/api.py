@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -92,10 +92,7 @@ class Segmenter:
         **options: Any,
     ):
         resized_size(224, 224, short_side)  # raises for what is no number of pixels
-        in_protocol = {field.name for field in fields(Protocol)}
-        of_protocol = {key: value for key, value in options.items() if key in in_protocol}
-        of_method = {key: value for key, value in options.items() if key not in in_protocol}
-        protocol = Protocol(**of_protocol)
+        protocol, of_method = Protocol.split(options)
         clip = model
         if not isinstance(model, FrozenCLIP):
             clip = load_clip(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import re
@@ -86,6 +87,17 @@ def file_digest(path: Path, kind: str) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, read once until its time or size changes: weights are asked again."""
+    status = path.stat()
+    return _digest_of(path.resolve(), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of(path: Path, changed: int, size: int) -> str:
+    return file_digest(path, "sha256")
 
 
 def sweep(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -81,8 +80,7 @@ class SFPSegmentor(BaseSegmentor):
         **options: Any,
     ):
         vocabulary = Vocabulary.of_config(name_path, names, name_separator)
-        in_protocol = {field.name for field in fields(Protocol)} & set(options)
-        protocol = Protocol(**{key: options.pop(key) for key in in_protocol})
+        protocol, options = Protocol.split(options)
         if pretrained is None and weights is None:
             raise SFPError(
                 "model.pretrained is None, as mmseg's init_model and MMSegInferencer set it;"

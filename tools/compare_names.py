@@ -72,9 +72,10 @@ def compare(args: argparse.Namespace) -> None:
     require_mmseg()
     from mmseg.registry import MODELS
 
-    from sfp.evaluation.config import building, ignore_index, read_config, read_protocol
+    from sfp.evaluation.config import building, read_config, read_protocol
     from sfp.evaluation.dataset import build_dataset, check_task, image_names, spread_over
     from sfp.evaluation.loop import Part, evaluate
+    from sfp.evaluation.metric import ignore_index
     from sfp.pipeline import Task
 
     if args.images is not None and args.images < 1:

@@ -302,7 +302,7 @@ def measure_images(
     from sfp.pipeline.decode import decode
     from sfp.pipeline.score_map import ScoreMap
     from sfp.pipeline.windows import cut, window_grid
-    from sfp.stages import Text, View
+    from sfp.stages import Text
 
     names = [f"thing {i}" for i in range(args.classes)]
     vectors = torch.randn(args.classes, clip.embed_dim)
@@ -323,7 +323,6 @@ def measure_images(
         image = load()
         grid = window_grid(*image.shape[1:], 224, 112)
         windows = torch.stack([cut(image, window) for window in grid])
-        boxes = torch.tensor([[w.top, w.left, w.bottom, w.right] for w in grid])
         for_plain = windows.to(plain.visual.conv1.weight.dtype)
         size = clip.model.visual.image_size[0]
         if windows.shape[-1] != size:  # open_clip takes its native size alone
@@ -331,7 +330,7 @@ def measure_images(
         parts = windows.split(clip.trunk.windows_at_once(*windows.shape[-2:]))
         for name, segmenter in segmenters.items():
             method = segmenter.pipeline.method
-            view = View(image, boxes, method.run(windows))
+            (view,) = segmenter.pipeline.views([image])
             maps = method.score(view, text)
             stitched = ScoreMap.of_windows(maps, grid, image.shape[1:]).resized(tuple(args.image))
             calls = {

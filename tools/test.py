@@ -69,9 +69,10 @@ def evaluate(args: argparse.Namespace) -> None:
     from mmseg.registry import MODELS
 
     from sfp.evaluation import loop
-    from sfp.evaluation.config import building, ignore_index, read_config
+    from sfp.evaluation.config import building, read_config
     from sfp.evaluation.counts import CountStore
     from sfp.evaluation.dataset import build_dataset, check_task, named_deaths
+    from sfp.evaluation.metric import ignore_index
     from sfp.evaluation.provenance import run_provenance, write_results
     from sfp.segmentor import SFPSegmentor
 
@@ -122,12 +123,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def report(result: dict, figures: object, part: Part, path: Path, ranks: int) -> None:
     """Print the classes' figures, and the means in one line."""
-    from prettytable import PrettyTable
+    from sfp.evaluation.metric import class_table
 
-    table = PrettyTable(["Class", "IoU", "Acc"])
-    for name, iou, acc in zip(part.classes, figures.iou, figures.acc, strict=True):
-        table.add_row([name, f"{iou:.2f}", f"{acc:.2f}"])
-    print(table)
+    print(class_table(figures, part.classes))
     means = dict(mIoU="mIoU", aAcc="aAcc", mAcc="mAcc", mIoU_present="mIoU(present)")
     print(
         "  ".join(f"{shown} {result[key]:.2f}" for key, shown in means.items()),

@@ -14,7 +14,7 @@ import torch
 
 from sfp.clip.checkpoints import Checkpoint, from_state_dict, read_checkpoint, read_config
 from sfp.errors import SFPError, unknown_choice
-from sfp.files import file_digest
+from sfp.files import file_digest, file_sha256
 from sfp.network import hub, require_published, url_sha256, why_unreached
 from sfp.options import check_type
 
@@ -315,7 +315,7 @@ def _entry_of_file(path: Path) -> tuple[dict[str, Any], bool]:
     import open_clip
 
     entries = [_entry(*pair) for pair in open_clip.list_pretrained()]
-    digest = file_digest(path, "sha256")
+    digest = file_sha256(path)
     for entry in entries:
         if (published := url_sha256(entry["url"])) and digest.startswith(published):
             return entry, True

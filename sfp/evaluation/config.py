@@ -19,7 +19,6 @@ from typing import Annotated, Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmseg.registry import METRICS
 
 from sfp.errors import SFPError, unknown_choice
 from sfp.methods import list_methods
@@ -179,9 +178,8 @@ def _set_short_side(cfg: Config) -> None:
 
 def method_options(model: Mapping[str, Any]) -> dict[str, Any]:
     """What a config's ``model`` says to the method: the keys that nothing else takes."""
-    segmentor = inspect.signature(SFPSegmentor.__init__).parameters
-    others = {"type", *segmentor, *Protocol.__dataclass_fields__}
-    return {key: value for key, value in model.items() if key not in others}
+    others = {"type", *inspect.signature(SFPSegmentor.__init__).parameters}
+    return {k: value for k, value in Protocol.split(model)[1].items() if k not in others}
 
 
 def read_vocabulary(model: Mapping[str, Any]) -> Vocabulary:
@@ -196,23 +194,7 @@ def read_protocol(model: Mapping[str, Any]) -> Protocol:
     Raises:
         SFPError: what ``Protocol`` refuses.
     """
-    return Protocol(**{key: model[key] for key in Protocol.__dataclass_fields__ if key in model})
-
-
-def ignore_index(cfg: Config) -> int:
-    """Label of pixels that are not evaluated.
-
-    Raises:
-        SFPError: the evaluator is another one than ``ClassIoUMetric``, or the label no number.
-    """
-    options = dict(cfg.test_evaluator)
-    if options.pop("type", None) != "ClassIoUMetric":
-        raise SFPError(
-            f"test_evaluator of {cfg.filename} has no ClassIoUMetric;"
-            " set it to dict(type='ClassIoUMetric')."
-        )
-    with building("The test_evaluator"):
-        return METRICS.get("ClassIoUMetric")(**{"prefix": "sfp", **options}).ignore_index
+    return Protocol.split(model)[0]
 
 
 @contextmanager

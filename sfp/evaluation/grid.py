@@ -22,7 +22,6 @@ from sfp.errors import SFPError
 from sfp.evaluation.config import (
     CONFIGS,
     building,
-    ignore_index,
     method_options,
     read_config,
     read_protocol,
@@ -31,6 +30,7 @@ from sfp.evaluation.config import (
 from sfp.evaluation.counts import CountStore
 from sfp.evaluation.dataset import build_dataset, check_task
 from sfp.evaluation.loop import Part, evaluate
+from sfp.evaluation.metric import ignore_index
 from sfp.evaluation.provenance import (
     dataset_fingerprint,
     finished_as,

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmseg.datasets import BaseSegDataset
 from mmseg.structures import SegDataSample
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sfp.errors import SFPError
-from sfp.evaluation.counts import CountStore, Figures, count_image, sum_counts
+from sfp.evaluation.counts import CountStore, Figures, count_image
 from sfp.evaluation.dataset import image_names, named_deaths, short_name
+from sfp.evaluation.metric import figures_of_all, gather_counts
 from sfp.pipeline import Task
 from sfp.segmentor import SFPSegmentor
 
@@ -54,7 +54,7 @@ class Part:
     def resume(self, store: CountStore) -> None:
         """Keep counts in a store from now on, and take those that it has, of any rank."""
         self.store = store
-        self.counts = _gathered(store.read(len(self.classes)))
+        self.counts = gather_counts(store.read(len(self.classes)))
         self.resumed = len(self.counts)
 
     def add(self, sample: SegDataSample, labels: torch.Tensor) -> None:
@@ -75,18 +75,7 @@ class Part:
         Raises:
             SFPError: they are not as many as were to be evaluated.
         """
-        self.counts = _gathered(self.counts)
-        if len(self.counts) != len(self.chosen):
-            raise SFPError(
-                f"{len(self.counts)} images were counted, but there are {len(self.chosen)};"
-                " two images may have one name."
-            )
-        return Figures.of(sum_counts(self.counts.values(), len(self.classes)))
-
-
-def _gathered(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The counts of all ranks."""
-    return {name: own for part in all_gather_object(counts) for name, own in part.items()}
+        return figures_of_all(self.counts, len(self.chosen), len(self.classes))
 
 
 class _Images(Dataset):

@@ -1,4 +1,4 @@
-"""mIoU from exact counts under mmengine's own runner; this project's programs use ``loop``."""
+"""Figures of all ranks' counts, and the metric that mmengine's own runner makes them with."""
 
 from __future__ import annotations
 
@@ -6,14 +6,64 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mmengine.dist import all_gather_object
+from mmengine.config import Config
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger, print_log
 from mmseg.registry import METRICS
+from prettytable import PrettyTable
 
 from sfp.errors import SFPError
+from sfp.evaluation.config import building
 from sfp.evaluation.counts import Figures, count_image, sum_counts
 from sfp.evaluation.dataset import short_name
 from sfp.options import check_type
+
+MEANS = ("mIoU", "aAcc", "mAcc", "mIoU_present")
+
+
+def gather_counts(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The counts of all ranks' images, by the images' short names."""
+    return {name: own for part in all_gather_object(counts) for name, own in part.items()}
+
+
+def figures_of_all(counts: dict[str, np.ndarray], images: int, classes: int) -> Figures:
+    """Figures over all ranks' images.
+
+    Raises:
+        SFPError: the counts are not of so many images.
+    """
+    every = gather_counts(counts)
+    if len(every) != images:
+        raise SFPError(
+            f"{len(every)} images were counted, but there are {images};"
+            " two of them may have one name."
+        )
+    return Figures.of(sum_counts(every.values(), classes))
+
+
+def class_table(figures: Figures, names: Sequence[str]) -> str:
+    """IoU and accuracy of each class in percent, for the terminal."""
+    table = PrettyTable(["Class", "IoU", "Acc"])
+    for name, iou, acc in zip(names, figures.iou, figures.acc, strict=True):
+        table.add_row([name, f"{iou:.2f}", f"{acc:.2f}"])
+    return table.get_string()
+
+
+def ignore_index(cfg: Config) -> int:
+    """Label of pixels that are not evaluated.
+
+    Raises:
+        SFPError: the evaluator is another one than ``ClassIoUMetric``, or the label no number.
+    """
+    options = dict(cfg.test_evaluator)
+    if options.pop("type", None) != "ClassIoUMetric":
+        raise SFPError(
+            f"test_evaluator of {cfg.filename} has no ClassIoUMetric;"
+            " set it to dict(type='ClassIoUMetric')."
+        )
+    with building("The test_evaluator"):
+        return ClassIoUMetric(**{"prefix": "sfp", **options}).ignore_index
 
 
 @METRICS.register_module()
@@ -58,13 +108,18 @@ class ClassIoUMetric(BaseMetric):
             self.counts[name] = count_image(labels, truth, classes, self.ignore_index, file)
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Figures over all ranks' images, in percent."""
-        parts = all_gather_object(self.counts)
-        every = {name: counts for part in parts for name, counts in part.items()}
-        classes = len(self.dataset_meta["classes"])
-        self.figures = Figures.of(sum_counts(every.values(), classes))
+        """Figures over all ranks' images, in percent.
+
+        Raises:
+            SFPError: they are not as many as the dataset has.
+        """
+        names = self.dataset_meta["classes"]
+        self.figures = figures_of_all(self.counts, size, len(names))
         self.counts = {}
-        return {key: getattr(self.figures, key) for key in ("mIoU", "aAcc", "mAcc")}
+        if is_main_process():
+            table = class_table(self.figures, names)
+            print_log(f"per class results:\n{table}", MMLogger.get_current_instance())
+        return {key: getattr(self.figures, key) for key in MEANS}
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Unused: ``evaluate`` gathers counts itself."""

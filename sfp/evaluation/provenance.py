@@ -6,7 +6,6 @@ Hashes of config, names, weights, dataset, code; and ``results.json``.
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import inspect
 import json
@@ -25,7 +24,7 @@ from sfp.errors import SFPError
 from sfp.evaluation.counts import Figures, as_json
 from sfp.evaluation.dataset import short_name, short_side_of
 from sfp.evaluation.loop import Part
-from sfp.files import file_digest, whole_file
+from sfp.files import file_sha256, whole_file
 from sfp.methods import METHODS, Method, list_methods
 from sfp.pipeline import Vocabulary
 from sfp.segmentor import SFPSegmentor
@@ -201,13 +200,8 @@ def weight_files(cfg: Config) -> dict[str, str]:
     for key, value in cfg.model.items():
         path = Path(value).expanduser() if isinstance(value, str) else None
         if path is not None and path.suffix in suffixes and path.is_file():
-            found[key] = _digest_of(path, path.stat().st_mtime_ns)
+            found[key] = file_sha256(path)
     return found
-
-
-@functools.cache
-def _digest_of(path: Path, changed: int) -> str:
-    return file_digest(path, "sha256")
 
 
 def config_hash(cfg: Config) -> str:

@@ -34,32 +34,14 @@ COLUMNS = {
     "PascalContext459Dataset": ("context459", "C459"),
     "ToylandDataset": ("toyland", "Toyland"),
 }
+_NO_REFINEMENT = dict(pamr_iterations=0, refine=[], prompts=80)
+_SMALL = dict(window=224, stride=112, short_side={"cityscapes": 560, None: 336}, **_NO_REFINEMENT)
+_LARGE = dict(window=448, stride=224, short_side={None: 448}, **_NO_REFINEMENT)
 # where a paper's main numbers stand, and how it says that they were measured
 PAPERS = {
-    "SFP": (
-        ("Tab1", "Tab4"),
-        dict(
-            window=224,
-            stride=112,
-            short_side={"cityscapes": 560, None: 336},
-            pamr_iterations=0,
-            prompts=80,
-        ),
-    ),
-    "SC-CLIP": (
-        ("Tab1", "Tab9"),
-        dict(
-            window=224,
-            stride=112,
-            short_side={"cityscapes": 560, None: 336},
-            pamr_iterations=0,
-            prompts=80,
-        ),
-    ),
-    "CLIPSeg": (
-        ("Tab2",),
-        dict(window=448, stride=224, short_side={None: 448}, pamr_iterations=0, prompts=80),
-    ),
+    "SFP": (("Tab1", "Tab4"), _SMALL),
+    "SC-CLIP": (("Tab1", "Tab9"), _SMALL),
+    "CLIPSeg": (("Tab2",), _LARGE),
 }
 _BACKBONES = {
     "ViT-B-16": ("ViT-B/16", "ViT-B (CLIP-B, OpenAI)"),
@@ -201,7 +183,6 @@ def _differences(result: dict[str, Any], key: str, paper: str) -> tuple[str, ...
     said = dict(PAPERS[paper][1])
     sides = said.pop("short_side")
     said["short_side"] = sides.get(key, sides[None])
-    said["refine"] = []
     here = {"refine": [], **result["protocol"], "prompts": result["prompts"]}
     return tuple(
         f"{name} {here[name]} instead of {value}"

@@ -196,7 +196,7 @@ class Pipeline:
     def _label(self, view: View, task: Task, size: tuple[int, int], keep: bool) -> Labels:
         text, protocol = task.text.to(self.device), task.protocol
         scores = self.score(view, text).resized(size)
-        refiners = protocol.refiners()
+        refiners = [*protocol.refiners]
         if type(self.method).refine is not Method.refine:
             refiners.insert(0, self.method.refine)
         if refiners:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, get_type_hints
@@ -48,9 +49,17 @@ class Protocol:
             raise SFPError("pamr_dilations is empty; give distances in pixels, such as (8, 16).")
         object.__setattr__(self, "pamr_dilations", tuple(self.pamr_dilations))
         object.__setattr__(self, "refine", tuple(self.refine))
-        self.refiners()  # raises for a wrong one
+        self.refiners  # noqa: B018 - raises for a wrong one
 
-    def refiners(self) -> list[Refiner]:
+    @classmethod
+    def split(cls, options: Mapping[str, Any]) -> tuple[Protocol, dict[str, Any]]:
+        """The protocol of those options that are its own, and the others."""
+        names = {field.name for field in fields(cls)}
+        own = {key: value for key, value in options.items() if key in names}
+        return cls(**own), {key: value for key, value in options.items() if key not in names}
+
+    @functools.cached_property
+    def refiners(self) -> tuple[Refiner, ...]:
         """The refiners in their order.
 
         Raises:
@@ -65,7 +74,7 @@ class Protocol:
                 )
             options = dict(iterations=self.pamr_iterations, dilations=self.pamr_dilations)
             found.append(build_refiner(dict(type="PAMR", **options)))
-        return found
+        return tuple(found)
 
     def require_background(self, first: str, what: str) -> None:
         """Raises SFPError where thresholds would give pixels to a class 0 that is no background.
