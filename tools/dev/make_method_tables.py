@@ -253,14 +253,12 @@ def page(figures: dict) -> str:
     for name in measured(figures)[0]:
         cls = METHODS.get(name)
         changes, path = cls.changes, file_of(cls)
-        lines = str(len((ROOT / path).read_text().splitlines()))
         kept = ["yes" if value else "no" for value in (changes.residual, changes.ffn)]
         methods.append(
             [
                 name,
                 changes.paper,
                 f"[{path.name}](../{path})",
-                lines,
                 changes.attention,
                 changes.values,
                 changes.layers,
@@ -287,7 +285,7 @@ def page(figures: dict) -> str:
             ]
         )
     sample = next(iter(figures.values()))
-    heads = ["method", "paper", "file", "#lines", "attention", "values", "layers"]
+    heads = ["method", "paper", "file", "attention", "values", "layers"]
     heads += ["residual", "FFN", "#mIoU"]
     return f"""# Methods and detectors
 
