@@ -49,7 +49,8 @@ class SFPSegmentor(BaseSegmentor):
         name_separator: what stands between synonyms in a line.
         prompts, text_cache: see ``TextBank``.
         windows_at_once: largest batch of windows, see ``Pipeline``.
-        precision, device, quick_gelu, head_width, weights_sha256: see ``load_clip``.
+        precision, device, quick_gelu, head_width, pixel_mean, pixel_std, weights_sha256: see
+            ``load_clip``.
         data_preprocessor: by default one with CLIP's mean and deviation.
         options: fields of ``Protocol`` (``window``, ``prob_thd``, ``refine`` ...) and options
             of the method (``purify``, ``pm``, ``sae_residual`` ...).
@@ -72,6 +73,8 @@ class SFPSegmentor(BaseSegmentor):
         device: str | None = None,
         quick_gelu: bool | None = None,
         head_width: int | None = None,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
         weights_sha256: str | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
@@ -93,6 +96,8 @@ class SFPSegmentor(BaseSegmentor):
             precision=precision,
             quick_gelu=quick_gelu,
             head_width=head_width,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
             weights_sha256=weights_sha256,
         )
         mean, std = ([255 * v for v in values] for values in (frozen.pixel_mean, frozen.pixel_std))

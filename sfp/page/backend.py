@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -38,8 +39,7 @@ class Backbone:
     title: str
     model: str
     pretrained: str = "openai"
-    quick_gelu: bool | None = None
-    head_width: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 BACKBONES = (
@@ -175,12 +175,7 @@ class Backend:
 
     def _load(self, title: str) -> Callable[[str, str, bool], Segmenter]:
         backbone = self.backbones[title]
-        clip = load_clip(
-            backbone.model,
-            backbone.pretrained,
-            quick_gelu=backbone.quick_gelu,
-            head_width=backbone.head_width,
-        )
+        clip = load_clip(backbone.model, backbone.pretrained, **backbone.options)
         is_toyland = backbone.model.startswith("Toyland")
 
         @functools.lru_cache(maxsize=4)
