@@ -63,8 +63,6 @@ def read_config(file: str | Path, options: list[str]) -> Config:
         folder = path.parent if path.parent.is_dir() else CONFIGS
         known = sorted(folder.glob("cfg_*.py")) or sorted(CONFIGS.glob("cfg_*.py"))
         raise unknown_choice("config file", str(file), [str(p) for p in known])
-    if path.suffix != ".py":  # mmengine's reader of YAML runs what a file names
-        raise SFPError(f"The config {path} is no Python file; write it like {_EXAMPLE}.")
     cfg = _from_file(path)
     overrides = parse_options(options, "--cfg-options")
     settings = overrides.get("settings", "own")
@@ -98,6 +96,9 @@ def read_config(file: str | Path, options: list[str]) -> Config:
         )
     if cfg.get("load_from"):  # which would replace the weights after they were hashed
         raise SFPError(f"The config {path} sets load_from; name the weights in model.pretrained.")
+    for key in ("test_cfg", "val_cfg"):
+        if (cfg.get(key) or {}).get("fp16"):
+            raise SFPError(f"The config {path} sets {key}.fp16; set model.precision='fp16'.")
     loading = dict(batch_size=(1, Range(1)), num_workers=(2, Range(0)))
     for key, (usual, bounds) in loading.items():
         value = cfg.test_dataloader.setdefault(key, usual)
@@ -109,7 +110,10 @@ def read_config(file: str | Path, options: list[str]) -> Config:
 def _from_file(path: Path) -> Config:
     logging.disable(logging.INFO)  # mmengine reports each environment variable that a config reads
     try:
+        _require_python(path)
         return Config.fromfile(path)
+    except SFPError:
+        raise
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise SFPError(
             f"The config {path} can't be read ({type(error).__name__}: {error});"
@@ -117,6 +121,17 @@ def _from_file(path: Path) -> Config:
         ) from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _require_python(path: Path) -> None:
+    """Raises SFPError for a config that is no Python, or that has such a one as its base.
+
+    mmengine's reader of YAML runs what a file names, though YAML looks like data.
+    """
+    if path.suffix != ".py":
+        raise SFPError(f"The config {path} is no Python file; write it like {_EXAMPLE}.")
+    for base in Config._get_base_files(str(path)):
+        _require_python(Path(Config._get_cfg_path(base, str(path))[0]))
 
 
 def _check_keys(cfg: Config, overrides: Mapping[str, Any]) -> None:

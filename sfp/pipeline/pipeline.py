@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sfp.clip.text_bank import TextBank
+from sfp.clip.trunk import Hook, LayerState
 from sfp.errors import SFPError
 from sfp.methods import Method
 from sfp.options import check_type
@@ -144,9 +145,28 @@ class Pipeline:
 
     @torch.inference_mode()
     def score(self, view: View, text: Text) -> ScoreMap:
-        """Averaged scores, usually cosines, of an image: Q queries at its H x W pixels."""
+        """Averaged scores, usually cosines, of an image: Q queries at its H x W pixels.
+
+        Raises:
+            SFPError: they are NaN or infinite; the layer where that begins is named.
+        """
         maps = self.method.score(view, text.to(self.device))
+        if not bool(torch.isfinite(maps).all()):
+            self._find_not_finite(view)
         return ScoreMap.of_windows(maps.float(), self._windows(view.image), view.image.shape[1:])
+
+    def _find_not_finite(self, view: View) -> None:
+        """Raises SFPError with where the scores of a view become NaN or infinite."""
+        trunk = self.method.trunk
+        every = Hook(LayerState.require_finite, range(1, trunk.layers + 1))
+        for windows in view.crops().split(self.batch_of(*view.size)):
+            trunk.run(windows.to(self.device), [every])
+        raise SFPError(
+            f"The scores of {self.method.name} are NaN or infinite in"
+            f" {self.method.clip.precision}, though all {trunk.layers} layers of the image tower"
+            " are finite; give precision='fp32' or 'bf16' (config: model.precision), or other"
+            " options of the method."
+        )
 
     @torch.inference_mode()
     def segment(
@@ -203,6 +223,12 @@ class Pipeline:
             maps = scores.canvas()
             for refiner in refiners:
                 maps = refiner(maps, view, text)
+                if not bool(torch.isfinite(maps).all()):
+                    name = getattr(refiner, "name", self.method.name)
+                    raise SFPError(
+                        f"The refinement by {name} made the scores NaN or infinite;"
+                        " give it other options, or leave it out."
+                    )
             scores = ScoreMap.of_pixels(maps)
         keys = ("logit_scale", "prob_thd", "area_thd")
         options = {key: getattr(protocol, key) for key in keys}
