@@ -404,6 +404,21 @@ def _entry(model: str, tag: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------ where weights lie
 
 
+def weights_file(model: str, pretrained: str) -> Path | None:
+    """The file that ``load_clip`` would read, None where it would be downloaded first.
+
+    Raises:
+        SFPError: unknown name or tag.
+    """
+    architecture = _open_clip_name(model)
+    if built_in := _built_in(architecture, pretrained):
+        return BUILT_IN[built_in]
+    if _is_file_name(pretrained):
+        path = Path(pretrained).expanduser()
+        return path if path.is_file() else None
+    return _cached_file(_entry_of_tag(architecture, pretrained))
+
+
 def _is_file_name(tag: str) -> bool:
     endings = (".pt", ".pth", ".bin", ".safetensors")
     return Path(tag).suffix in endings or os.sep in tag or Path(tag).is_file()
