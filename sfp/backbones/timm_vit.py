@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sfp.backbones._backbone import Backbone
 from sfp.clip.clip import FrozenCLIP
-from sfp.errors import SFPError
+from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.network import hub, require_published, why_unreached
 
 _EXAMPLE = "vit_base_patch8_224.dino"
@@ -82,6 +82,7 @@ class TimmViT(Backbone):
         try:
             model = timm.create_model(name, pretrained=True, **options)
         except Exception as error:  # the hub's, safetensors' and torch's errors have no common base
+            refuse_want_of_memory(error, f"loading timm's {name}")
             reason = str(error).strip().split("\n")[0][:160]
             raise SFPError(
                 f"The weights of timm's {name} can't be had ({reason}); bring the file and pass its"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 
 from sfp.clip.checkpoints import Checkpoint, from_state_dict, read_checkpoint, read_config
-from sfp.errors import SFPError, unknown_choice
+from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
 from sfp.files import file_digest, file_sha256
 from sfp.network import hub, require_published, url_sha256, why_unreached
 from sfp.options import Range, check_type
@@ -140,6 +140,7 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
     try:
         torch.empty(1, device=device).item()
     except Exception as error:  # each kind of device has its own
+        refuse_want_of_memory(error, f"asking the device {str(device)!r} for a number")
         reason = str(error).strip().splitlines()[0].split(". ")[0][:120]
         count = torch.cuda.device_count()
         raise SFPError(
@@ -253,7 +254,8 @@ def _build(checkpoint: Checkpoint, config: Mapping[str, Any], quick_gelu: bool) 
         network.to_empty(device="cpu")
         network.attn_mask.fill_(float("-inf")).triu_(1)  # no weight, so no checkpoint has it
         network.load_state_dict(checkpoint.weights, strict=True)
-    except (AssertionError, RuntimeError, ArithmeticError) as error:
+    except (AssertionError, RuntimeError, ArithmeticError, MemoryError) as error:
+        refuse_want_of_memory(error, f"taking over the weights of {checkpoint.source}")
         first, _, reasons = str(error).partition("\n")  # torch heads its list of reasons
         reason = (reasons or first or type(error).__name__).strip().split("\n")[0]
         raise SFPError(
@@ -461,6 +463,7 @@ def _fetch(entry: Mapping[str, Any], what: str) -> Checkpoint:
         try:
             path = Path(open_clip.download_pretrained(entry))
         except Exception as error:  # the hub's and urllib's errors have no common base
+            refuse_want_of_memory(error, f"downloading {what}")
             reason = str(error).strip().split("\n")[0][:160]
             raise SFPError(
                 f"{what} could not be downloaded ({reason}). {_offline_hint(entry)}"

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from sfp.errors import SFPError, unknown_choice
+from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
 from sfp.methods import list_methods
 from sfp.options import Range, check_type, parse_options
 from sfp.pipeline import Protocol, Vocabulary
@@ -115,6 +115,7 @@ def _from_file(path: Path) -> Config:
     except SFPError:
         raise
     except Exception as error:  # a config is a program: anything can go wrong in it
+        refuse_want_of_memory(error, f"reading the config {path}")
         raise SFPError(
             f"The config {path} can't be read ({type(error).__name__}: {error});"
             " put it right, or name another."
@@ -225,12 +226,14 @@ def building(what: str) -> Iterator[None]:
     except SFPError:
         raise
     except OSError as error:
+        refuse_want_of_memory(error, f"building {what[0].lower()}{what[1:]}")
         where, reason = error.filename or "a file of its own", error.strerror or error
         raise SFPError(
             f"{what} can't read or write {where} ({reason});"
             " check the path, its permissions and the room on its disk."
         ) from error
     except Exception as error:  # a class of mmengine's, mmseg's or the user's
+        refuse_want_of_memory(error, f"building {what[0].lower()}{what[1:]}")
         if "need at least one array to concatenate" in str(error):  # its words for no images
             raise SFPError(
                 f"{what} has no images;"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sfp import Inspection, Segmentation, Segmenter, SFPError, list_detectors, load_clip
 from sfp.datasets import toyland
-from sfp.errors import unknown_choice
+from sfp.errors import refuse_want_of_memory, unknown_choice
 from sfp.images import read_image
 from sfp.options import parse_names
 from sfp.pipeline import Vocabulary
@@ -109,6 +109,7 @@ class Backend:
                 width, height = opened.size
                 pixels = read_image(opened) if width * height <= _MAX_PIXELS else None
         except Exception as error:  # Pillow's readers raise errors of all kinds
+            refuse_want_of_memory(error, f"reading {file.name}")
             raise SFPError(
                 f"{file.name} can't be read as a picture; "
                 f"give a sound {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfp.clip.text_bank import TextBank
 from sfp.clip.trunk import Hook, LayerState
-from sfp.errors import SFPError
+from sfp.errors import SFPError, is_want_of_memory
 from sfp.methods import Method
 from sfp.options import check_type
 from sfp.pipeline.decode import decode
@@ -95,7 +95,7 @@ class Pipeline:
                 try:
                     windows = torch.stack([cut(images[i], grids[i][j]) for i, j in chunk])
                     found = self.method.run(windows)
-                except RuntimeError as error:
+                except (RuntimeError, MemoryError) as error:
                     self._lower(len(chunk), error)
                     continue
                 for name, values in found.items():
@@ -121,25 +121,22 @@ class Pipeline:
         """How many windows of that size make a batch."""
         return self.windows_at_once or self.method.trunk.windows_at_once(height, width)
 
-    def _lower(self, tried: int, error: RuntimeError) -> None:
+    def _lower(self, tried: int, error: RuntimeError | MemoryError) -> None:
         """After a batch of so many windows ran out of memory: take half of them from now on.
 
         Raises:
-            RuntimeError: the error itself, where it is another one.
+            RuntimeError: the error itself, where it is another one, such as of a wrong type.
             SFPError: a single window was too much.
         """
-        # torch's words, and oneDNN's for want of memory
-        words = ("DefaultCPUAllocator", "could not create a primitive")
-        out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
-        if not out_of_memory and not any(own in str(error) for own in words):
+        if not is_want_of_memory(error):
             raise error
         if tried == 1:
             window = self.protocol.window
             what = f"One window of {window} pixels" if window else "A whole image as one window"
+            reason = str(error).splitlines() or [type(error).__name__]
             raise SFPError(
                 f"{what} does not fit into the memory of {self.device}"
-                f" ({str(error).splitlines()[0]}); use smaller windows, a smaller model or another"
-                " device."
+                f" ({reason[0]}); use smaller windows, a smaller model or another device."
             ) from error
         self.windows_at_once = tried // 2
 
