@@ -63,9 +63,9 @@ class Segmenter:
 
     Args:
         method: one of ``sfp.list_methods()``.
-        model, pretrained, device, precision, quick_gelu, head_width, weights_sha256: see
-            ``load_clip``; ``model="Toyland"`` needs no download. ``model`` may be a frozen CLIP
-            from ``load_clip``, which several segmenters then share.
+        model, pretrained, device, precision, quick_gelu, head_width, pixel_mean, pixel_std,
+            weights_sha256: see ``load_clip``; ``model="Toyland"`` needs no download. ``model`` may
+            be a frozen CLIP from ``load_clip``, which several segmenters then share.
         short_side: the picture's short side is resized to it before windows are cut.
         prompts, text_cache: see ``TextBank``.
         options: fields of ``Protocol`` (``window``, ``stride``, ``prob_thd``, ``refine`` ...) and
@@ -85,6 +85,8 @@ class Segmenter:
         precision: str | None = None,
         quick_gelu: bool | None = None,
         head_width: int | None = None,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
         short_side: int = 336,
         prompts: str | Sequence[str] = "imagenet80",
         text_cache: str | os.PathLike | bool | None = None,
@@ -102,6 +104,8 @@ class Segmenter:
                 precision=precision,
                 quick_gelu=quick_gelu,
                 head_width=head_width,
+                pixel_mean=pixel_mean,
+                pixel_std=pixel_std,
             )
         check_weights(clip, weights_sha256)
         dense = build_method(method, clip, **of_method)
@@ -257,6 +261,9 @@ class Segmenter:
             "model": clip.name,
             "pretrained": clip.pretrained,
             "weights_sha256": clip.fingerprint,
+            "quick_gelu": clip.quick_gelu,
+            "pixel_mean": clip.pixel_mean,
+            "pixel_std": clip.pixel_std,
             "backbones": {name: own.fingerprint for name, own in method.backbones.items()},
             "precision": clip.precision,
             "prompts": len(prompts),

@@ -6,6 +6,7 @@ Its message is one sentence with what, where and what to do.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import sys
 from argparse import Namespace
@@ -25,20 +26,51 @@ class SFPError(ValueError):
         super().__init__(re.sub(r"\s*\n\s*", " ", text.strip()))
 
 
+# torch's, oneDNN's, CUDA's, NumPy's, OpenCV's, Pillow's and the system's words for want of memory;
+# oneDNN's for a type that it has no kernel for go on with "descriptor"
+_MEMORY = re.compile(
+    r"out of memory|allocate memory|not enough memory|insufficient memory|unable to allocate"
+    r"|bad_alloc|STATUS_ALLOC_FAILED|could not create a primitive(?! descriptor)",
+    re.IGNORECASE,
+)
+
+
+def is_want_of_memory(error: BaseException | None) -> bool:
+    """Whether an error of any library, torch's on a GPU among them, says that memory ran out."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and bool(_MEMORY.search(str(error)))
+
+
+def refuse_want_of_memory(error: BaseException, what: str) -> None:
+    """Raises SFPError where an error says that memory ran out, so that no file is blamed for it.
+
+    Args:
+        error: what was caught, of any kind.
+        what: was done, such as "reading photo.jpg".
+    """
+    if isinstance(error, SFPError) and is_want_of_memory(error.__cause__):
+        raise error  # told already
+    if is_want_of_memory(error):
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(" :.")[:160]
+        raise SFPError(
+            f"The memory ran out while {what} ({reason}); use a smaller model, picture or batch, or"
+            " free some."
+        ) from error
+
+
 def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
     """Run a command-line program's work: 0, 2 after an ``SFPError``'s sentence, 130 after Ctrl-C;
     with ``args.debug`` they are raised.
 
-    A file that can't be read or written ends in a sentence, too.
+    A file that can't be read or written ends in a sentence, too, and so does want of memory.
     """
     try:
         command(args)
-    except (SFPError, OSError) as error:
-        if args.debug:
+    except Exception as error:
+        if args.debug or not (isinstance(error, (SFPError, OSError)) or is_want_of_memory(error)):
             raise
-        print(
-            f"error: {error if isinstance(error, SFPError) else _of_file(error)}", file=sys.stderr
-        )
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if args.debug:
@@ -48,7 +80,14 @@ def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
     return 0
 
 
-def _of_file(error: OSError) -> SFPError:
+def _sentence(error: Exception) -> SFPError:
+    """What a program says of an error that a user can do something about."""
+    if isinstance(error, SFPError):
+        return error
+    try:
+        refuse_want_of_memory(error, "running")
+    except SFPError as sentence:
+        return sentence
     file = error.filename2 or error.filename
     if file is None:
         return SFPError(f"{error}; run it again with --debug to see where.")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sfp.errors import SFPError
+from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.options import check_type
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -57,6 +57,7 @@ def read_image(image: ImageLike) -> np.ndarray:
 
 
 def _unreadable(what: str, error: Exception) -> SFPError:
+    refuse_want_of_memory(error, f"reading {what}")
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     return SFPError(
         f"{what} can't be read as an image ({reason[:200]}); give a sound JPEG, PNG or the like."

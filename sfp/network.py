@@ -50,7 +50,8 @@ def url_sha256(url: str) -> str:
     """
     if "openaipublic" in url:
         return url.split("/")[-2]
-    return Path(url).stem.split("-")[-1] if "mlfoundations" in url else ""
+    last = Path(url).stem.split("-")[-1]
+    return last if "mlfoundations" in url and re.fullmatch("[0-9a-f]{8}", last) else ""
 
 
 def published_sha256(path: Path, url: str = "") -> str:

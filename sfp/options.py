@@ -6,6 +6,7 @@ Types are annotations: ``Annotated[int, Range(1)]`` is a whole number of at leas
 
 from __future__ import annotations
 
+import argparse
 import ast
 import collections.abc
 import math
@@ -100,6 +101,23 @@ def parse_spec(spec: str | typing.Mapping[str, Any]) -> tuple[str, dict[str, Any
         return options.pop("type"), options
     name, pairs = split_spec(spec)
     return name, parse_options(pairs, repr(spec))
+
+
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options for what a file of weights may not show, of every program that takes one."""
+    add = parser.add_argument
+    yes_or_no = argparse.BooleanOptionalAction
+    add("--quick-gelu", action=yes_or_no, help="the activation, for a file that doesn't show it")
+    add("--head-width", type=int, help="of the heads, for a file of no model of open_clip")
+    for name in ("--pixel-mean", "--pixel-std"):
+        numbers = dict(nargs=3, type=float, metavar=("R", "G", "B"))
+        add(name, **numbers, help="of the pixels in [0, 1], for a file that doesn't show it")
+
+
+def weights_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``add_weights_arguments`` read, as arguments of ``load_clip``."""
+    names = ("quick_gelu", "head_width", "pixel_mean", "pixel_std")
+    return {name: getattr(args, name) for name in names}
 
 
 def parse_names(text: str) -> list[str | list[str]]:

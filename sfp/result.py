@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from sfp import drawing
 from sfp.drawing import Colour
-from sfp.errors import SFPError
+from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.files import whole_file
 
 _CHUNK = "sfp"  # the text chunk of PNG files that holds the protocol as JSON
@@ -219,6 +219,7 @@ class Segmentation:
         except FileNotFoundError as error:
             raise SFPError(f"There is no result file {path}; check the path.") from error
         except Exception as error:  # of a broken archive, any
+            refuse_want_of_memory(error, f"reading {path}")
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
             if "pickle" in reason:  # NumPy's advice would be to run what is in it
                 reason = "it is no .npz file"

@@ -43,13 +43,15 @@ class SFPSegmentor(BaseSegmentor):
         clip: model name, see ``load_clip``.
         pretrained: tag or path of the weights.
         weights: the same under a key that mmseg's ``init_model`` and ``MMSegInferencer`` leave
-            alone: they set ``pretrained`` to None, which is refused. It wins where both are given.
+            alone: they take ``pretrained`` away, so that one of the two must be there. It wins
+            where both are given.
         method: one of ``sfp.list_methods()``.
         name_path: names file, one class per line; ``names`` instead gives them as a list.
         name_separator: what stands between synonyms in a line.
         prompts, text_cache: see ``TextBank``.
         windows_at_once: largest batch of windows, see ``Pipeline``.
-        precision, device, quick_gelu, head_width, weights_sha256: see ``load_clip``.
+        precision, device, quick_gelu, head_width, pixel_mean, pixel_std, weights_sha256: see
+            ``load_clip``.
         data_preprocessor: by default one with CLIP's mean and deviation.
         options: fields of ``Protocol`` (``window``, ``prob_thd``, ``refine`` ...) and options
             of the method (``purify``, ``pm``, ``sae_residual`` ...).
@@ -58,7 +60,7 @@ class SFPSegmentor(BaseSegmentor):
     def __init__(
         self,
         clip: str = "ViT-B/16",
-        pretrained: str | None = "openai",
+        pretrained: str | None = None,
         method: str = "SFP",
         *,
         weights: str | None = None,
@@ -72,6 +74,8 @@ class SFPSegmentor(BaseSegmentor):
         device: str | None = None,
         quick_gelu: bool | None = None,
         head_width: int | None = None,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
         weights_sha256: str | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
@@ -83,8 +87,14 @@ class SFPSegmentor(BaseSegmentor):
         protocol, options = Protocol.split(options)
         if pretrained is None and weights is None:
             raise SFPError(
-                "model.pretrained is None, as mmseg's init_model and MMSegInferencer set it;"
-                " name the weights in model.weights, such as weights='openai'."
+                "model.pretrained is None, or was taken away by mmseg's init_model or"
+                " MMSegInferencer; name the weights in model.weights, such as weights='openai'."
+            )
+        unread = dict(init_cfg=init_cfg, train_cfg=train_cfg, test_cfg=test_cfg)
+        if given := [key for key, value in unread.items() if value]:
+            raise SFPError(
+                f"model.{given[0]} is {unread[given[0]]!r}, which SFPSegmentor doesn't read;"
+                " name weights in model.weights, windows in model.window and model.stride."
             )
         frozen = load_clip(
             clip,
@@ -93,11 +103,13 @@ class SFPSegmentor(BaseSegmentor):
             precision=precision,
             quick_gelu=quick_gelu,
             head_width=head_width,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
             weights_sha256=weights_sha256,
         )
         mean, std = ([255 * v for v in values] for values in (frozen.pixel_mean, frozen.pixel_std))
         usual = UnevenSegDataPreProcessor(mean=mean, std=std, bgr_to_rgb=True)
-        super().__init__(data_preprocessor=data_preprocessor or usual, init_cfg=init_cfg)
+        super().__init__(data_preprocessor=data_preprocessor or usual)
         dense = build_method(method, frozen, **options)
         self.frozen = frozen
         # submodules, so that .to(device) moves them
@@ -109,6 +121,17 @@ class SFPSegmentor(BaseSegmentor):
         self.align_corners = False
         palette = palette_for(vocabulary.names).tolist()
         self.dataset_meta = dict(classes=vocabulary.names, palette=palette)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """What torch and mmengine load a checkpoint by.
+
+        Raises:
+            SFPError: always: results record the hash of the weights that it was made with.
+        """
+        raise SFPError(
+            "SFPSegmentor takes no checkpoint (load_from, resume, or weights of MMSegInferencer and"
+            " init_model); name the file of the CLIP's weights in model.weights."
+        )
 
     @torch.inference_mode()
     def predict(

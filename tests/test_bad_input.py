@@ -274,7 +274,7 @@ CONFIG = [
     ("model.stride=0", "stride=0 leave gaps"),
     ("model.stride=300", "stride=300 leave gaps"),
     ("model.logit_scale=nan", "logit_scale is"),
-    ("model.logit_scale=0", "logit_scale is 0; give a number above 0"),
+    ("model.logit_scale=0", "logit_scale is 0; give a number from 1e-06"),
     ("model.prob_thd=2", "prob_thd is 2"),
     ("model.prob_thd=None", "prob_thd is None"),
     ("model.prob_thd=0.5", "prob_thd=0.5", "'sky'", "which is no background"),

@@ -96,7 +96,8 @@ def test_purification_is_as_chosen(backend):
 def test_a_backbone_from_a_file_and_few_kept(tmp_path):
     weights = ROOT / "sfp/clip/toyland.safetensors"
     files = [
-        Backbone(f"file {number}", "ViT-B-16", str(weights), head_width=64) for number in range(3)
+        Backbone(f"file {number}", "ViT-B-16", str(weights), dict(head_width=64))
+        for number in range(3)
     ]
     backend = Backend(tmp_path, files)
     key = backend.add_picture(backend.examples[0].file)

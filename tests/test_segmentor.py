@@ -209,3 +209,69 @@ def test_images_of_different_sizes_share_a_batch():
         )
         assert found.pred_sem_seg.data.shape[1:] == sample.ori_shape
         assert torch.equal(found.pred_sem_seg.data, own[0].pred_sem_seg.data)
+
+
+def of(**options):
+    """A segmentor of Toyland with further keys."""
+    from sfp.segmentor import SFPSegmentor
+
+    return SFPSegmentor("Toyland", names=["sky", "sea"], device="cpu", **options)
+
+
+def test_weights_taken_away_are_not_replaced():
+    with pytest.raises(SFPError, match=r"name the weights in model\.weights"):
+        of()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        dict(init_cfg=dict(type="Pretrained", checkpoint="own.pth")),
+        dict(test_cfg=dict(mode="slide", crop_size=(224, 224), stride=(112, 112))),
+        dict(train_cfg=dict(work_dir="x")),
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_keys_that_nothing_reads_are_refused(option):
+    with pytest.raises(SFPError, match=f"model.{next(iter(option))} is"):
+        of(pretrained="toyland", **option)
+
+
+@pytest.mark.parametrize("way", ["inferencer", "init_model", "runner", "torch"])
+def test_a_checkpoint_after_the_weights_were_hashed_is_refused(way, segmentor, folder, tmp_path):
+    from mmengine.runner import Runner
+    from mmseg.apis import MMSegInferencer, init_model
+
+    weights = segmentor.frozen.model.state_dict()  # fits nothing: mmengine would go on without it
+    config, file = str(folder / "config.py"), str(tmp_path / "own.pth")
+    torch.save(dict(state_dict=weights, meta={}), file)
+    calls = {
+        "inferencer": lambda: MMSegInferencer(config, file, device="cpu"),
+        "init_model": lambda: init_model(config, file, device="cpu"),
+        "runner": lambda: Runner.from_cfg(_merged(config, load_from=file)).test(),
+        "torch": lambda: segmentor.load_state_dict(weights, strict=False),
+    }
+    with pytest.raises(SFPError, match=r"takes no checkpoint .* in model\.weights"):
+        calls[way]()
+
+
+def _merged(config: str, **keys):
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(keys)
+    return cfg
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_of_the_runner_is_refused(dtype, segmentor):
+    """test_cfg.fp16=True of mmengine's loop is torch.autocast around the model's test_step."""
+    with torch.autocast("cpu", dtype), pytest.raises(SFPError, match="autocast is on"):
+        segmentor.predict(torch.randn(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize("way", ["half", "bfloat16", "double"])
+def test_weights_of_another_precision_are_refused(way):
+    model = getattr(of(pretrained="toyland"), way)()
+    with pytest.raises(SFPError, match=r"were loaded as torch\.float32 and have become"):
+        model.predict(torch.randn(1, 3, 224, 224))

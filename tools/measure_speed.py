@@ -36,7 +36,7 @@ from sfp.clip.clip import PRECISIONS
 from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.evaluation.markdown import markdown_table
 from sfp.files import whole_file
-from sfp.options import parse_spec
+from sfp.options import add_weights_arguments, parse_spec, weights_arguments
 
 STAGES = ("decode", "trunk", "method", "text similarity", "stitch", "decode labels")
 PLAIN = "open_clip"
@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument(
         "--pretrained", help="open_clip tag or checkpoint; made-up weights if not given"
     )
+    add_weights_arguments(parser)
     parser.add_argument("--precision", default="fp32", help="of ours: fp32, bf16 or fp16")
     parser.add_argument(
         "--plain-precision", help="of open_clip's forward, --precision if not given"
@@ -183,8 +184,9 @@ def load_both(args: argparse.Namespace):
 
     name = args.model.replace("/", "-").replace("@", "-").removesuffix("px")
     if args.pretrained:
-        clip = load_clip(args.model, args.pretrained, device=args.device, precision=args.precision)
-        plain = load_clip(args.model, args.pretrained, device=args.device, precision="fp32").model
+        options = dict(device=args.device, **weights_arguments(args))
+        clip = load_clip(args.model, args.pretrained, precision=args.precision, **options)
+        plain = load_clip(args.model, args.pretrained, precision="fp32", **options).model
     else:
         if name + "-quickgelu" not in open_clip.list_models():
             raise SFPError(

@@ -81,10 +81,10 @@ def probe(args: argparse.Namespace) -> None:
         SFPError: wrong arguments, config or data, or no image with patches of two classes.
     """
     require_mmseg()
-    from sfp.clip import load_clip
+    from mmseg.registry import MODELS
+
     from sfp.clip.coherence import FEATURES, nearest_labels
-    from sfp.clip.text_bank import TextBank
-    from sfp.evaluation.config import read_config, read_protocol, read_vocabulary
+    from sfp.evaluation.config import building, read_config, read_protocol, read_vocabulary
     from sfp.evaluation.dataset import build_dataset, check_names, spread_over
     from sfp.experiments.probes import probe_layers
     from sfp.outliers import build_detector
@@ -106,13 +106,9 @@ def probe(args: argparse.Namespace) -> None:
         build_dataset(cfg),
     )
     check_names(vocabulary, dataset)
-    clip = load_clip(
-        cfg.model.clip,
-        cfg.model.pretrained,
-        device=cfg.model.get("device"),
-        precision=cfg.model.get("precision"),
-    )
-    text = TextBank(clip).encode(vocabulary.queries)
+    with building("The model"):
+        model = MODELS.build(cfg.model)
+    clip, text = model.frozen, model.task.text.vectors
     chosen = spread_over(dataset, args.images)
     found: dict[tuple[str, int], list[float]] = {}
     for index in tqdm(chosen, desc="probing", unit="image"):

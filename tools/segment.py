@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import make_folder, only_one, sweep, whole_file
-from sfp.options import parse_names, parse_options
+from sfp.options import add_weights_arguments, parse_names, parse_options, weights_arguments
 from sfp.result import compare, png_provenance, read_provenance
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def main() -> int:
     parser.add_argument(
         "--pretrained", default="openai", help="open_clip tag, or the path of a checkpoint"
     )
+    add_weights_arguments(parser)
     parser.add_argument("--no-purify", action="store_true", help="switch purification off")
     parser.add_argument("--pm", help="detector: SOM, L2, LOF ...; the method's own by default")
     parser.add_argument(
@@ -171,6 +172,7 @@ def segment(args: argparse.Namespace) -> None:
         window=args.window,
         stride=args.stride,
         short_side=args.short_side,
+        **weights_arguments(args),
     )
     further = parse_options(args.options, "--options")
     if twice := [

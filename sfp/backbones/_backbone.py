@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from sfp.clip.clip import weights_sha256
@@ -34,7 +35,7 @@ class Backbone(nn.Module):
         """The map of windows.
 
         Raises:
-            SFPError: it returned something else.
+            SFPError: it returned something else, or numbers that are not finite.
         """
         found = self.encode(windows.float())
         if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != len(windows):
@@ -42,6 +43,12 @@ class Backbone(nn.Module):
             raise SFPError(
                 f"{self.name} returned {shape} for {len(windows)} windows;"
                 " it must return a map (B, C, h', w')."
+            )
+        if not bool(torch.isfinite(found).all()):
+            precision = str(found.dtype).removeprefix("torch.")
+            raise SFPError(
+                f"{self.name} returned NaN or infinite numbers in {precision}; give"
+                " precision='fp32' or 'bf16' (config: model.precision), or another model."
             )
         return found.float()
 

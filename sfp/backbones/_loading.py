@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import Tensor
 
@@ -12,6 +13,14 @@ from sfp.backbones.timm_vit import TimmViT
 from sfp.clip.clip import FrozenCLIP
 
 BACKBONES: dict[str, type[Backbone]] = {"colour": MeanColours}  # every other name is timm's
+
+
+def backbone_file(model: object, weights: str | None = None) -> Path | None:
+    """The file that ``load_backbone`` would read, None where there is none or it isn't here yet."""
+    if weights:
+        path = Path(weights).expanduser()
+        return path if path.is_file() else None
+    return None if callable(model) or model in BACKBONES else TimmViT.cached_file(str(model))
 
 
 def load_backbone(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sfp.backbones._backbone import Backbone
 from sfp.clip.clip import FrozenCLIP
-from sfp.errors import SFPError
+from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.network import hub, require_published, why_unreached
 
 _EXAMPLE = "vit_base_patch8_224.dino"
@@ -40,6 +40,11 @@ class TimmViT(Backbone):
         tokens = self.model.forward_features(inputs)[:, self.model.num_prefix_tokens :]
         grid = self.model.patch_embed.dynamic_feat_size(windows.shape[-2:])
         return tokens.transpose(1, 2).unflatten(2, tuple(grid))
+
+    @staticmethod
+    def cached_file(name: str) -> Path | None:
+        """The weights of a timm model in the hub's cache."""
+        return next(iter(_cached_files(_repository(name))), None)
 
     @classmethod
     def load(cls, name: str, clip: FrozenCLIP, option: str, weights: str | None) -> TimmViT:
@@ -77,6 +82,7 @@ class TimmViT(Backbone):
         try:
             model = timm.create_model(name, pretrained=True, **options)
         except Exception as error:  # the hub's, safetensors' and torch's errors have no common base
+            refuse_want_of_memory(error, f"loading timm's {name}")
             reason = str(error).strip().split("\n")[0][:160]
             raise SFPError(
                 f"The weights of timm's {name} can't be had ({reason}); bring the file and pass its"
@@ -86,6 +92,19 @@ class TimmViT(Backbone):
         return cls(model.to(clip.trunk.dtype), clip)
 
 
+def _repository(name: str) -> str:
+    """The hub's repository of a timm model's weights; empty where timm knows none."""
+    from timm.models import get_pretrained_cfg
+
+    try:
+        entry = get_pretrained_cfg(name)
+    except RuntimeError:
+        return ""
+    if entry is None or not entry.hf_hub_id:
+        return ""
+    return entry.hf_hub_id if "/" in entry.hf_hub_id else f"timm/{name}"
+
+
 def _require_download(name: str, option: str) -> str:
     """The hub's repository of a timm model.
 
@@ -93,37 +112,35 @@ def _require_download(name: str, option: str) -> str:
         SFPError: its weights neither lie in the hub's cache nor can be fetched, or are not the
             published ones.
     """
-    from timm.models import get_pretrained_cfg
-
-    try:
-        entry = get_pretrained_cfg(name)
-    except RuntimeError:
-        entry = None
-    if entry is None or not entry.hf_hub_id:
+    repository = _repository(name)
+    if not repository:
         raise SFPError(
             f"timm has no weights {name!r}; give {option} a name with one of its tags,"
             f" such as {_EXAMPLE}."
         )
-    repository = entry.hf_hub_id if "/" in entry.hf_hub_id else f"timm/{name}"
     if _require_published(repository):
         return repository
     if why := why_unreached(hub()):
         raise SFPError(
             f"The weights of timm's {name} are not on this machine and {why}; bring"
-            f" model.safetensors of {repository} on Hugging Face from elsewhere and pass its path "
-            f"as"
-            f" {option}_weights, or give {option}='colour'."
+            f" model.safetensors of {repository} on Hugging Face from elsewhere and pass its path"
+            f" as {option}_weights, or give {option}='colour'."
         )
     return repository
 
 
-def _require_published(repository: str) -> bool:
-    """Whether weights lie in the hub's cache; raises SFPError where they are not the published."""
+def _cached_files(repository: str) -> list[Path]:
+    """The weights of a repository in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     names = ("model.safetensors", "pytorch_model.bin") if repository else ()
     kept = [try_to_load_from_cache(repository, name) for name in names]
-    files = [Path(file) for file in kept if isinstance(file, str)]
+    return [Path(file) for file in kept if isinstance(file, str)]
+
+
+def _require_published(repository: str) -> bool:
+    """Whether weights lie in the hub's cache; raises SFPError where they are not the published."""
+    files = _cached_files(repository)
     for file in files:
         require_published(file)
     return bool(files)

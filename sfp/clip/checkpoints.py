@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sfp.errors import SFPError
+from sfp.errors import SFPError, refuse_want_of_memory
 
 _MOST_UNPACKED = 8  # weights are stored unpacked; only the code beside them is compressed
 _BOOKKEEPING = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's archives
@@ -65,6 +65,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or malicious file makes readers raise anything
+        refuse_want_of_memory(error, f"reading {path}")
         raise SFPError(
             f"{path} can't be read as a checkpoint ({_reason(error)}); it may be cut short, or not "
             "hold plain weights: download it again, or save its state dict as .safetensors."

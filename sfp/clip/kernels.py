@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfp.errors import SFPError
+
 # of attention weights at a time: a CPU's cache, a share of a GPU's memory
 _CACHE_BYTES, _GPU_BYTES = 4 << 20, 512 << 20
 _ONEDNN = {None: ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none")}
@@ -40,6 +42,25 @@ def _can_onednn() -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def require_precision(weight: Tensor, dtype: torch.dtype) -> None:
+    """Raises SFPError where a network would run in another precision than results record."""
+    if torch.is_autocast_enabled(weight.device.type):
+        raise SFPError(
+            "torch.autocast is on (mmengine: fp16 of test_cfg or val_cfg), which changes figures "
+            "unseen; leave it out and set precision='bf16' or 'fp16' (config: model.precision)."
+        )
+    if (usual := torch.get_default_dtype()) != torch.float32:
+        raise SFPError(
+            f"torch's default dtype is {usual}, which changes figures unseen; set it back by "
+            "torch.set_default_dtype(torch.float32), and precision= instead."
+        )
+    if weight.dtype != dtype:
+        raise SFPError(
+            f"The CLIP's weights were loaded as {dtype} and have become {weight.dtype}; load it "
+            "again with precision='fp32', 'bf16' or 'fp16' (config: model.precision)."
+        )
 
 
 def layer_norm(

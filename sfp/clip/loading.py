@@ -5,18 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import os
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
 from sfp.clip.checkpoints import Checkpoint, from_state_dict, read_checkpoint, read_config
-from sfp.errors import SFPError, unknown_choice
+from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
 from sfp.files import file_digest, file_sha256
 from sfp.network import hub, require_published, url_sha256, why_unreached
-from sfp.options import check_type
+from sfp.options import Range, check_type
 
 if TYPE_CHECKING:
     from sfp.clip.clip import FrozenCLIP
@@ -39,6 +38,8 @@ def load_clip(
     precision: str | None = None,
     quick_gelu: bool | None = None,
     head_width: int | None = None,
+    pixel_mean: Sequence[float] | None = None,
+    pixel_std: Sequence[float] | None = None,
     weights_sha256: str | None = None,
 ) -> FrozenCLIP:
     """A frozen CLIP ViT.
@@ -61,23 +62,24 @@ def load_clip(
             plain GELU (LAION, DataComp); ``-quickgelu`` in ``model`` means True. Needed for a file
             that doesn't show it by safetensors metadata ``quick_gelu``, by OpenAI's layout, or by
             being the very file that was published, and for a state dict with the sizes of an
-            open_clip model; for other state dicts None is True.
+            open_clip model; for other state dicts None is True. A file's name and folder say
+            nothing.
         head_width: of the image tower's heads, for sizes that no model of open_clip has. None is
             64 for OpenAI's layout, and for a state dict in memory if 64 is the only head width
             of open_clip's models (64, 80, 88, 104, 112) that divides the tower's width.
+        pixel_mean, pixel_std: of RGB in [0, 1], as the weights were trained; those of open_clip's
+            entry of the weights if None, OpenAI's for sizes of no open_clip model. Needed where
+            open_clip has weights of these sizes and this activation with several (ViT-L/14, plain
+            GELU), and a file or state dict doesn't show which it is.
         weights_sha256: what the weights must be: the ``weights_sha256`` of a result, which is the
             model's ``fingerprint`` and the same whatever the file's format.
 
-    Returns:
-        A ``FrozenCLIP``; its ``pixel_mean`` and ``pixel_std`` are those of open_clip's entry of
-        the weights, OpenAI's where there is none.
-
     Raises:
-        SFPError: unknown name or tag, an activation that isn't the weights' or is not known, a
-            file that is no CLIP ViT or not the named one, an unknown head width, weights that must
-            be downloaded while there is no network, or another hash.
+        SFPError: unknown name or tag, an activation, mean or deviation that isn't the weights' or
+            is not known, a file that is no CLIP ViT or not the named one, an unknown head width,
+            weights that must be downloaded while there is no network, or another hash.
     """
-    from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD, FrozenCLIP
+    from sfp.clip.clip import FrozenCLIP
 
     check_type("model", model, str, _DEFAULT)
     check_type("pretrained", pretrained, str | os.PathLike | Mapping, "openai")
@@ -86,7 +88,7 @@ def load_clip(
     device = _usable_device(device)
     architecture, in_memory = _open_clip_name(model), isinstance(pretrained, Mapping)
     tag = "a state dict" if in_memory else str(pretrained)
-    entry, proven = {}, True  # open_clip's entry of the weights, and whether it is surely theirs
+    entry: dict[str, Any] = {}  # open_clip's of the weights, empty where that is unknown
     if in_memory:
         checkpoint = from_state_dict(dict(pretrained))
     elif built_in := _built_in(architecture, tag):
@@ -95,18 +97,18 @@ def load_clip(
     elif _is_file_name(tag):
         path = Path(tag).expanduser()
         checkpoint = read_checkpoint(path)
-        entry, proven = _entry_of_file(path)
+        entry = _entry_of_file(path)
     else:
         entry = _entry_of_tag(architecture, tag)
-        quick_gelu = _activation(quick_gelu, architecture, tag, entry["quick_gelu"], None)
+        quick_gelu = _activation(quick_gelu, architecture, tag, entry["quick_gelu"])
         checkpoint = _fetch(entry, f"The weights {tag!r} of {architecture}")
 
     name, config = _config_of(checkpoint, model, in_memory, head_width)
-    known, guess = checkpoint.quick_gelu, entry.get("quick_gelu")
-    known = guess if known is None and proven else known
+    known = entry.get("quick_gelu", checkpoint.quick_gelu)
     if quick_gelu is None and in_memory and name not in _plain_vits():
         quick_gelu = True
-    quick_gelu = _activation(quick_gelu, architecture, checkpoint.source, known, guess)
+    quick_gelu = _activation(quick_gelu, architecture, checkpoint.source, known)
+    mean, std = _normalisation(entry, name, quick_gelu, checkpoint.source, pixel_mean, pixel_std)
     frozen = FrozenCLIP(
         _build(checkpoint, config, quick_gelu),
         name=name,
@@ -114,8 +116,8 @@ def load_clip(
         quick_gelu=quick_gelu,
         device=device,
         precision=precision or ("fp32" if device.type == "cpu" else "fp16"),
-        pixel_mean=entry.get("mean", PIXEL_MEAN),
-        pixel_std=entry.get("std", PIXEL_STD),
+        pixel_mean=mean,
+        pixel_std=std,
     )
     check_weights(frozen, weights_sha256)
     return frozen
@@ -138,6 +140,7 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
     try:
         torch.empty(1, device=device).item()
     except Exception as error:  # each kind of device has its own
+        refuse_want_of_memory(error, f"asking the device {str(device)!r} for a number")
         reason = str(error).strip().splitlines()[0].split(". ")[0][:120]
         count = torch.cuda.device_count()
         raise SFPError(
@@ -251,7 +254,8 @@ def _build(checkpoint: Checkpoint, config: Mapping[str, Any], quick_gelu: bool) 
         network.to_empty(device="cpu")
         network.attn_mask.fill_(float("-inf")).triu_(1)  # no weight, so no checkpoint has it
         network.load_state_dict(checkpoint.weights, strict=True)
-    except (AssertionError, RuntimeError, ArithmeticError) as error:
+    except (AssertionError, RuntimeError, ArithmeticError, MemoryError) as error:
+        refuse_want_of_memory(error, f"taking over the weights of {checkpoint.source}")
         first, _, reasons = str(error).partition("\n")  # torch heads its list of reasons
         reason = (reasons or first or type(error).__name__).strip().split("\n")[0]
         raise SFPError(
@@ -261,18 +265,15 @@ def _build(checkpoint: Checkpoint, config: Mapping[str, Any], quick_gelu: bool) 
     return network
 
 
-# ------------------------------------------------------------------------------- the activation
+# ---------------------------------------------------------- activation, and mean and deviation
 
 
-def _activation(
-    asked: bool | None, architecture: str, source: str, known: bool | None, guess: bool | None
-) -> bool:
+def _activation(asked: bool | None, architecture: str, source: str, known: bool | None) -> bool:
     """Whether the MLPs use QuickGELU.
 
     Args:
         asked: the user's ``quick_gelu``; a name with ``-quickgelu`` says it, too.
         known: what is known of the weights.
-        guess: what the file's name suggests.
 
     Raises:
         SFPError: nothing says it, or the user's word is not true of the weights.
@@ -284,43 +285,88 @@ def _activation(
                 f"quick_gelu=False disagrees with the model {architecture}; leave it out."
             )
         asked, word = True, architecture
-    if known is not None:
-        if asked not in (None, known):
-            raise SFPError(
-                f"{word} disagrees with the weights {source}, which were trained with "
-                f"{_ACTIVATIONS[known]}; give quick_gelu={known}, or a model name that fits."
-            )
-        return known
-    if asked is None and guess is None:
+    if None not in (asked, known) and asked != known:
+        raise SFPError(
+            f"{word} disagrees with the weights {source}, which were trained with "
+            f"{_ACTIVATIONS[known]}; give quick_gelu={known}, or a model name that fits."
+        )
+    if asked is None and known is None:
         raise SFPError(
             f"{source} doesn't say whether it was trained with QuickGELU (OpenAI, MetaCLIP, DFN) "
             "or plain GELU (LAION, DataComp); give quick_gelu=True or quick_gelu=False."
         )
-    chosen = guess if asked is None else asked
-    if guess is not None and asked != guess:
-        warnings.warn(
-            f"{source} has the name of a file that was trained with {_ACTIVATIONS[guess]}; "
-            f"{_ACTIVATIONS[chosen]} is taken. quick_gelu=True or False says which it is.",
-            stacklevel=3,
+    return known if asked is None else asked
+
+
+def _normalisation(
+    entry: Mapping[str, Any],
+    name: str,
+    quick_gelu: bool,
+    source: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the pixels that weights were trained with.
+
+    Args:
+        entry: open_clip's of the weights; empty where unknown.
+        name: of open_clip's model that has their sizes, or another.
+        mean, std: the user's word.
+
+    Raises:
+        SFPError: nothing says them, or the user's word is not true of the weights.
+    """
+    from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
+
+    usual = (PIXEL_MEAN, PIXEL_STD)
+    known = {_pixels_of(entry)} if entry else _known_pixels(name, quick_gelu) or {usual}
+    if mean is None and std is None:
+        if len(known) == 1:
+            return known.pop()
+        ways = " or ".join(sorted(f"pixel_mean={m} with pixel_std={s}" for m, s in known))
+        raise SFPError(
+            f"{source} doesn't say with which mean and deviation of the pixels it was trained; "
+            f"give {ways}."
         )
-    return chosen
+    for what, values in (("pixel_mean", mean), ("pixel_std", std)):
+        check_type(what, values, Sequence[Annotated[float, Range(0, 1)]], list(PIXEL_MEAN))
+        if len(values) != 3 or (what == "pixel_std" and 0 in values):
+            raise SFPError(f"{what} is {values}; give three numbers, such as {list(PIXEL_STD)}.")
+    given = (tuple(mean), tuple(std))
+    if entry and given not in known:
+        raise SFPError(
+            f"pixel_mean={list(mean)} with pixel_std={list(std)} disagrees with the weights "
+            f"{source}, which were trained with {known.pop()}; leave both out."
+        )
+    return given
 
 
-def _entry_of_file(path: Path) -> tuple[dict[str, Any], bool]:
-    """open_clip's entry of the weights in a file, empty if unknown, and whether it is proven.
+def _known_pixels(name: str, quick_gelu: bool) -> set[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Mean and deviation of all of open_clip's weights of a model's sizes and an activation."""
+    import open_clip
 
-    The SHA-256 in an entry's address proves it, the file's exact name only suggests it. Folders
-    mean nothing.
+    vits = _plain_vits()
+    same = {other for other in vits if name in vits and _sizes(vits[other]) == _sizes(vits[name])}
+    entries = [_entry(*pair) for pair in open_clip.list_pretrained() if pair[0] in same]
+    return {_pixels_of(entry) for entry in entries if entry["quick_gelu"] == quick_gelu}
+
+
+def _pixels_of(entry: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(entry["mean"]), tuple(entry["std"])
+
+
+def _entry_of_file(path: Path) -> dict[str, Any]:
+    """open_clip's entry of the weights in a file by the SHA-256 in its address, else empty.
+
+    Names and folders of files mean nothing.
     """
     import open_clip
 
-    entries = [_entry(*pair) for pair in open_clip.list_pretrained()]
     digest = file_sha256(path)
-    for entry in entries:
+    for entry in (_entry(*pair) for pair in open_clip.list_pretrained()):
         if (published := url_sha256(entry["url"])) and digest.startswith(published):
-            return entry, True
-    named = [entry for entry in entries if Path(entry["url"]).name == path.name]
-    return (named[0], False) if len({e["quick_gelu"] for e in named}) == 1 else ({}, True)
+            return entry
+    return {}
 
 
 def _entry_of_tag(architecture: str, tag: str) -> dict[str, Any]:
@@ -348,13 +394,31 @@ def _entry_of_tag(architecture: str, tag: str) -> dict[str, Any]:
 
 
 def _entry(model: str, tag: str) -> dict[str, Any]:
-    """open_clip's entry, where none of ``url``, ``hf_hub`` and ``quick_gelu`` is missing."""
+    """open_clip's entry, where nothing that is read here is missing."""
     import open_clip
 
-    return dict(url="", hf_hub="", quick_gelu=False) | open_clip.get_pretrained_cfg(model, tag)
+    from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
+
+    usual = dict(url="", hf_hub="", quick_gelu=False, mean=PIXEL_MEAN, std=PIXEL_STD)
+    return usual | open_clip.get_pretrained_cfg(model, tag)
 
 
 # ------------------------------------------------------------------------------ where weights lie
+
+
+def weights_file(model: str, pretrained: str) -> Path | None:
+    """The file that ``load_clip`` would read, None where it would be downloaded first.
+
+    Raises:
+        SFPError: unknown name or tag.
+    """
+    architecture = _open_clip_name(model)
+    if built_in := _built_in(architecture, pretrained):
+        return BUILT_IN[built_in]
+    if _is_file_name(pretrained):
+        path = Path(pretrained).expanduser()
+        return path if path.is_file() else None
+    return _cached_file(_entry_of_tag(architecture, pretrained))
 
 
 def _is_file_name(tag: str) -> bool:
@@ -399,6 +463,7 @@ def _fetch(entry: Mapping[str, Any], what: str) -> Checkpoint:
         try:
             path = Path(open_clip.download_pretrained(entry))
         except Exception as error:  # the hub's and urllib's errors have no common base
+            refuse_want_of_memory(error, f"downloading {what}")
             reason = str(error).strip().split("\n")[0][:160]
             raise SFPError(
                 f"{what} could not be downloaded ({reason}). {_offline_hint(entry)}"
@@ -426,9 +491,13 @@ def _offline_hint(entry: Mapping[str, Any]) -> str:
     if entry["hf_hub"]:
         repository = entry["hf_hub"].rstrip("/")
         names.append(f"open_clip_model.safetensors of {repository} on Hugging Face")
+    from sfp.clip.clip import PIXEL_MEAN
+
+    mean, std = map(list, _pixels_of(entry))
+    pixels = "" if mean == list(PIXEL_MEAN) else f", pixel_mean={mean} and pixel_std={std}"
     return (
         f"Bring the file {' or '.join(names)} from elsewhere and pass its path as pretrained "
-        f"(config: model.pretrained) with quick_gelu={entry['quick_gelu']}, or use the built-in "
-        "Toyland model, which needs no download (model='Toyland'; "
+        f"(config: model.pretrained) with quick_gelu={entry['quick_gelu']}{pixels}, or use the "
+        "built-in Toyland model, which needs no download (model='Toyland'; "
         "config: configs/cfg_toyland.py)."
     )

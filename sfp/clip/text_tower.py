@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sfp.clip.block import Block
-from sfp.clip.kernels import attend, layer_norm, linear
+from sfp.clip.kernels import attend, layer_norm, linear, require_precision
 
 
 class TextTower:
@@ -27,6 +27,7 @@ class TextTower:
         What follows a text's end token, the largest id, changes nothing: attention is causal.
         """
         model = self.model
+        require_precision(model.token_embedding.weight, torch.float32)
         stream = model.token_embedding(ids) + model.positional_embedding[: ids.shape[1]]
         for block in self.blocks:
             stream = stream + block.project(attend(*block.qkv(block.normed(stream)), causal=True))

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from sfp.clip.block import Block
-from sfp.clip.kernels import attend, attend_explicitly, attend_with_rows, layer_norm, linear
+from sfp.clip.kernels import (
+    attend,
+    attend_explicitly,
+    attend_with_rows,
+    layer_norm,
+    linear,
+    require_precision,
+)
 from sfp.clip.positions import resize_positions
 from sfp.errors import SFPError
 
@@ -63,6 +70,16 @@ class LayerState:
     outliers: Tensor | None = None
     outlier_scores: Tensor | None = None
     before_repair: Tensor | None = None
+
+    def require_finite(self) -> None:
+        """Raises SFPError where tokens are NaN or infinite, naming the layer and the precision."""
+        if not bool(torch.isfinite(self.tokens).all()):
+            precision = str(self.q.dtype).removeprefix("torch.")
+            raise SFPError(
+                f"The tokens of layer {self.layer} of the image tower are NaN or infinite in "
+                f"{precision}; give precision='fp32' or 'bf16' (config: model.precision), or in "
+                "fp32 other weights."
+            )
 
     @property
     def patches(self) -> Tensor:
@@ -189,6 +206,7 @@ class ImageTrunk:
             )
         grid = self.grid_of(*windows.shape[-2:])
         visual = self.visual
+        require_precision(visual.conv1.weight, self.dtype)
         patches = visual.conv1(windows.to(self.dtype)).flatten(2).transpose(1, 2).float()
         cls = visual.class_embedding.expand(len(patches), 1, -1)
         return layer_norm(

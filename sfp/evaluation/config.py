@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from sfp.errors import SFPError, unknown_choice
+from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
 from sfp.methods import list_methods
 from sfp.options import Range, check_type, parse_options
 from sfp.pipeline import Protocol, Vocabulary
@@ -63,8 +63,6 @@ def read_config(file: str | Path, options: list[str]) -> Config:
         folder = path.parent if path.parent.is_dir() else CONFIGS
         known = sorted(folder.glob("cfg_*.py")) or sorted(CONFIGS.glob("cfg_*.py"))
         raise unknown_choice("config file", str(file), [str(p) for p in known])
-    if path.suffix != ".py":  # mmengine's reader of YAML runs what a file names
-        raise SFPError(f"The config {path} is no Python file; write it like {_EXAMPLE}.")
     cfg = _from_file(path)
     overrides = parse_options(options, "--cfg-options")
     settings = overrides.get("settings", "own")
@@ -98,6 +96,9 @@ def read_config(file: str | Path, options: list[str]) -> Config:
         )
     if cfg.get("load_from"):  # which would replace the weights after they were hashed
         raise SFPError(f"The config {path} sets load_from; name the weights in model.pretrained.")
+    for key in ("test_cfg", "val_cfg"):
+        if (cfg.get(key) or {}).get("fp16"):
+            raise SFPError(f"The config {path} sets {key}.fp16; set model.precision='fp16'.")
     loading = dict(batch_size=(1, Range(1)), num_workers=(2, Range(0)))
     for key, (usual, bounds) in loading.items():
         value = cfg.test_dataloader.setdefault(key, usual)
@@ -109,14 +110,29 @@ def read_config(file: str | Path, options: list[str]) -> Config:
 def _from_file(path: Path) -> Config:
     logging.disable(logging.INFO)  # mmengine reports each environment variable that a config reads
     try:
+        _require_python(path)
         return Config.fromfile(path)
+    except SFPError:
+        raise
     except Exception as error:  # a config is a program: anything can go wrong in it
+        refuse_want_of_memory(error, f"reading the config {path}")
         raise SFPError(
             f"The config {path} can't be read ({type(error).__name__}: {error});"
             " put it right, or name another."
         ) from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _require_python(path: Path) -> None:
+    """Raises SFPError for a config that is no Python, or that has such a one as its base.
+
+    mmengine's reader of YAML runs what a file names, though YAML looks like data.
+    """
+    if path.suffix != ".py":
+        raise SFPError(f"The config {path} is no Python file; write it like {_EXAMPLE}.")
+    for base in Config._get_base_files(str(path)):
+        _require_python(Path(Config._get_cfg_path(base, str(path))[0]))
 
 
 def _check_keys(cfg: Config, overrides: Mapping[str, Any]) -> None:
@@ -210,12 +226,14 @@ def building(what: str) -> Iterator[None]:
     except SFPError:
         raise
     except OSError as error:
+        refuse_want_of_memory(error, f"building {what[0].lower()}{what[1:]}")
         where, reason = error.filename or "a file of its own", error.strerror or error
         raise SFPError(
             f"{what} can't read or write {where} ({reason});"
             " check the path, its permissions and the room on its disk."
         ) from error
     except Exception as error:  # a class of mmengine's, mmseg's or the user's
+        refuse_want_of_memory(error, f"building {what[0].lower()}{what[1:]}")
         if "need at least one array to concatenate" in str(error):  # its words for no images
             raise SFPError(
                 f"{what} has no images;"

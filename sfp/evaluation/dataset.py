@@ -17,7 +17,7 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from sfp.errors import SFPError
+from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.evaluation.config import building, check_dataset
 from sfp.pipeline import Protocol, Vocabulary
 
@@ -103,6 +103,7 @@ class NamedFailures:
         try:
             prepared = self.pipeline(data)
         except Exception as error:  # mmcv asserts, OpenCV and PIL raise their own
+            refuse_want_of_memory(error, f"preparing {data.get('img_path')}")
             for path in (data.get("img_path"), data.get("seg_map_path")):
                 _require_image(path)
             if isinstance(error, SFPError):
@@ -136,6 +137,7 @@ def _require_image(path: str | None) -> None:
         with Image.open(path) as image:
             image.load()
     except Exception as reason:  # PIL's decoders raise anything
+        refuse_want_of_memory(reason, f"reading {path}")
         raise SFPError(
             f"{path} can't be read as an image ({reason}); put a sound copy in its place."
         ) from reason

@@ -114,6 +114,9 @@ class Cell:
         except SFPError:  # cut or damaged: measured again and written over
             return False
         now = finished_as(cfg, dataset_sha256, read_vocabulary(cfg.model))
+        files = result.get("weight_files", {})
+        if {**files, **now.pop("weight_files")} != files:  # those of them that are here now
+            return False
         return all(result.get(key) == value for key, value in now.items())
 
 

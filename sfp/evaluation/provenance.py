@@ -17,9 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmseg.datasets import BaseSegDataset
 
+from sfp.backbones import backbone_file
+from sfp.clip.clip import FrozenCLIP
+from sfp.clip.loading import weights_file
 from sfp.errors import SFPError
 from sfp.evaluation.counts import Figures, as_json
 from sfp.evaluation.dataset import short_name, short_side_of
@@ -38,16 +42,23 @@ _PACKAGES = (
 def run_provenance(cfg: Config, model: SFPSegmentor, part: Part) -> dict[str, str]:
     """What a run's counts depend on, by name: config, names, weights, dataset, code, device."""
     method, frozen = model.pipeline.method, model.frozen
+    matmul = torch.get_float32_matmul_precision()
     further = {name: backbone.fingerprint for name, backbone in method.backbones.items()}
     return {
         "config": config_hash(cfg),
         "names": _sha256(part.task.text.words, part.task.text.class_of_query),
-        "weights": frozen.fingerprint,
+        "weights": json.dumps(_weights_of(frozen)),
         "backbones": json.dumps(further, sort_keys=True),
         "dataset": dataset_fingerprint(part.dataset),
         "code": code_fingerprint(type(method)),
-        "device": f"{frozen.device.type} {frozen.precision}",
+        "device": f"{frozen.device.type} {frozen.precision} {matmul}",
     }
+
+
+def _weights_of(frozen: FrozenCLIP) -> dict[str, Any]:
+    """The weights' hash, and how they are used."""
+    pixels = dict(pixel_mean=list(frozen.pixel_mean), pixel_std=list(frozen.pixel_std))
+    return {"weights_sha256": frozen.fingerprint, "quick_gelu": frozen.quick_gelu, **pixels}
 
 
 def finished_as(cfg: Config, dataset_sha256: str, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -98,10 +109,11 @@ def write_results(
         "purifier": repr(purifier.detector) if purifier else None,
         "backbone": frozen.name,
         "pretrained": frozen.pretrained,
-        "weights_sha256": frozen.fingerprint,
+        **_weights_of(frozen),
         "weight_files": weight_files(cfg),
         "backbones": json.loads(provenance["backbones"]),
         "precision": frozen.precision,
+        "float32_matmul": torch.get_float32_matmul_precision(),
         "device": str(frozen.device),
         "dataset": type(part.dataset).__name__,
         **as_json(figures, part.classes),
@@ -194,14 +206,18 @@ def _code_alone(source: str) -> str:
 
 
 def weight_files(cfg: Config) -> dict[str, str]:
-    """SHA-256 of each local file of weights that a config's ``model`` names, by its key."""
-    suffixes = (".pt", ".pth", ".bin", ".safetensors")
-    found = {}
-    for key, value in cfg.model.items():
-        path = Path(value).expanduser() if isinstance(value, str) else None
-        if path is not None and path.suffix in suffixes and path.is_file():
-            found[key] = file_sha256(path)
-    return found
+    """SHA-256 of the files of weights on this machine that a config's ``model`` means: of its
+    ``clip``, and of each second model by the method's option for it.
+
+    What is not here, because it would be downloaded first, is left out.
+    """
+    model = cfg.model
+    options = {**METHODS.options(model.method), **model}
+    named = model.get("weights") or model.get("pretrained")
+    files = {"clip": weights_file(model.clip, named)} if named else {}
+    for key in [key for key in options if f"{key}_weights" in options]:
+        files[key] = backbone_file(options[key], options[f"{key}_weights"])
+    return {key: file_sha256(file) for key, file in files.items() if file}
 
 
 def config_hash(cfg: Config) -> str:

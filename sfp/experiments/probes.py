@@ -106,6 +106,7 @@ def probe_layers(
         return sampled_coherence(features, label, pairs, ignore=ignore)
 
     def look(state: LayerState) -> None:
+        state.require_finite()
         layer = state.layer
         for name in FEATURES:
             rows = state.patches if name == "tokens" else joined_heads(getattr(state, name))

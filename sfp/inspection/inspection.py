@@ -278,6 +278,7 @@ def _run(
     scores: dict[str, list[np.ndarray]] = {detector.name: [] for detector in detectors}
 
     def detect(state: LayerState) -> None:
+        state.require_finite()
         for detector in detectors:
             mask, score = detector(state)
             masks[detector.name].append(mask[0].cpu().numpy().reshape(grid))

@@ -29,6 +29,7 @@ class Purifier:
         self.hook = Hook(self._purify, self.layers, detector.attention, point)
 
     def _purify(self, state: LayerState) -> Tensor:
+        state.require_finite()  # a repaired NaN would be unseen
         state.outliers, state.outlier_scores = self.detector(state)
         state.before_repair = state.tokens
         repaired = self.repair(state.patches, state.outliers, state.grid)

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from sfp.errors import SFPError, run_command
+from sfp.options import add_weights_arguments, weights_arguments
 
 
 def main() -> int:
@@ -35,14 +36,7 @@ def main() -> int:
     parser.add_argument(
         "--pretrained", default="openai", help="its open_clip tag, or the path of a checkpoint"
     )
-    parser.add_argument(
-        "--quick-gelu",
-        action=argparse.BooleanOptionalAction,
-        help="the activation, for a file that doesn't show it",
-    )
-    parser.add_argument(
-        "--head-width", type=int, help="width of the heads, for a file of no model of open_clip"
-    )
+    add_weights_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(serve, parser.parse_args())
 
@@ -74,8 +68,8 @@ def serve(args: argparse.Namespace) -> None:
         backbones = list(BACKBONES)
         if args.model:
             title = f"{args.model}, {Path(args.pretrained).name}"
-            own = (args.model, args.pretrained, args.quick_gelu, args.head_width)
-            backbones.insert(0, Backbone(title, *own))
+            own = Backbone(title, args.model, args.pretrained, weights_arguments(args))
+            backbones.insert(0, own)
         server = page_server(Backend(Path(folder), backbones), args.host)
         host, port = listening.getsockname()[:2]
         address = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"

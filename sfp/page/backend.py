@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from sfp import Inspection, Segmentation, Segmenter, SFPError, list_detectors, load_clip
 from sfp.datasets import toyland
-from sfp.errors import unknown_choice
+from sfp.errors import refuse_want_of_memory, unknown_choice
 from sfp.images import read_image
 from sfp.options import parse_names
 from sfp.pipeline import Vocabulary
@@ -38,8 +39,7 @@ class Backbone:
     title: str
     model: str
     pretrained: str = "openai"
-    quick_gelu: bool | None = None
-    head_width: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 BACKBONES = (
@@ -109,6 +109,7 @@ class Backend:
                 width, height = opened.size
                 pixels = read_image(opened) if width * height <= _MAX_PIXELS else None
         except Exception as error:  # Pillow's readers raise errors of all kinds
+            refuse_want_of_memory(error, f"reading {file.name}")
             raise SFPError(
                 f"{file.name} can't be read as a picture; "
                 f"give a sound {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."
@@ -175,12 +176,7 @@ class Backend:
 
     def _load(self, title: str) -> Callable[[str, str, bool], Segmenter]:
         backbone = self.backbones[title]
-        clip = load_clip(
-            backbone.model,
-            backbone.pretrained,
-            quick_gelu=backbone.quick_gelu,
-            head_width=backbone.head_width,
-        )
+        clip = load_clip(backbone.model, backbone.pretrained, **backbone.options)
         is_toyland = backbone.model.startswith("Toyland")
 
         @functools.lru_cache(maxsize=4)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sfp.clip.text_bank import TextBank
-from sfp.errors import SFPError
+from sfp.clip.trunk import Hook, LayerState
+from sfp.errors import SFPError, is_want_of_memory
 from sfp.methods import Method
 from sfp.options import check_type
 from sfp.pipeline.decode import decode
@@ -94,7 +95,7 @@ class Pipeline:
                 try:
                     windows = torch.stack([cut(images[i], grids[i][j]) for i, j in chunk])
                     found = self.method.run(windows)
-                except RuntimeError as error:
+                except (RuntimeError, MemoryError) as error:
                     self._lower(len(chunk), error)
                     continue
                 for name, values in found.items():
@@ -120,33 +121,49 @@ class Pipeline:
         """How many windows of that size make a batch."""
         return self.windows_at_once or self.method.trunk.windows_at_once(height, width)
 
-    def _lower(self, tried: int, error: RuntimeError) -> None:
+    def _lower(self, tried: int, error: RuntimeError | MemoryError) -> None:
         """After a batch of so many windows ran out of memory: take half of them from now on.
 
         Raises:
-            RuntimeError: the error itself, where it is another one.
+            RuntimeError: the error itself, where it is another one, such as of a wrong type.
             SFPError: a single window was too much.
         """
-        # torch's words, and oneDNN's for want of memory
-        words = ("DefaultCPUAllocator", "could not create a primitive")
-        out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
-        if not out_of_memory and not any(own in str(error) for own in words):
+        if not is_want_of_memory(error):
             raise error
         if tried == 1:
             window = self.protocol.window
             what = f"One window of {window} pixels" if window else "A whole image as one window"
+            reason = str(error).splitlines() or [type(error).__name__]
             raise SFPError(
                 f"{what} does not fit into the memory of {self.device}"
-                f" ({str(error).splitlines()[0]}); use smaller windows, a smaller model or another"
-                " device."
+                f" ({reason[0]}); use smaller windows, a smaller model or another device."
             ) from error
         self.windows_at_once = tried // 2
 
     @torch.inference_mode()
     def score(self, view: View, text: Text) -> ScoreMap:
-        """Averaged scores, usually cosines, of an image: Q queries at its H x W pixels."""
+        """Averaged scores, usually cosines, of an image: Q queries at its H x W pixels.
+
+        Raises:
+            SFPError: they are NaN or infinite; the layer where that begins is named.
+        """
         maps = self.method.score(view, text.to(self.device))
+        if not bool(torch.isfinite(maps).all()):
+            self._find_not_finite(view)
         return ScoreMap.of_windows(maps.float(), self._windows(view.image), view.image.shape[1:])
+
+    def _find_not_finite(self, view: View) -> None:
+        """Raises SFPError with where the scores of a view become NaN or infinite."""
+        trunk = self.method.trunk
+        every = Hook(LayerState.require_finite, range(1, trunk.layers + 1))
+        for windows in view.crops().split(self.batch_of(*view.size)):
+            trunk.run(windows.to(self.device), [every])
+        raise SFPError(
+            f"The scores of {self.method.name} are NaN or infinite in"
+            f" {self.method.clip.precision}, though all {trunk.layers} layers of the image tower"
+            " are finite; give precision='fp32' or 'bf16' (config: model.precision), or other"
+            " options of the method."
+        )
 
     @torch.inference_mode()
     def segment(
@@ -203,6 +220,12 @@ class Pipeline:
             maps = scores.canvas()
             for refiner in refiners:
                 maps = refiner(maps, view, text)
+                if not bool(torch.isfinite(maps).all()):
+                    name = getattr(refiner, "name", self.method.name)
+                    raise SFPError(
+                        f"The refinement by {name} made the scores NaN or infinite;"
+                        " give it other options, or leave it out."
+                    )
             scores = ScoreMap.of_pixels(maps)
         keys = ("logit_scale", "prob_thd", "area_thd")
         options = {key: getattr(protocol, key) for key in keys}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
 from sfp.errors import SFPError
-from sfp.options import Count, Positive, Range, Share, check_type
+from sfp.options import Count, Range, Share, check_type
 from sfp.refiners import Refiner, build_refiner
 
 
@@ -29,7 +29,7 @@ class Protocol:
 
     window: int = 224
     stride: int = 112
-    logit_scale: Positive = 40.0
+    logit_scale: Annotated[float, Range(1e-6, 1e6)] = 40.0  # beyond it float32 overflows in time
     prob_thd: Share = 0.0
     area_thd: Share | None = None
     refine: tuple[str | Mapping, ...] = ()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from open_clip.tokenizer import get_clean_fn
 
 from sfp.errors import SFPError
 
@@ -74,14 +75,15 @@ class Vocabulary:
                 _check_word(word, source, number)
         groups = [[word.strip() for word in group] for group in groups]
         for number, group in enumerate(groups, start=1):
-            if len(set(group)) < len(group):
-                word = next(word for word in group if group.count(word) > 1)
+            read = [reading(word) for word in group]
+            if len(set(read)) < len(read):
+                word = next(word for word in read if read.count(word) > 1)
                 raise SFPError(f"{source} names {word!r} twice at place {number}; keep it once.")
         firsts = [group[0] for group in groups]
-        folded = [first.casefold() for first in firsts]  # CLIP reads capitals as small letters
-        if len(set(folded)) < len(folded):
-            word = next(word for word in folded if folded.count(word) > 1)
-            places = [str(i) for i, first in enumerate(folded, start=1) if first == word]
+        read = [reading(first) for first in firsts]
+        if len(set(read)) < len(read):
+            word = next(word for word in read if read.count(word) > 1)
+            places = [str(i) for i, first in enumerate(read, start=1) if first == word]
             raise SFPError(
                 f"{source} has the duplicate name {word!r} at places {', '.join(places)}; keep it "
                 f"once."
@@ -145,6 +147,18 @@ class Vocabulary:
             return cls.from_file(name_path, name_separator)
         where = "model.names (there is no model.name_path either)"
         return cls.from_names([] if names is None else names, where)
+
+
+def reading(word: str) -> str:
+    """What a name is compared by: words of one reading are one name.
+
+    CLIP's tokenizer cleans a text first (ftfy with NFC, HTML's signs, spaces, small letters): what
+    is equal then gives equal vectors. NFKC joins besides what differs in form alone, such as m²
+    and m2, and signs that nobody sees are left out: two such classes would be a mistake.
+    """
+    text = unicodedata.normalize("NFKC", get_clean_fn("lower")(word)).casefold()
+    seen = (c for c in text if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
+    return " ".join("".join(seen).split())
 
 
 def _check_word(word: object, source: str, place: int) -> None:

@@ -16,10 +16,17 @@ from conftest import parity_clip
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+import sfp
 from sfp.clip import load_clip
 from sfp.clip.checkpoints import Checkpoint, from_state_dict, read_checkpoint
 from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
-from sfp.clip.loading import _config_of, _plain_vits
+from sfp.clip.loading import (
+    _config_of,
+    _entry,
+    _normalisation,
+    _offline_hint,
+    _plain_vits,
+)
 from sfp.errors import SFPError
 
 HEADS = dict(device="cpu", head_width=64)  # the parity models have sizes of no open_clip model
@@ -300,26 +307,25 @@ class TestActivation:
                 assert clip.quick_gelu == quick_gelu
 
     @pytest.mark.parametrize(
-        ("release", "quick_gelu"),
+        "release",
         [
-            ("h14_v1.2_altogether.pt", False),
-            ("b16_400m.pt", True),
-            ("vit_b_32-quickgelu-laion400m_e32-46683a32.pt", True),
-            ("vit_b_16-laion400m_e32-55e67d44.pt", False),
+            "h14_v1.2_altogether.pt",
+            "b16_400m.pt",
+            "vit_b_32-quickgelu-laion400m_e32-46683a32.pt",
+            "vit_b_16-laion400m_e32-55e67d44.pt",
+            "ViT-B-16.pt",
+            "open_clip_model.safetensors",
+            "dfn2b_s39b.safetensors",
         ],
     )
-    def test_a_releases_file_name_is_a_guess_with_a_warning(
-        self, release, quick_gelu, weights, tmp_path
-    ):
+    def test_a_releases_file_name_says_nothing(self, release, weights, tmp_path):
         file = self.saved(weights, tmp_path / release)
-        with pytest.warns(UserWarning, match="has the name of a file"):
-            assert load_clip(pretrained=file, **HEADS).quick_gelu == quick_gelu
-        with pytest.warns(UserWarning, match="has the name of a file"):
-            clip = load_clip(pretrained=file, quick_gelu=not quick_gelu, **HEADS)
-        assert clip.quick_gelu != quick_gelu
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert load_clip(pretrained=file, quick_gelu=quick_gelu, **HEADS)
+        with pytest.raises(SFPError, match="quick_gelu=True or quick_gelu=False"):
+            load_clip(pretrained=file, **HEADS)
+        for quick_gelu in (True, False):
+            assert (
+                load_clip(pretrained=file, quick_gelu=quick_gelu, **HEADS).quick_gelu == quick_gelu
+            )
 
     def test_the_digest_of_a_published_file_proves_it(self, weights, tmp_path, monkeypatch):
         file = self.saved(weights, tmp_path / "mine.pt")
@@ -369,6 +375,75 @@ class TestActivation:
             assert (open_clip.get_pretrained_cfg(spelling, "openai") or {"quick_gelu": True})[
                 "quick_gelu"
             ]
+
+
+class TestPixels:
+    """Mean and deviation of the pixels: of the entry, or the user's word, or refused."""
+
+    HALF = (0.5, 0.5, 0.5)
+
+    def test_every_entry_gives_its_own(self):
+        for name, tag in open_clip.list_pretrained():
+            if name in _plain_vits():
+                entry = _entry(name, tag)
+                found = _normalisation(entry, name, entry["quick_gelu"], "a tag", None, None)
+                assert found == (tuple(entry["mean"]), tuple(entry["std"]))
+
+    def test_a_file_of_sizes_with_several_is_refused_without_the_users_word(self):
+        ways = r"pixel_mean=\(0\.48.* or pixel_mean=\(0\.5, 0\.5, 0\.5\) with pixel_std"
+        with pytest.raises(SFPError, match=ways):
+            _normalisation({}, "ViT-L-14", False, "a file", None, None)
+        given = _normalisation({}, "ViT-L-14", False, "a file", [0.5] * 3, [0.5] * 3)
+        assert given == (self.HALF, self.HALF)
+
+    @pytest.mark.parametrize(
+        ("name", "quick_gelu"), [("ViT-L-14", True), ("ViT-B-16", False), ("ViT 1x64/8", False)]
+    )
+    def test_elsewhere_all_entries_agree(self, name, quick_gelu):
+        usual = (PIXEL_MEAN, PIXEL_STD)
+        assert _normalisation({}, name, quick_gelu, "a file", None, None) == usual
+
+    @pytest.mark.parametrize(
+        ("mean", "std", "words"),
+        [
+            ([0.5] * 3, None, "pixel_std is None"),
+            (None, [0.5] * 3, "pixel_mean is None"),
+            ([0.5] * 2, [0.5] * 3, "three numbers"),
+            ([0.5] * 3, [0.5, 0, 0.5], "pixel_std is"),
+            ([127.5] * 3, [0.5] * 3, "from 0 to 1"),
+            ("0.5", [0.5] * 3, "pixel_mean is '0.5'"),
+            ([float("nan")] * 3, [0.5] * 3, "pixel_mean is"),
+        ],
+    )
+    def test_a_wrong_word(self, mean, std, words):
+        with pytest.raises(SFPError, match=words):
+            _normalisation({}, "ViT-B-16", True, "a file", mean, std)
+
+    def test_a_word_against_the_entry(self):
+        entry = _entry("ViT-L-14", "laion2b_s32b_b82k")
+        with pytest.raises(SFPError, match="disagrees with the weights a tag"):
+            _normalisation(entry, "ViT-L-14", False, "a tag", PIXEL_MEAN, PIXEL_STD)
+
+    def test_the_offline_hint_names_them(self):
+        assert "pixel_mean=[0.5, 0.5, 0.5]" in _offline_hint(
+            _entry("ViT-L-14", "laion2b_s32b_b82k")
+        )
+        assert "pixel_mean" not in _offline_hint(_entry("ViT-B-16", "openai"))
+
+    def test_the_word_reaches_the_model(self, weights):
+        clip = load_clip(
+            pretrained=weights, device="cpu", pixel_mean=self.HALF, pixel_std=self.HALF
+        )
+        assert (clip.pixel_mean, clip.pixel_std) == (self.HALF, self.HALF)
+        segmenter = sfp.Segmenter(
+            "CLIP",
+            pretrained=weights,
+            device="cpu",
+            pixel_mean=self.HALF,
+            pixel_std=self.HALF,
+            text_cache=False,
+        )
+        assert segmenter.protocol()["pixel_std"] == [0.5] * 3
 
 
 class TestRefusals:

@@ -194,6 +194,44 @@ def test_a_wrong_checksum_is_refused(server, tmp_path, monkeypatch, tool):
     )
 
 
+@pytest.mark.parametrize("content", ["one bit", "cut", "empty", "a web page"])
+def test_an_archive_that_lies_there_is_verified_like_a_fresh_one(
+    content, server, tmp_path, monkeypatch, tool
+):
+    run, path = voc(server, tmp_path, monkeypatch, tool)
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    changed = {"one bit": data, "cut": data[:900], "empty": b"", "a web page": b"<html>404</html>"}
+    there = tmp_path / f"data/downloads/{path.name}"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(changed[content])
+    code, _, error = run()
+    assert code == 2 and f"{there} has the md5" in error and "not the published" in error
+    assert there.read_bytes() == changed[content] and not server.asked
+    there.write_bytes(path.read_bytes())
+    assert run()[0] == 0 and not server.asked
+
+
+def test_an_archive_without_a_checksum_that_is_damaged_is_not_unpacked(
+    server, tmp_path, monkeypatch, tool
+):
+    """COCO-Stuff's maps: each file in a zip has a checksum of its own."""
+    SHIPPED["coco_stuff164k"](tmp_path / "owners")
+    publish(server, "coco_stuff164k", monkeypatch, tmp_path / "owners")
+    recipe = RECIPES["coco_stuff164k"]
+    images, maps = recipe.archives
+    archives = (images, dataclasses.replace(maps, checksum=""))
+    monkeypatch.setitem(RECIPES, "coco_stuff164k", dataclasses.replace(recipe, archives=archives))
+    data = bytearray((server.folder / maps.name).read_bytes())
+    for damaged in (data[:-100], data[:60] + bytes([data[60] ^ 255]) + data[61:]):
+        there = tmp_path / f"data/downloads/{maps.name}"
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(damaged)
+        arguments = ("--download", "--mirror", server.url, "--out", tmp_path / "data")
+        code, _, error = tool("prepare_dataset", "coco_stuff164k", *arguments)
+        assert code == 2 and "can't be unpacked" in error
+
+
 def test_an_unsafe_archive_is_refused(server, tmp_path, monkeypatch, tool):
     SHIPPED["ade20k"](tmp_path / "owners")
     with zipfile.ZipFile(server.folder / "ADEChallengeData2016.zip", "w") as file:

@@ -167,6 +167,8 @@ def test_both_contexts_share_a_tree(tmp_path, tool):
         tmp_path / "b/VOCdevkit/VOC2010/JPEGImages/2008_000003.jpg",
     )
     shutil.copy(tmp_path / "b/trainval/2008_000002.mat", tmp_path / "b/trainval/2008_000003.mat")
+    for image in (tmp_path / "a/VOCdevkit/VOC2010/JPEGImages").iterdir():
+        shutil.copy(image, tmp_path / "b/VOCdevkit/VOC2010/JPEGImages")
     assert (
         tool(
             "prepare_dataset", "context60", "--source", *first.sources, "--out", tmp_path / "data"
@@ -266,7 +268,8 @@ def test_the_real_command_lines_on_archives_in_place_and_with_two_workers(tmp_pa
     )
     assert done.returncode == 0, done.stderr
     after = hashes(data)
-    assert len(after) == len(before) + 40 and all(after[path] == before[path] for path in before)
+    # the labels and what they were made from
+    assert len(after) == len(before) + 41 and all(after[path] == before[path] for path in before)
 
 
 def test_cityscapes_in_place(tmp_path, tool):
@@ -280,8 +283,109 @@ def test_cityscapes_in_place(tmp_path, tool):
         == 0
     )
     after = hashes(tmp_path)
-    assert len(after) == len(before) + 3 and all(after[path] == before[path] for path in before)
+    # the labels and what they were made from
+    assert len(after) == len(before) + 4 and all(after[path] == before[path] for path in before)
     assert tool("check_dataset", "city_scapes", "--data", tmp_path, "--subset")[0] == 0
+
+
+def other_image(shipped) -> None:
+    """Another picture under the name of one, as a second release of a dataset has it."""
+    path = shipped.images[min(shipped.images)]
+    Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+
+
+def prepared(tool, name, shipped, out) -> str:
+    arguments = ("--source", *shipped.sources, "--out", out, "--workers", 1)
+    return tool("prepare_dataset", name, *arguments)[2]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_another_source_into_the_same_folder_is_refused(name, tmp_path, tool):
+    first, second = SHIPPED[name](tmp_path / "a"), SHIPPED[name](tmp_path / "b")
+    other_image(second)
+    assert prepared(tool, name, first, tmp_path / "data") == ""
+    before = hashes(tmp_path / "data")
+    assert "made from another source" in prepared(tool, name, second, tmp_path / "data")
+    assert hashes(tmp_path / "data") == before
+    assert prepared(tool, name, first, tmp_path / "data") == ""  # the first one still goes on
+    assert prepared(tool, name, second, tmp_path / "other") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("coco_stuff164k", "stuffthingmaps/val2017/000000000285.png"),
+        ("context60", "trainval_merged.json"),
+        ("context459", "trainval/2008_000001.mat"),
+    ],
+)
+def test_a_failed_run_leaves_no_image_beside_anothers_label(name, broken, tmp_path, tool):
+    """Half of the first source is there when it fails; the second one must not be mixed with it."""
+    first, second = SHIPPED[name](tmp_path / "a"), SHIPPED[name](tmp_path / "b")
+    other_image(second)
+    path, layout = tmp_path / "a" / broken, LAYOUTS[name]
+    if path.suffix == ".json":  # the last image's mask
+        contents = json.loads(path.read_text())
+        contents["annos_segmentation"][-1]["category_id"] = 3
+        path.write_text(json.dumps(contents))
+    else:
+        path.write_bytes(b"broken")
+    assert prepared(tool, name, first, tmp_path / "data")
+    root = tmp_path / "data" / layout.root
+    assert layout.image(min(first.images), root).is_file()
+    assert "made from another source" in prepared(tool, name, second, tmp_path / "data")
+
+
+def test_two_datasets_of_one_folder_share_one_source_of_images(tmp_path, tool):
+    first, second = (SHIPPED["coco_stuff164k"](tmp_path / folder) for folder in "ab")
+    other_image(second)
+    assert prepared(tool, "coco_stuff164k", first, tmp_path / "data") == ""
+    assert "made from another source" in prepared(tool, "coco_object", second, tmp_path / "data")
+    assert prepared(tool, "coco_object", first, tmp_path / "data") == ""
+
+
+def test_other_labels_for_the_same_images_are_refused(tmp_path, tool):
+    first, second = (SHIPPED["coco_stuff164k"](tmp_path / folder) for folder in "ab")
+    label = tmp_path / "b/stuffthingmaps/val2017/000000000285.png"
+    Image.fromarray(np.zeros((60, 80), np.uint8)).save(label)
+    assert prepared(tool, "coco_stuff164k", first, tmp_path / "data") == ""
+    assert "made from another source" in prepared(tool, "coco_stuff164k", second, tmp_path / "data")
+
+
+def test_a_tree_without_records(tmp_path, tool):
+    """Linked files are compared; a label that was made is of nobody knows what."""
+    shipped, root = SHIPPED["voc21"](tmp_path / "a"), tmp_path / "data/VOCdevkit/VOC2012"
+    assert prepared(tool, "voc21", shipped, tmp_path / "data") == ""
+    (root / ".sources_voc21").unlink()
+    assert prepared(tool, "voc21", shipped, tmp_path / "data") == ""
+    (root / ".sources_voc21").write_text("[")
+    assert "is damaged" in prepared(tool, "voc21", shipped, tmp_path / "data")
+    shipped, root = SHIPPED["coco_object"](tmp_path / "b"), tmp_path / "data/coco_stuff164k"
+    assert prepared(tool, "coco_object", shipped, tmp_path / "data") == ""
+    (root / ".sources_coco_object").unlink()
+    assert "made from another source" in prepared(tool, "coco_object", shipped, tmp_path / "data")
+
+
+def test_another_archive_of_one_name_is_unpacked_anew(tmp_path, tool):
+    """What a failed run unpacked of the first is not taken for the second's: sizes agree."""
+    folders = []
+    for colour in (0, 1):
+        shipped = SHIPPED["voc21"](tmp_path / str(colour))
+        name = min(shipped.images)
+        label = tmp_path / str(colour) / f"VOCdevkit/VOC2012/SegmentationClass/{name}.png"
+        Image.fromarray(np.full((60, 80), colour, np.uint8)).save(label, compress_level=0)
+        folders.append((tmp_path / str(colour), label))
+    lists = tmp_path / "0/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
+    names = lists.read_text()
+    lists.write_text(names + "absent\n")
+    tar = archive(folders[0][0], tmp_path / "VOC.tar")
+    code, _, error = tool("prepare_dataset", "voc21", "--source", tar, "--out", tmp_path / "data")
+    assert code == 2 and "lacks the image" in error
+    tar.unlink()
+    tar = archive(folders[1][0], tmp_path / "VOC.tar")
+    assert tool("prepare_dataset", "voc21", "--source", tar, "--out", tmp_path / "data")[0] == 0
+    made = tmp_path / "data/VOCdevkit/VOC2012/SegmentationClass" / folders[1][1].name
+    assert made.read_bytes() == folders[1][1].read_bytes()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (60, 80), (300, 3)])

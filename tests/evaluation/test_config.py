@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 from sfp.datasets import mmseg_datasets
+from sfp.errors import SFPError
 from sfp.evaluation.config import CONFIGS, method_options, read_config, read_protocol
 from sfp.methods import check_method, list_methods
 from sfp.pipeline import Vocabulary
@@ -313,3 +314,46 @@ class TestOrder:
 
 def test_the_folder_of_configs_is_the_repositorys():
     assert Path(ROOT) / "configs" == CONFIGS and mmseg_datasets is not None
+
+
+class TestFilesThatRunCode:
+    """mmengine reads YAML so that it runs what a file names; a Python config is a program."""
+
+    EVIL = "model: !!python/object/apply:os.mkdir ['{ran}']\n"
+
+    @pytest.mark.parametrize(
+        "name", ["evil.yaml", "evil.yml", "evil.YAML", "evil.json", "evil.txt", "evil.py.yaml"]
+    )
+    @pytest.mark.parametrize("where", ["itself", "base", "list of bases", "base of the base"])
+    def test_yaml_and_json_are_refused(self, name, where, tmp_path):
+        ran, evil = tmp_path / "ran", tmp_path / name
+        evil.write_text(self.EVIL.format(ran=ran))
+        config, text = tmp_path / "cfg_mine.py", f"_base_ = '{name}'"
+        if where == "list of bases":
+            text = f"_base_ = ['{CONFIGS}/base_config.py', '{name}']"
+        if where == "base of the base":
+            (tmp_path / "between.py").write_text(text)
+            text = "_base_ = './between.py'"
+        config.write_text(text)
+        with pytest.raises(SFPError, match=rf"{name} is no Python file; write it like"):
+            read_config(evil if where == "itself" else config, [])
+        assert not ran.exists()
+
+    @pytest.mark.parametrize("program", ["test", "probe_layers", "compare_names"])
+    def test_in_every_program_that_takes_a_config(self, program, tmp_path, tool):
+        (tmp_path / "evil.yaml").write_text(self.EVIL.format(ran=tmp_path / "ran"))
+        (tmp_path / "cfg_mine.py").write_text("_base_ = 'evil.yaml'")
+        for config in ("evil.yaml", "cfg_mine.py"):
+            code, _, error = tool(program, tmp_path / config)
+            assert code == 2 and "evil.yaml is no Python file" in error
+        assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["test_cfg", "val_cfg"])
+def test_mmengines_own_precision_is_refused(key, tmp_path):
+    base = f"_base_ = ['{CONFIGS}/cfg_toyland.py']\n"
+    (tmp_path / "cfg_mine.py").write_text(f"{base}{key} = dict(type='TestLoop', fp16=True)\n")
+    with pytest.raises(SFPError, match=rf"sets {key}.fp16; set model.precision='fp16'"):
+        read_config(tmp_path / "cfg_mine.py", [])
+    (tmp_path / "cfg_mine.py").write_text(f"{base}{key} = dict(type='TestLoop', fp16=False)\n")
+    read_config(tmp_path / "cfg_mine.py", [])

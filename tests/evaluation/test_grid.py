@@ -5,6 +5,7 @@ What shares a pass, what is skipped, what fails alone; and the papers' table mad
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -22,8 +23,9 @@ from sfp.clip.loading import BUILT_IN
 from sfp.datasets import toyland
 from sfp.errors import SFPError
 from sfp.evaluation import grid
+from sfp.evaluation.config import CONFIGS, read_config
 from sfp.evaluation.grid import Cell, load_group, plan, run_group, save_group
-from sfp.evaluation.provenance import dataset_fingerprint
+from sfp.evaluation.provenance import dataset_fingerprint, weight_files
 from sfp.evaluation.tables import COLUMNS, Entry, as_csv, collect, find_published, latex, markdown
 
 FIGURES = ("mIoU", "aAcc", "mAcc", "mIoU_present", "IoU_per_class")
@@ -132,6 +134,95 @@ def test_replaced_weights_are_not_finished_and_labels_are_read_once(data, tmp_pa
     save_file({k: 1.01 * v for k, v in tensors.items()}, weights, {"quick_gelu": "true"})
     os.utime(weights, ns=(1, 1))
     assert plan(both)[1] == []
+
+
+def hub_file(folder: Path, repository: str, name: str, content: bytes) -> Path:
+    """A file as Hugging Face's cache keeps it."""
+    root = folder / f"models--{repository.replace('/', '--')}"
+    (root / "snapshots/1").mkdir(parents=True, exist_ok=True)
+    (root / "refs").mkdir(exist_ok=True)
+    (root / "refs/main").write_text("1")
+    (root / "snapshots/1" / name).write_bytes(content)
+    return root / "snapshots/1" / name
+
+
+DINO = "timm/vit_base_patch8_224.dino"
+OPENAI = "timm/vit_base_patch16_clip_224.openai"
+
+
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        ("file", ["model.pretrained={file}"]),
+        ("file under the key weights", ["model.weights={file}"]),
+        ("file without an ending", ["model.pretrained={bare}"]),
+        ("file of another ending", ["model.pretrained={ckpt}"]),
+        ("built-in", []),
+        ("tag in the hub's cache", ["model.clip=ViT-B/16", "model.pretrained=openai"]),
+        ("proxy's file", ["model.method=ProxyCLIP", "model.proxy_weights={file}"]),
+        (
+            "proxy's file without an ending",
+            ["model.method=ProxyCLIP", "model.proxy_weights={bare}"],
+        ),
+        ("proxy in the hub's cache", ["model.method=ProxyCLIP", f"model.proxy={DINO[5:]}"]),
+    ],
+)
+def test_replaced_weights_of_every_kind_are_noticed(what, options, tmp_path, monkeypatch):
+    """Whatever the figures depend on: the CLIP's and a second model's, by path, tag or built in."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    places = dict(file=tmp_path / "a.pt", bare=tmp_path / "weights", ckpt=tmp_path / "a.ckpt")
+    monkeypatch.setitem(BUILT_IN, "Toyland", tmp_path / "built_in.safetensors")
+
+    def write(content: bytes) -> None:
+        for place in (*places.values(), BUILT_IN["Toyland"]):
+            place.write_bytes(content)
+        for repository in (DINO, OPENAI):
+            for name in ("model.safetensors", "open_clip_model.safetensors"):
+                hub_file(tmp_path / "hub", repository, name, content)
+
+    write(b"one")
+    given = [option.format(**places) for option in options]
+    cfg = read_config(CONFIGS / "cfg_toyland.py", given)
+    before = weight_files(cfg)
+    key = "proxy" if "proxy" in what else "clip"
+    assert before[key] == hashlib.sha256(b"one").hexdigest()
+    write(b"another")
+    assert weight_files(cfg)[key] == hashlib.sha256(b"another").hexdigest()
+
+
+def test_weights_that_are_no_longer_here_count_as_they_were(data, tmp_path, monkeypatch):
+    """A cleared download cache makes no finished cell unfinished; another built-in file does."""
+    cell = Cell("CLIP", "Toyland", "toyland", ("test_dataloader.dataset.scenes=1",), str(tmp_path))
+    run_group([cell], workers=0)
+    assert plan([cell])[1] == [cell]
+    result = json.loads((cell.folder / "results.json").read_text())
+    assert result["quick_gelu"] is True and len(result["pixel_mean"]) == 3
+    monkeypatch.setitem(BUILT_IN, "Toyland", tmp_path / "made_anew.safetensors")
+    monkeypatch.setattr("sfp.evaluation.provenance.weights_file", lambda *_: None)
+    assert plan([cell])[1] == [cell]
+    monkeypatch.undo()
+    os.environ["SFP_DATA"] = str(data)
+    monkeypatch.setitem(BUILT_IN, "Toyland", tmp_path / "made_anew.safetensors")
+    (tmp_path / "made_anew.safetensors").write_bytes(b"another")
+    assert plan([cell])[1] == []
+
+
+def test_a_file_that_says_another_activation_is_measured_again(data, tmp_path):
+    """The tensors, and so their hash, are the same."""
+    weights = tmp_path / "weights.safetensors"
+    overrides = ("model.head_width=64", "test_dataloader.dataset.scenes=1")
+    cell = Cell("CLIP", f"ViT-B/16:{weights}", "toyland", overrides, str(tmp_path / "grid"))
+    tensors = load_file(BUILT_IN["Toyland"])
+    found = []
+    for quick_gelu in ("true", "false"):
+        save_file(tensors, weights, {"quick_gelu": quick_gelu})
+        run_group([cell], workers=0)
+        found.append(json.loads((cell.folder / "results.json").read_text()))
+    assert found[0]["weights_sha256"] == found[1]["weights_sha256"]
+    assert found[0]["mIoU"] != found[1]["mIoU"]
+    assert [result["quick_gelu"] for result in found] == [True, False]
 
 
 def test_what_differs_in_the_vision_is_not_shared(data, tmp_path):

@@ -149,7 +149,7 @@ def test_pamr_and_thresholds_change_the_labels(clip):
         (dict(window=224, stride=300), "leave gaps"),
         (dict(window=224, stride=0), "leave gaps"),
         (dict(window=-1), "leave gaps"),
-        (dict(logit_scale=0), "above 0"),
+        (dict(logit_scale=0), "from 1e-06"),
         (dict(prob_thd=1.5), "from 0 to 1"),
         (dict(area_thd=-0.1), "from 0 to 1"),
         (dict(pamr_iterations=-1), "at least 0"),

@@ -10,7 +10,7 @@ from sfp.datasets.layouts import find_layout, unfinished_marker
 from sfp.datasets.preparation.download import fetch
 from sfp.datasets.preparation.recipes import RECIPES
 from sfp.datasets.preparation.sources import Sources
-from sfp.datasets.preparation.steps import carry_out
+from sfp.datasets.preparation.steps import carry_out, record_sources
 from sfp.errors import SFPError
 from sfp.files import only_one, whole_file
 
@@ -25,7 +25,8 @@ def prepare(
     download: bool = False,
     mirror: str | None = None,
 ) -> tuple[Path, int]:
-    """Prepare a dataset. The sources are only read; files that were finished before are kept.
+    """Prepare a dataset. The sources are only read; files that were finished before are kept, if
+    they are of the same sources.
 
     Args:
         name: of the dataset, as in ``configs/cfg_<name>.py``.
@@ -39,8 +40,8 @@ def prepare(
         The dataset's folder and how many validation images it has.
 
     Raises:
-        SFPError: an unknown name, a fault in the source, a failed download, or an ``out`` that
-            can't be written.
+        SFPError: an unknown name, a fault in the source, another source than that of the files
+            that are there, a failed download, or an ``out`` that can't be written.
     """
     layout = find_layout(name)
     recipe, root, unpacked = RECIPES[name], out / layout.root, out / f".unpacked_{name}"
@@ -57,6 +58,7 @@ def prepare(
             fetched = [fetch(archive, out / "downloads", mirror) for archive in archives]
             plan = recipe.plan(Sources([*source, *fetched], unpacked, recipe.needed), root, layout)
             root.mkdir(parents=True, exist_ok=True)
+            record_sources(plan, root, name)
             marker = unfinished_marker(layout, root)
             with whole_file(marker) as partial:
                 partial.write_text(

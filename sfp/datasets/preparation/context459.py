@@ -11,7 +11,7 @@ from sfp.datasets.layouts import Layout
 from sfp.datasets.preparation.context import JSON, names_of, read_json
 from sfp.datasets.preparation.sources import Sources
 from sfp.datasets.preparation.steps import Plan, plan_pairs, read_list, write_labels
-from sfp.errors import SFPError
+from sfp.errors import SFPError, refuse_want_of_memory
 
 
 def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
@@ -48,6 +48,7 @@ def convert_map(target: Path, source: Path) -> None:
     try:
         ids = scipy.io.loadmat(source)["LabelMap"]
     except Exception as error:  # scipy raises many kinds for a broken file
+        refuse_want_of_memory(error, f"reading {source}")
         raise SFPError(
             f"The source's {source} can't be read as a .mat with LabelMap ({error}); fetch it "
             "again."

@@ -53,7 +53,9 @@ COCO_STUFF_MAPS = Archive(
 
 
 def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
-    """The archive in ``folder``, fetched if it is not there; it gets its name once it is verified.
+    """The archive in ``folder``, fetched if it is not there, verified each time.
+
+    It gets its name once it is verified.
 
     Args:
         archive: what to fetch.
@@ -65,12 +67,17 @@ def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
             published one.
     """
     target = folder / archive.name
-    if not target.is_file():
+    if target.is_file():
+        if wrong := _difference(archive, target):
+            raise SFPError(f"{target} {wrong}; delete it, so that it is fetched again.")
+    else:
         url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
         with only_one(folder, "--out", f".{archive.name}.lock"):
             partial = target.with_name(f"{archive.name}.partial")
             _fetch(url, partial)
-            _verify(archive, url, partial)
+            if wrong := _difference(archive, partial):
+                partial.unlink()
+                raise SFPError(f"{url} {wrong}, and was deleted; fetch it again or elsewhere.")
             partial.replace(target)
     return target
 
@@ -134,14 +141,8 @@ def _continue(url: str, partial: Path) -> None:
             raise ConnectionError(f"{total} bytes were announced")
 
 
-def _verify(archive: Archive, url: str, partial: Path) -> None:
-    if not archive.checksum:
-        return
+def _difference(archive: Archive, path: Path) -> str | None:
+    """How a file differs from the published archive, as a sentence's part; None if it doesn't."""
     kind, _, published = archive.checksum.partition(":")
-    found = file_digest(partial, kind)
-    if found != published:
-        partial.unlink()
-        raise SFPError(
-            f"{url} has the {kind} {found}, not the published {published}, and was deleted; fetch "
-            "it again or elsewhere."
-        )
+    found = file_digest(path, kind) if published else ""
+    return f"has the {kind} {found}, not the published {published}" if found != published else None

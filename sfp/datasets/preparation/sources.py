@@ -42,7 +42,9 @@ class Sources:
                     "does."
                 )
             if path.is_file() and path.name.endswith((".zip", *_TAR)):
-                folder = unpack_to / f"{number}_{path.name}"
+                details = path.stat()  # another archive of that name gets another folder
+                mark = f"{details.st_size}-{details.st_mtime_ns}"
+                folder = unpack_to / f"{number}_{mark}_{path.name}"
                 unpack(path, folder, needed)
                 path = folder
             self.places.append(path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
+import hashlib
+import json
 import os
 import shutil
 from collections import deque
@@ -11,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from sfp.datasets.layouts import Layout
 from sfp.datasets.parallel import in_parallel
 from sfp.errors import SFPError
-from sfp.files import sweep, whole_file
+from sfp.files import file_digest, sweep, whole_file
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,52 @@ def plan_pairs(
             Step(layout.label(name, root), make, (of_label[name], *arguments)),
         ]
     return plan
+
+
+def record_sources(plan: Plan, root: Path, name: str) -> None:
+    """Write ``.sources_<name>``: of each target in a dataset's folder the digest of what makes it.
+
+    Datasets that share a folder share files, too, so that the records of all are compared.
+
+    Raises:
+        SFPError: a target is there that was made from another source, or nobody knows from which.
+    """
+    made: dict[str, str] = {}
+    for file in root.glob(".sources_*"):
+        try:
+            made |= json.loads(file.read_text())
+        except (ValueError, TypeError) as error:
+            raise SFPError(
+                f"{file}, which says what {root} was made of, is damaged ({error}); move the folder"
+                " away, or give another --out."
+            ) from error
+    steps = tqdm(plan.steps, "reading the source", unit="file", disable=len(plan.steps) < 1000)
+    now = {str(step.target.relative_to(root)): _digest(step) for step in steps}
+    for step, (target, digest) in zip(plan.steps, now.items(), strict=True):
+        if not step.target.exists() or made.get(target) == digest:
+            continue
+        if step.make is link_file and filecmp.cmp(step.target, *step.arguments, shallow=False):
+            continue  # the source itself, or a tree of a release that kept no records
+        raise SFPError(
+            f"{step.target} is there already, made from another source than this; move {root} away,"
+            " or give another --out."
+        )
+    if not now.items() <= made.items():
+        with whole_file(root / f".sources_{name}") as partial:
+            partial.write_text(json.dumps(now, indent=0) + "\n")
+
+
+def _digest(step: Step) -> str:
+    """SHA-256 of all that makes a target: the function and the contents of its arguments."""
+    digest = hashlib.sha256(step.make.__name__.encode())
+    for argument in step.arguments:
+        if isinstance(argument, Path):
+            digest.update(file_digest(argument, "sha256").encode())
+        elif isinstance(argument, np.ndarray):
+            digest.update(argument.tobytes())
+        else:
+            digest.update(repr(argument).encode())
+    return digest.hexdigest()
 
 
 def carry_out(plan: Plan, workers: int, description: str) -> None:
