@@ -48,6 +48,12 @@ def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
     return 0
 
 
+def wants_memory(error: BaseException) -> bool:
+    """Whether an error is a want of memory: Python's, NumPy's, or torch's on any device."""
+    reasons = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in reasons)
+
+
 def _of_file(error: OSError) -> SFPError:
     file = error.filename2 or error.filename
     if file is None:

@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument(
         "--pretrained", help="open_clip tag or checkpoint; made-up weights if not given"
     )
+    parser.add_argument("--weights-sha256", help="what the weights must be, see load_clip")
     parser.add_argument("--precision", default="fp32", help="of ours: fp32, bf16 or fp16")
     parser.add_argument(
         "--plain-precision", help="of open_clip's forward, --precision if not given"
@@ -183,7 +184,13 @@ def load_both(args: argparse.Namespace):
 
     name = args.model.replace("/", "-").replace("@", "-").removesuffix("px")
     if args.pretrained:
-        clip = load_clip(args.model, args.pretrained, device=args.device, precision=args.precision)
+        clip = load_clip(
+            args.model,
+            args.pretrained,
+            device=args.device,
+            precision=args.precision,
+            weights_sha256=args.weights_sha256,
+        )
         plain = load_clip(args.model, args.pretrained, device=args.device, precision="fp32").model
     else:
         if name + "-quickgelu" not in open_clip.list_models():
@@ -196,6 +203,7 @@ def load_both(args: argparse.Namespace):
         plain = open_clip.create_model(name + "-quickgelu", load_weights=False).eval()
         logging.disable(logging.NOTSET)
         options = dict(device=args.device, precision=args.precision, quick_gelu=True)
+        options["weights_sha256"] = args.weights_sha256
         clip = load_clip(name, plain.state_dict(), **options)
         plain = plain.to(clip.device)
     dtype = PRECISIONS[args.plain_precision or clip.precision]

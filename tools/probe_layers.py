@@ -81,11 +81,12 @@ def probe(args: argparse.Namespace) -> None:
         SFPError: wrong arguments, config or data, or no image with patches of two classes.
     """
     require_mmseg()
-    from sfp.clip import load_clip
+    from mmseg.registry import MODELS
+
     from sfp.clip.coherence import FEATURES, nearest_labels
-    from sfp.clip.text_bank import TextBank
-    from sfp.evaluation.config import read_config, read_protocol, read_vocabulary
+    from sfp.evaluation.config import building, read_config
     from sfp.evaluation.dataset import build_dataset, check_names, spread_over
+    from sfp.evaluation.metric import check_metric
     from sfp.experiments.probes import probe_layers
     from sfp.outliers import build_detector
     from sfp.pipeline.windows import cut, window_grid
@@ -100,19 +101,12 @@ def probe(args: argparse.Namespace) -> None:
         raise SFPError(f"--detectors {' '.join(args.detectors)} names one twice; name each once.")
     detectors = [build_detector(name) for name in args.detectors]
     cfg = read_config(args.config, args.cfg_options)
-    vocabulary, protocol, dataset = (
-        read_vocabulary(cfg.model),
-        read_protocol(cfg.model),
-        build_dataset(cfg),
-    )
-    check_names(vocabulary, dataset)
-    clip = load_clip(
-        cfg.model.clip,
-        cfg.model.pretrained,
-        device=cfg.model.get("device"),
-        precision=cfg.model.get("precision"),
-    )
-    text = TextBank(clip).encode(vocabulary.queries)
+    dataset = build_dataset(cfg)
+    check_metric(cfg, dataset)
+    with building("The model"):
+        model = MODELS.build(cfg.model)
+    check_names(model.vocabulary, dataset.metainfo["classes"], type(dataset).__name__)
+    clip, text, protocol = model.frozen, model.task.text, model.task.protocol
     chosen = spread_over(dataset, args.images)
     found: dict[tuple[str, int], list[float]] = {}
     for index in tqdm(chosen, desc="probing", unit="image"):
@@ -128,11 +122,12 @@ def probe(args: argparse.Namespace) -> None:
             clip,
             windows,
             truth[:, 0],
-            text,
-            vocabulary.class_of_query,
+            text.vectors,
+            text.class_of_query,
             detectors=detectors,
             pairs=args.pairs,
             epsilon=args.epsilon,
+            ignore=dataset.ignore_index,
         )
         for key, values in figures.items():
             found.setdefault(key, []).extend(values)

@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument(
         "--head-width", type=int, help="width of the heads, for a file of no model of open_clip"
     )
+    parser.add_argument("--weights-sha256", help="what the weights must be, see load_clip")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(serve, parser.parse_args())
 
@@ -51,13 +52,17 @@ def serve(args: argparse.Namespace) -> None:
     """Serve the page until it is interrupted.
 
     Raises:
-        SFPError: Gradio is not installed, or the address can't be listened on.
+        SFPError: Gradio is not installed, the address can't be listened on, or the model that was
+            named can't be had.
     """
     if importlib.util.find_spec("gradio") is None:
         raise SFPError(
             "The page needs Gradio, which is not installed; "
             "in the repository's folder: pip install -c constraints.txt -e '.[page]'."
         )
+    given = (args.quick_gelu, args.head_width, args.weights_sha256)
+    if not args.model and (args.pretrained != "openai" or given != (None, None, None)):
+        raise SFPError("Weights are named without a model; give their --model, such as ViT-B/16.")
     with (
         tempfile.TemporaryDirectory(prefix="sfp-page-") as folder,
         listen(args.host, args.port) as listening,
@@ -75,8 +80,11 @@ def serve(args: argparse.Namespace) -> None:
         if args.model:
             title = f"{args.model}, {Path(args.pretrained).name}"
             own = (args.model, args.pretrained, args.quick_gelu, args.head_width)
-            backbones.insert(0, Backbone(title, *own))
-        server = page_server(Backend(Path(folder), backbones), args.host)
+            backbones.insert(0, Backbone(title, *own, args.weights_sha256))
+        backend = Backend(Path(folder), backbones)
+        if args.model:
+            backend.load(title)
+        server = page_server(backend, args.host)
         host, port = listening.getsockname()[:2]
         address = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
         print(f"The page is at {address} (Ctrl-C ends it)", flush=True)

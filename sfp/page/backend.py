@@ -40,6 +40,7 @@ class Backbone:
     pretrained: str = "openai"
     quick_gelu: bool | None = None
     head_width: int | None = None
+    weights_sha256: str | None = None
 
 
 BACKBONES = (
@@ -94,7 +95,7 @@ class Backend:
         self.examples = _draw_examples(folder)
         self._text_cache = folder / "text"
         self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._segmenters = functools.lru_cache(maxsize=2)(self._load)
+        self.load = functools.lru_cache(maxsize=2)(self._load)
         self.segmentation = functools.lru_cache(maxsize=4)(self._segmentation)
         self.inspection = functools.lru_cache(maxsize=2)(self._inspection)
 
@@ -153,7 +154,7 @@ class Backend:
         """
         if settings.backbone not in self.backbones:
             raise unknown_choice("backbone", settings.backbone, self.backbones)
-        make = self._segmenters(settings.backbone)
+        make = self.load(settings.backbone)
         return make(settings.method, settings.purification, settings.every_layer)
 
     def _segmentation(self, picture: str | None, names: str, settings: Settings) -> Segmentation:
@@ -180,6 +181,7 @@ class Backend:
             backbone.pretrained,
             quick_gelu=backbone.quick_gelu,
             head_width=backbone.head_width,
+            weights_sha256=backbone.weights_sha256,
         )
         is_toyland = backbone.model.startswith("Toyland")
 

@@ -200,14 +200,15 @@ def test_class_255_counts_and_65535_does_not(name, tree, trees, monkeypatch):
     assert int(labelled.sum()) == sum(int((item.gt_sem_seg.data != 65535).sum()) for item in items)
 
 
-class TestWideLabels:
+class TestLoadLabels:
     """Files that a config's dataset wouldn't meet."""
 
     def read(self, path, **more) -> np.ndarray:
         require_mmseg()
-        from sfp.datasets.wide_labels import LoadWideLabels
+        from sfp.datasets.labels import LoadLabels
 
-        results = LoadWideLabels()(dict(seg_map_path=str(path), seg_fields=[], **more))
+        loader = LoadLabels(65535, ignored_in_file=True)
+        results = loader(dict(seg_map_path=str(path), seg_fields=[], **more))
         assert results["seg_fields"] == ["gt_seg_map"] and results["gt_seg_map"].dtype == np.int32
         return results["gt_seg_map"]
 
@@ -228,7 +229,7 @@ class TestWideLabels:
 
     def test_colours_are_refused(self, tmp_path):
         Image.new("RGB", (4, 3)).save(tmp_path / "label.png")
-        with pytest.raises(SFPError, match=r"label\.png has shape \(3, 4, 3\)"):
+        with pytest.raises(SFPError, match=r"label\.png has colours \(RGB\)"):
             self.read(tmp_path / "label.png")
 
     def test_a_label_map_is_refused(self, tmp_path):
