@@ -198,7 +198,7 @@ def _differences(result: dict[str, Any], key: str, paper: str | None) -> tuple[s
     """What of a result's protocol is neither the paper's nor, where that is silent, that of the
     settings that come with the method.
     """
-    said = _settings(result["method"], result["backbone"], key)
+    said = dict(_settings(result["method"], result["backbone"], key))
     if paper is not None:
         said |= PAPERS[paper][1]
         sides = said.pop("short_side")
@@ -207,6 +207,8 @@ def _differences(result: dict[str, Any], key: str, paper: str | None) -> tuple[s
     here = result["protocol"] | {name: result[name] for name in keys}
     if here["prompts"] != said.get("prompts"):  # the number says it already
         said.pop("prompts_sha256", None)
+    if not here["pamr_iterations"]:
+        said.pop("pamr_dilations", None)
     absent = result["absent"]
     found = [
         _difference(name, here[name], value) for name, value in said.items() if here[name] != value
@@ -226,28 +228,23 @@ def _difference(name: str, here: Any, said: Any) -> str:
 
 
 @functools.cache
-def _read_settings(method: str, backbone: str, dataset: str) -> str:
-    """The protocol of a method's own settings on a dataset, as JSON; of one that has no config
-    nothing.
-    """
+def _settings(method: str, backbone: str, dataset: str) -> dict[str, Any]:
+    """The protocol of a method's own settings on a dataset; empty without a config of its name."""
     from sfp.clip.prompts import PROMPT_SETS
     from sfp.evaluation.config import CONFIGS, read_config, read_protocol, read_vocabulary
 
     name = _CONFIGS.get(dataset, dataset)
     path = CONFIGS / f"cfg_{name}.py"
     if not path.is_file():
-        return "{}"
+        return {}
     cfg = read_config(path, [f"model.method={method}", f"model.clip={backbone}"])
     prompts = PROMPT_SETS[cfg.model.get("prompts", "imagenet80")]
     said = read_protocol(cfg.model).as_dict()
     said |= dict(short_side=cfg.short_side, names=read_vocabulary(cfg.model).words)
     said |= dict(prompts=len(prompts), prompts_sha256=prompts_sha256(prompts), precision="fp32")
     images = VAL_SCENES if name == "toyland" else LAYOUTS[name].published
-    return json.dumps(said | (dict(images=images) if images else {}))
-
-
-def _settings(method: str, backbone: str, dataset: str) -> dict[str, Any]:
-    return json.loads(_read_settings(method, backbone, dataset))
+    said |= dict(images=images) if images else {}
+    return json.loads(json.dumps(said))  # lists as results have them
 
 
 def prompts_sha256(prompts: Sequence[str]) -> str:

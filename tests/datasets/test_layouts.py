@@ -200,6 +200,19 @@ def test_class_255_counts_and_65535_does_not(name, tree, trees, monkeypatch):
     assert int(labelled.sum()) == sum(int((item.gt_sem_seg.data != 65535).sum()) for item in items)
 
 
+@pytest.mark.parametrize("program", ["compare_names", "probe_layers"])
+def test_programs_take_labels_of_16_bits(program, trees, monkeypatch, tool):
+    monkeypatch.setenv("SFP_DATA", str(trees[0]))
+    options = (
+        "model.clip=Toyland", "model.pretrained=toyland", "model.prompts=photo", "short_side=112",
+        "model.window=112", "model.method=CLIP", "settings=common",
+    )  # fmt: skip
+    config = ROOT / "configs/cfg_context459.py"
+    more = ["--detectors"] if program == "probe_layers" else []
+    code, _, error = tool(program, config, *more, "--cfg-options", *options)
+    assert code == 0, error
+
+
 class TestLoadLabels:
     """Files that a config's dataset wouldn't meet."""
 
