@@ -47,11 +47,9 @@ short_side = 336  # of the resized image; tools/test.py writes an override into 
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(2048, short_side), keep_ratio=True),
-    dict(type="LoadAnnotations"),
+    dict(type="LoadLabels"),  # 8 or 16 bits
     dict(type="PackSegInputs"),
 ]
-# for labels of 16 bits
-wide_test_pipeline = [*test_pipeline[:2], dict(type="LoadWideLabels"), test_pipeline[3]]
 test_dataloader = dict(
     batch_size=1,  # images; their windows share batches, which fills a GPU
     num_workers=2,

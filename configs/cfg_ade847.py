@@ -21,6 +21,5 @@ test_dataloader = dict(
         ),
         ann_file="validation.txt",
         ignore_index=65535,
-        pipeline={{_base_.wide_test_pipeline}},
     )
 )

@@ -14,7 +14,7 @@ test_dataloader = dict(
         pipeline=[
             dict(type="LoadImageFromFile"),
             dict(type="Resize", scale=(2048, short_side), keep_ratio=True),
-            dict(type="LoadAnnotations"),
+            dict(type="LoadLabels"),
             dict(type="PackSegInputs"),
         ],
     )

@@ -14,6 +14,5 @@ test_dataloader = dict(
         data_prefix=dict(img_path="JPEGImages", seg_map_path="annotations_detectron2/pc459_val"),
         ann_file="ImageSets/SegmentationContext/val.txt",
         ignore_index=65535,
-        pipeline={{_base_.wide_test_pipeline}},
     )
 )

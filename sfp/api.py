@@ -26,7 +26,7 @@ from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
 from sfp.images import ImageLike, read_image, resize_short_side, resized_size
 from sfp.inspection import Inspection, inspect_image
-from sfp.methods import build_method
+from sfp.methods import build_method, check_method
 from sfp.options import check_type
 from sfp.outliers import Detector
 from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
@@ -108,7 +108,7 @@ class Segmenter:
                 pixel_std=pixel_std,
             )
         check_weights(clip, weights_sha256)
-        dense = build_method(method, clip, **of_method)
+        dense = build_method(method, clip, **check_method(method, of_method))
         self.pipeline = Pipeline(dense, TextBank(clip, prompts, text_cache), protocol)
         self.short_side = short_side
         self._encode_text = functools.lru_cache(maxsize=32)(self.pipeline.text_bank.encode)

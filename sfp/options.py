@@ -112,11 +112,12 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("--pixel-mean", "--pixel-std"):
         numbers = dict(nargs=3, type=float, metavar=("R", "G", "B"))
         add(name, **numbers, help="of the pixels in [0, 1], for a file that doesn't show it")
+    add("--weights-sha256", help="what the weights must be, see load_clip")
 
 
 def weights_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """What ``add_weights_arguments`` read, as arguments of ``load_clip``."""
-    names = ("quick_gelu", "head_width", "pixel_mean", "pixel_std")
+    names = ("quick_gelu", "head_width", "pixel_mean", "pixel_std", "weights_sha256")
     return {name: getattr(args, name) for name in names}
 
 

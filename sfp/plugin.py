@@ -20,7 +20,7 @@ PAIRS = (
 _MODULES = {
     "MODELS": "sfp.segmentor",
     "DATASETS": "sfp.datasets.mmseg_datasets",
-    "TRANSFORMS": "sfp.datasets.wide_labels",
+    "TRANSFORMS": "sfp.datasets.labels",
     "METRICS": "sfp.evaluation.metric",
 }
 

@@ -107,7 +107,7 @@ class Registry:
             what = f"{option} of {self.kind} {name}"
             check_type(what, value, hints[option], known[option])
 
-    def build(self, name: str, **options: Any) -> Any:
+    def build(self, name: str, /, **options: Any) -> Any:
         """An object of that class.
 
         Raises:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sfp.clip import load_clip
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
-from sfp.methods import build_method
+from sfp.methods import build_method, check_method
 from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
 from sfp.result import palette_for
 
@@ -110,7 +110,7 @@ class SFPSegmentor(BaseSegmentor):
         mean, std = ([255 * v for v in values] for values in (frozen.pixel_mean, frozen.pixel_std))
         usual = UnevenSegDataPreProcessor(mean=mean, std=std, bgr_to_rgb=True)
         super().__init__(data_preprocessor=data_preprocessor or usual)
-        dense = build_method(method, frozen, **options)
+        dense = build_method(method, frozen, **check_method(method, options))
         self.frozen = frozen
         # submodules, so that .to(device) moves them
         self.network, self.backbones = frozen.model, nn.ModuleDict(dense.backbones)

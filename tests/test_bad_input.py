@@ -98,6 +98,8 @@ def place(tmp_path_factory):
     (root / "broken.yaml").write_text("model: [")
     (root / "nothing.py").write_text("x = 1\n")
     (root / "zero.tar").write_bytes(b"")
+    for name in ("loop", "loop.txt", "loop.jpg", "loop.pt", "loop.py"):
+        (root / name).symlink_to(name)
     (root / "broken.tar").write_bytes(b"x" * 600)
     (root / "broken.zip").write_bytes(b"PK\3\4xxxx")
     with tarfile.open(root / "outside.tar", "w") as archive:
@@ -122,8 +124,12 @@ RESULT = dict(
     shared_with=[], images_resumed=0, changed_options={}, method="SFP", backbone="ViT-B-16",
     dataset="PascalVOCDataset",
     precision="fp32", device="cpu",
-    pm="SOM", mIoU=3.0, seconds=1.0, images=3, pretrained="openai", prompts=80,
-    protocol=dict(window=224, stride=112, short_side=336, pamr_iterations=0),
+    pm="SOM", mIoU=3.0, aAcc=5.0, mAcc=4.0, absent=[], prompts_sha256="", names=[["a"]],
+    seconds=1.0, images=3, pretrained="openai", prompts=80,
+    protocol=dict(
+        window=224, stride=112, short_side=336, logit_scale=50, prob_thd=0.15, area_thd=0.1,
+        refine=[], pamr_iterations=0,
+    ),
 )  # fmt: skip
 
 
@@ -309,6 +315,11 @@ CONFIG = [
     ("model.name_path=gap.txt", "gap.txt has an empty name at place 2"),
     ("model.name_separator=", "separator ''"),
     ("model.text_cache=file/cache", "file/cache"),
+    ("model.text_cache=5", "text_cache is 5"),
+    ("model.text_cache=True", "text_cache is True"),
+    ("model.name=3", "option of method SFP 'name'"),
+    ("model.self=3", "option of method SFP 'self'"),
+    ("model.refine=[PAMR:name=3]", "option of refiner PAMR 'name'"),
     ("model.type=Foo", "Foo"),
     ("model=3", "model=dict"),
     ("mdoel.pm=L2", "'mdoel.pm'; did you mean 'model'"),
@@ -325,6 +336,10 @@ CONFIG = [
     ("test_dataloader.dataset.data_root=file/x", "file/x"),
     ("test_dataloader.batch_size=0", "test_dataloader.batch_size is 0"),
     ("test_dataloader.sampler.shuffle=True", "shuffle"),
+    ("test_dataloader.sampler.type=Foo", "sampler.type"),
+    ("model.name_path=loop.txt", "loop.txt", "symbolic links"),
+    ("test_dataloader.dataset.data_root=loop", "loop"),
+    ("test_evaluator.ignore_index=3", "ignore_index is 3", "ToylandDataset 255"),
     ("test_evaluator.type=IoUMetric", "ClassIoUMetric"),
     ("test_evaluator.iou_metrics=[mDice]", "mDice"),
     ("test_evaluator.ignore_index=x", "ignore_index of ClassIoUMetric is 'x'"),
@@ -371,6 +386,16 @@ COMMANDS = [
     ("test", "TOYLAND --work-dir /proc/inside", "/proc/inside can't be written"),
     ("test", "TOYLAND --launcher pytorch", "--launcher pytorch needs torchrun"),
     ("test", "TOYLAND --launcher mpi", "--launcher mpi needs mpirun"),
+    ("test", "loop.py", "'loop.py'"),
+    ("test", "TOYLAND --work-dir loop", "loop can't be written"),
+    ("segment", "loop.jpg --names a", "loop.jpg can't be read"),
+    ("segment", "sound.jpg --names a --out loop", "loop can't be written"),
+    ("segment", "sound.jpg --names a --pretrained loop.pt", "loop.pt"),
+    ("segment", "sound.jpg --names a,b --options name=3", "option of method SFP 'name'"),
+    ("segment", "sound.jpg --names a,b --options clip=3", "option of method SFP 'clip'"),
+    ("segment", "sound.jpg --names a,b --options text_cache=5", "text_cache is 5"),
+    ("segment", f"sound.jpg --names a,b --options weights_sha256={'0' * 63}a", "000a", "SHA-256"),
+    ("segment", "sound.jpg --names a,b --options prompts=phot", "did you mean 'photo'"),
     ("benchmark", "--devices 9", "'9'"),
     ("benchmark", f"{_BENCH} --methods SFP SFP", "one name"),
     ("benchmark", f"{_BENCH} --settings theirs", "theirs"),
@@ -464,6 +489,11 @@ COMMANDS = [
     ("measure_speed", f"{_SPEED} --methods SFP:hai_iteration=2", "did you mean 'hai_iterations'"),
     ("measure_speed", "--model ViT-X", "ViT-X"),
     ("probe_layers", "TOYLAND --images 0", "--images is 0"),
+    ("probe_layers", "TOYLAND --cfg-options model.weights_sha256=00ff", "weights_sha256='00ff'"),
+    ("probe_layers", "TOYLAND --cfg-options model.prompts=phot", "did you mean 'photo'"),
+    ("compare_names", "TOYLAND --cfg-options model.weights_sha256=00ff", "weights_sha256='00ff'"),
+    ("measure_speed", f"{_SPEED} --weights-sha256 00ff", "weights_sha256='00ff'"),
+    ("measure_speed", "--methods CLIP --rounds 1 --weights-sha256 00ff", "weights_sha256='00ff'"),
     ("probe_layers", "TOYLAND --pairs -3", "--pairs -3"),
     ("probe_layers", "TOYLAND --epsilon nan", "--epsilon is nan"),
     ("probe_layers", "TOYLAND --detectors SOM SOM", "SOM SOM"),
@@ -494,6 +524,8 @@ GRID = [
     ("--methods SPF", "SPF / Toyland / toyland", "did you mean 'SFP'"),
     ("--methods SFP:pm=L2,topk=x", "topk"),
     ("--methods SFP:sigma", "'model.sigma'"),
+    ("--methods SFP:name=x", "option of method SFP 'name'"),
+    ("--cfg-options model.text_cache=5 test_dataloader.dataset.scenes=2", "text_cache"),
     ("--datasets voc22", "voc22", "did you mean"),
     ("--datasets ade20k", "data root"),
     ("--backbones :x", "':x'"),
@@ -590,6 +622,25 @@ def _picture(image):
 
 def _file(name):
     return lambda box: read_image(box.place / name)
+
+
+def _inspected(corners):
+    return lambda box: box.segmenter.inspect(box.image, box=corners)
+
+
+def _looked(name, *arguments):
+    return lambda box: getattr(box.segmenter.inspect(box.image).plain, name)(*arguments)
+
+
+def _weights(change):
+    """A model whose state dict has one tensor changed."""
+
+    def load(box):
+        weights = {k: v for k, v in box.clip.model.state_dict().items() if k != "attn_mask"}
+        key = "visual.class_embedding"
+        return sfp.load_clip(pretrained={**weights, key: change(weights[key])}, device="cpu")
+
+    return load
 
 
 def _names_file(name):
@@ -691,6 +742,14 @@ PYTHON = [
     case("method None", _option(method=None), "None"),
     case("method in small letters", _option(method="sclip"), "did you mean 'SCLIP'"),
     case("method without a CLIP", lambda box: sfp.build_method("SFP", "ViT-B-16"), "'ViT-B-16'"),
+    case("option called name", _option(name=3), "option of method SFP 'name'"),
+    case("option called clip", _option(clip=3), "option of method SFP 'clip'"),
+    case("text_cache a number", lambda box: sfp.Segmenter("SFP", box.clip, text_cache=5), "5"),
+    case(
+        "refiner's option called name",
+        _option(refine=[dict(type="PAMR", name=3)]),
+        "option of refiner PAMR 'name'",
+    ),
     case("option of another method", _option(sigma=3), "'sigma'"),
     case("purify a number", _option(purify=1), "purify of method SFP is 1"),
     case("pm empty", _option(pm=""), "detector ''"),
@@ -786,6 +845,29 @@ PYTHON = [
     case("pixel outside", lambda box: box.result.at(-1, 0), "x=-1"),
     case("nothing to compare", lambda box: compare({}), "no result"),
     case("inspect a wrong box", lambda box: box.segmenter.inspect(box.image, box=(1, 2)), "(1, 2)"),
+    *(
+        case(f"inspect the box {corners}", _inspected(corners), "box is", "whole number")
+        for corners in ((0.0, 0.0, 64.0, 64.0), (0, 0, NAN, 9), ("0", 0, 9, 9), (None, 0, 9, 9), 5)
+    ),
+    case("inspect by None", lambda box: box.segmenter.inspect(box.image, detectors=None), "None"),
+    *(
+        case(f"a layer's {name}", _looked(name, *arguments), *words)
+        for name, arguments, words in (
+            ("pca", ("x",), ["layer is 'x'"]),
+            ("pca", (1.0,), ["layer is 1.0"]),
+            ("attention_of", (1, 3), ["patch is 3"]),
+            ("attention_of", (1, (0.5, 0)), ["patch is (0.5, 0)"]),
+            ("similarity", (1, (1, 2, 3)), ["no patch"]),
+        )
+    ),
+    *(
+        case(f"state dict {kind}", _weights(change), "visual.class_embedding", kind.split()[-1])
+        for kind, change in (
+            ("on meta", lambda tensor: tensor.to("meta")),
+            ("as sparse", torch.Tensor.to_sparse),
+            ("of int32", torch.Tensor.int),
+        )
+    ),
     case(
         "inspect by one text",
         lambda box: box.segmenter.inspect(box.image, detectors="SOM"),

@@ -254,6 +254,35 @@ def test_a_full_disk(writer, small_disk):
         subprocess.run(["rm", "-r", *folder.parent.iterdir()], check=True)
 
 
+@pytest.mark.parametrize("left", [0, 4, 40])
+def test_pictures_of_an_evaluation_on_a_full_disk(left, small_disk, tmp_path, tool):
+    """None is written, or half of one; what was counted is there when there is room again."""
+    (small_disk / "filler").write_bytes(bytes((64 - left) << 10) if left else b"")
+    with contextlib.suppress(OSError), (small_disk / "filler").open("ab", buffering=0) as file:
+        while not left:
+            file.write(bytes(4096))
+    config, work = ROOT / "configs/cfg_toyland.py", tmp_path / "work"
+    options = [
+        "model.method=CLIP", "model.prompts=photo", "test_dataloader.dataset.scenes=1",
+        f"test_dataloader.dataset.data_root={tmp_path}/toyland", "test_dataloader.num_workers=0",
+    ]  # fmt: skip
+    command = [config, "--work-dir", work, "--show-dir", small_disk, "--cfg-options", *options]
+    try:
+        code, _, error = tool("test", *command)
+        assert code == 2 and "val_00000.png can't be written (No space left on device)" in error
+        assert files(small_disk) == ["filler"] and not (work / "results.json").exists()
+        (small_disk / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+        code, _, error = tool("test", *command)
+        assert code == 0, error
+        drawn = np.asarray(Image.open(small_disk / "val_00000.png"))
+        scene = toyland.make_scene("val", 0)
+        assert drawn.shape == (scene.labels.shape[0], 2 * scene.labels.shape[1], 3)
+    finally:
+        subprocess.run(f"rm -f {small_disk}/*", shell=True, check=True)
+        subprocess.run(["mount", "-o", "remount,size=64k", small_disk], check=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 8, 24])
 def test_the_real_command_on_a_disk_that_fills(left, small_disk, tmp_path):

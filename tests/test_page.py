@@ -240,6 +240,64 @@ def test_a_taken_port_is_one_sentence(capsys, monkeypatch):
     assert code == 2 and "choose another --port" in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--model ViT-B-61", "did you mean 'ViT-B-16'"),
+        ("--model RN50", "'RN50'"),
+        ("--model Toyland --pretrained absent.pt", "absent.pt"),
+        ("--model ViT-B/16 --pretrained nonsense", "'nonsense'"),
+        ("--model ViT-B/16", "not on this machine"),
+        ("--model Toyland --weights-sha256 00ff", "weights_sha256='00ff'"),
+        ("--model Toyland --no-quick-gelu", "quick_gelu=False"),
+        ("--pretrained absent.pt", "--model"),
+        ("--weights-sha256 00ff", "--model"),
+        ("--head-width 64", "--model"),
+    ],
+)
+def test_a_model_that_cannot_be_had_ends_the_start(arguments, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, said = run_program(capsys, monkeypatch, "--port", "0", *arguments.split())
+    assert code == 2 and words in said and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "/home/ann/weights/ViT.pt can't be read; get it again.",
+            "ViT.pt can't be read; get it again.",
+        ),
+        ("[Errno 2] No such file: '/srv/a b/x.pt'", "[Errno 2] No such file: 'b/x.pt'"),
+        ("~/.cache/clip/ViT.pt is missing", "ViT.pt is missing"),
+        ("C:\\Users\\ann\\ViT.pt is missing", "ViT.pt is missing"),
+        ("see https://example.org/a/b.html", "see https://example.org/a/b.html"),
+        ("ViT-B/16 and ViT-L/14@336px", "ViT-B/16 and ViT-L/14@336px"),
+        ("one of: n/a, and/or, 1/2", "one of: n/a, and/or, 1/2"),
+        ("(/var/tmp/x/text can't be written)", "(text can't be written)"),
+    ],
+)
+def test_visitors_are_told_files_without_their_folders(text, shown):
+    pytest.importorskip("gradio")
+    from sfp.page.widgets import errors_as_status
+
+    def fail() -> None:
+        raise sfp.SFPError(text)
+
+    assert views.status(shown, error=True) == errors_as_status(fail, 1)()
+
+
+def test_weights_that_vanish_are_told_by_their_name_alone(tmp_path, scene, backend):
+    pytest.importorskip("gradio")
+    from sfp.page.widgets import errors_as_status
+
+    gone = Backend(tmp_path, [Backbone("Gone", "ViT-B/16", str(tmp_path / "weights/gone.pt"))])
+    key = gone.add_picture(gone.examples[0].file)
+    ask = errors_as_status(gone.segmentation, 1)
+    said = ask(key, "sea, sky", Settings("CLIP", AS_PUBLISHED, "Gone"))
+    assert "gone.pt" in said and str(tmp_path) not in said, said
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """README's command on a free port, with no weights on the machine."""

@@ -440,6 +440,17 @@ def test_other_sites_and_foreign_hosts_are_refused(headers, status, address):
     assert posted.status_code == status
 
 
+@pytest.mark.parametrize(
+    "forwarded", ["evil.com", "evil.com, 127.0.0.1", "evil.com/path", "a b", "", "user@evil.com"]
+)
+def test_a_forwarded_host_is_not_taken_for_the_pages_own(forwarded, address):
+    for headers in ({"x-forwarded-host": forwarded}, {"X-FORWARDED-HOST": forwarded}):
+        answer = httpx.get(f"{address}/config", headers=headers)
+        assert answer.status_code == 200 and answer.json()["root"] == address
+        page = httpx.get(address, headers=headers).text
+        assert "evil.com" not in page
+
+
 def test_hosts_that_are_allowed():
     for host in ("127.0.0.1", "localhost", "::1"):
         assert {"localhost", "127.0.0.1", "[::1]"} == {*allowed_hosts(host)} - {"::1"}

@@ -75,7 +75,7 @@ def compare(args: argparse.Namespace) -> None:
     from sfp.evaluation.config import building, read_config, read_protocol
     from sfp.evaluation.dataset import build_dataset, check_task, image_names, spread_over
     from sfp.evaluation.loop import Part, evaluate
-    from sfp.evaluation.metric import ignore_index
+    from sfp.evaluation.metric import check_metric
     from sfp.pipeline import Task
 
     if args.images is not None and args.images < 1:
@@ -85,6 +85,7 @@ def compare(args: argparse.Namespace) -> None:
         cfg = read_config(args.config, [*chosen_method, *args.cfg_options])
         vocabularies = read_vocabularies(cfg, args.names, args.distractors)
         dataset, protocol = build_dataset(cfg), read_protocol(cfg.model)
+        check_metric(cfg, dataset)
         for label, (vocabulary, added) in vocabularies.items():
             if not added:
                 check_task(vocabulary, protocol, dataset, f"The vocabulary {label!r}")
@@ -95,7 +96,7 @@ def compare(args: argparse.Namespace) -> None:
         parts = []
         for vocabulary, _ in vocabularies.values():
             task = Task(model.pipeline.encode_text(vocabulary), protocol)
-            parts.append(Part(dataset, task, ignore_index(cfg), vocabulary.names, chosen))
+            parts.append(Part(dataset, task, vocabulary.names, chosen))
         evaluate(model, parts)
         counts = [list(part.counts.values()) for part in parts]
         name, images = model.pipeline.method.name, f"{len(chosen)} images"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
+from sfp.plugin import require_mmseg
 
 
 def main() -> int:
@@ -40,6 +41,7 @@ def make(args: argparse.Namespace) -> None:
     Raises:
         SFPError: no results, broken ones, or two for one cell.
     """
+    require_mmseg()
     from sfp.evaluation.tables import as_csv, collect, latex, markdown
 
     found = [

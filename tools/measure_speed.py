@@ -197,7 +197,8 @@ def load_both(args: argparse.Namespace):
         logging.disable(logging.WARNING)  # that the weights are made up
         plain = open_clip.create_model(name + "-quickgelu", load_weights=False).eval()
         logging.disable(logging.NOTSET)
-        options = dict(device=args.device, precision=args.precision, quick_gelu=True)
+        options = dict(device=args.device, precision=args.precision)
+        options |= weights_arguments(args) | dict(quick_gelu=True)
         clip = load_clip(name, plain.state_dict(), **options)
         plain = plain.to(clip.device)
     dtype = PRECISIONS[args.plain_precision or clip.precision]

@@ -95,13 +95,13 @@ def read_point(path: Path) -> Point | None:
         options = [f"{key}={value}" for key, value in changed if key not in ("purify", "pm")]
         name = ", ".join([result["method"], *options])
         place = "{backbone}, {dataset}, {precision} on {device}".format(**result)
-        if not result["seconds"] > 0 or not math.isfinite(float(result["mIoU"])):
-            raise ValueError(f"{result['seconds']} seconds, mIoU {result['mIoU']}")
+        if not 0 < result["seconds"] < math.inf:
+            raise ValueError(f"seconds is {result['seconds']!r}")
         return Point(
             name,
             result["pm"] or "",
             place,
-            float(result["mIoU"]),
+            result["mIoU"],
             1000 * result["seconds"] / result["images"],
         )
 

@@ -84,8 +84,9 @@ def probe(args: argparse.Namespace) -> None:
     from mmseg.registry import MODELS
 
     from sfp.clip.coherence import FEATURES, nearest_labels
-    from sfp.evaluation.config import building, read_config, read_protocol, read_vocabulary
+    from sfp.evaluation.config import building, read_config
     from sfp.evaluation.dataset import build_dataset, check_names, spread_over
+    from sfp.evaluation.metric import check_metric
     from sfp.experiments.probes import probe_layers
     from sfp.outliers import build_detector
     from sfp.pipeline.windows import cut, window_grid
@@ -100,15 +101,12 @@ def probe(args: argparse.Namespace) -> None:
         raise SFPError(f"--detectors {' '.join(args.detectors)} names one twice; name each once.")
     detectors = [build_detector(name) for name in args.detectors]
     cfg = read_config(args.config, args.cfg_options)
-    vocabulary, protocol, dataset = (
-        read_vocabulary(cfg.model),
-        read_protocol(cfg.model),
-        build_dataset(cfg),
-    )
-    check_names(vocabulary, dataset)
+    dataset = build_dataset(cfg)
+    check_metric(cfg, dataset)
     with building("The model"):
         model = MODELS.build(cfg.model)
-    clip, text = model.frozen, model.task.text.vectors
+    check_names(model.vocabulary, dataset.metainfo["classes"], type(dataset).__name__)
+    clip, text, protocol = model.frozen, model.task.text, model.task.protocol
     chosen = spread_over(dataset, args.images)
     found: dict[tuple[str, int], list[float]] = {}
     for index in tqdm(chosen, desc="probing", unit="image"):
@@ -124,11 +122,12 @@ def probe(args: argparse.Namespace) -> None:
             clip,
             windows,
             truth[:, 0],
-            text,
-            vocabulary.class_of_query,
+            text.vectors,
+            text.class_of_query,
             detectors=detectors,
             pairs=args.pairs,
             epsilon=args.epsilon,
+            ignore=dataset.ignore_index,
         )
         for key, values in figures.items():
             found.setdefault(key, []).extend(values)

@@ -140,7 +140,7 @@ def plan(images: dict[Path, Path], out: Path, ending: str) -> list[Job]:
     """
     jobs: dict[Path, Job] = {}
     for image, stem in images.items():
-        path = os.path.relpath(image.resolve(), out.resolve())
+        path = os.path.relpath(os.path.realpath(image), os.path.realpath(out))
         details = image.stat() if image.is_file() else None
         source = {
             "path": path,

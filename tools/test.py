@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfp.errors import SFPError, run_command
-from sfp.files import make_folder, only_one, sweep
+from sfp.files import make_folder, only_one, sweep, whole_file
 from sfp.plugin import require_mmseg
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from sfp.evaluation.config import building, read_config
     from sfp.evaluation.counts import CountStore
     from sfp.evaluation.dataset import build_dataset, check_task, named_deaths
-    from sfp.evaluation.metric import ignore_index
+    from sfp.evaluation.metric import check_metric
     from sfp.evaluation.provenance import run_provenance, write_results
     from sfp.segmentor import SFPSegmentor
 
@@ -82,6 +83,7 @@ def evaluate(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as held, named_deaths():
         hold(work_dir, held)
         dataset = build_dataset(cfg)
+        check_metric(cfg, dataset)
         with building("The model"):
             model = MODELS.build(cfg.model)
         if not isinstance(model, SFPSegmentor):
@@ -90,7 +92,7 @@ def evaluate(args: argparse.Namespace) -> None:
                 " set model.type to SFPSegmentor."
             )
         check_task(model.vocabulary, model.task.protocol, dataset)
-        part = loop.Part(dataset, model.task, ignore_index(cfg))
+        part = loop.Part(dataset, model.task)
         store = CountStore(work_dir / "counts", run_provenance(cfg, model, part), get_rank())
         held.callback(store.close)
         if args.fresh and is_main_process():
@@ -103,12 +105,13 @@ def evaluate(args: argparse.Namespace) -> None:
                 " (--fresh starts again)"
             )
         started, loader = time.time(), cfg.test_dataloader
+        palette = model.dataset_meta["palette"]
         loop.evaluate(
             model,
             [part],
             batch_size=loader.get("batch_size", 1),
             workers=loader.get("num_workers", 0),
-            after_image=drawing(args.show_dir, model.dataset_meta) if args.show_dir else None,
+            after_image=drawing(args.show_dir, palette) if args.show_dir else None,
         )
         barrier()
         figures = part.figures()
@@ -126,6 +129,11 @@ def report(result: dict, figures: object, part: Part, path: Path, ranks: int) ->
     from sfp.evaluation.metric import class_table
 
     print(class_table(figures, part.classes))
+    if result["absent"]:
+        print(
+            f"No label is of the classes {', '.join(result['absent'])}; if the images should have"
+            " them, labels may be shifted: run tools/check_dataset.py."
+        )
     means = dict(mIoU="mIoU", aAcc="aAcc", mAcc="mAcc", mIoU_present="mIoU(present)")
     print(
         "  ".join(f"{shown} {result[key]:.2f}" for key, shown in means.items()),
@@ -133,24 +141,27 @@ def report(result: dict, figures: object, part: Part, path: Path, ranks: int) ->
     )
 
 
-def drawing(folder: Path, meta: dict) -> Callable[[Part, dict, Tensor], None]:
-    """A function that draws an image's labels beside the truth into a folder."""
+def drawing(folder: Path, palette: Sequence[Sequence[int]]) -> Callable[[Part, dict, Tensor], None]:
+    """A function that draws an image's labels, over the image, beside the truth into a folder."""
     import mmcv
-    from mmengine.structures import PixelData
-    from mmseg.visualization import SegLocalVisualizer
+    import numpy as np
+    from PIL import Image
 
     make_folder(folder, "choose another --show-dir")
-    visualizer = SegLocalVisualizer(alpha=0.6)
-    visualizer.dataset_meta = meta
+    colours = np.array(palette, np.uint8)
+
+    def over(image: np.ndarray, labels: Tensor) -> np.ndarray:
+        known = (labels < len(colours)).numpy()
+        drawn = image.copy()
+        drawn[known] = 0.4 * image[known] + 0.6 * colours[labels.numpy()[known]]
+        return drawn
 
     def draw(part: Part, item: dict, labels: Tensor) -> None:
-        sample = item["data_samples"].clone()
-        sample.pred_sem_seg = PixelData(data=labels[None].cpu())
+        sample = item["data_samples"]
         image = mmcv.imread(sample.img_path, channel_order="rgb")
-        file = folder / f"{Path(sample.img_path).stem}.png"
-        visualizer.add_datasample(file.stem, image, sample, out_file=str(file), with_labels=False)
-        if not file.is_file():  # OpenCV fails without a word
-            raise SFPError(f"The picture {file} can't be written; check the room on its disk.")
+        sides = [over(image, own) for own in (sample.gt_sem_seg.data[0], labels.cpu())]
+        with whole_file(folder / f"{Path(sample.img_path).stem}.png") as partial:
+            Image.fromarray(np.concatenate(sides, 1)).save(partial)
 
     return draw
 
@@ -174,41 +185,84 @@ def hold(work_dir: Path, held: contextlib.ExitStack) -> None:
         raise SFPError(refused)
 
 
+_LAUNCHERS = {  # what starts the ranks, and its variables: rank, number of ranks, rank on this host
+    "pytorch": ("torchrun --nproc_per_node N", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "slurm": ("srun -n N python", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "mpi": (
+        "mpirun -n N python",
+        *(f"OMPI_COMM_WORLD_{key}" for key in ("RANK", "SIZE", "LOCAL_RANK")),
+    ),
+}
+
+
 def start_ranks(launcher: str) -> None:
-    """Start the group of ranks; on machines without CUDA gloo's, as mmengine's launchers call CUDA.
+    """Start the group of ranks; on machines without CUDA gloo's.
 
     Raises:
-        SFPError: the launcher named did not start this process.
+        SFPError: the launcher named did not start this process, or its variables are none of a
+            rank's, a port's and a host's.
     """
     import torch
     import torch.distributed as dist
-    from mmengine.dist import init_dist
 
     if launcher == "none" or dist.is_initialized():
         return
-    variables = {
-        "pytorch": ("RANK", "torchrun --nproc_per_node N"),
-        "slurm": ("SLURM_PROCID", "srun -n N python"),
-        "mpi": ("OMPI_COMM_WORLD_LOCAL_RANK", "mpirun -n N python"),
-    }
-    variable, how = variables[launcher]
-    if variable not in os.environ:
-        raise SFPError(
-            f"--launcher {launcher} needs {how.split()[0]}, which did not start this;"
-            f" run {how} tools/test.py CONFIG --launcher {launcher}."
-        )
-    if launcher == "mpi" or torch.cuda.is_available():
-        init_dist(launcher, backend="nccl" if torch.cuda.is_available() else "gloo")
-        return
-    if launcher == "slurm":
-        slurm = dict(RANK="SLURM_PROCID", WORLD_SIZE="SLURM_NTASKS", LOCAL_RANK="SLURM_LOCALID")
-        os.environ.update({name: os.environ[given] for name, given in slurm.items()})
+    how, *names = _LAUNCHERS[launcher]
+    if launcher != "pytorch":
         os.environ.setdefault("MASTER_PORT", "29500")
-        if "MASTER_ADDR" not in os.environ:
-            command = ["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]]
-            nodes = subprocess.run(command, capture_output=True, text=True, check=True)
-            os.environ["MASTER_ADDR"] = nodes.stdout.split()[0]
-    dist.init_process_group("gloo")
+    if launcher == "slurm" and "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"] = first_slurm_host()
+    numbers = []
+    for name in (*names, "MASTER_PORT"):
+        value = os.environ.get(name, "")
+        if not value.isdecimal():
+            raise SFPError(
+                f"--launcher {launcher} needs {how.split()[0]}, but {name} is {value!r} here;"
+                f" run {how} tools/test.py CONFIG --launcher {launcher}."
+            )
+        numbers.append(int(value))
+    rank, size, local, port = numbers
+    gpus = torch.cuda.device_count()
+    if rank >= size or not 0 < port < 65536 or (gpus and local >= gpus):
+        raise SFPError(
+            f"There is no rank {rank} of {size} at port {port} on GPU {local} of {gpus or 'none'};"
+            f" check {', '.join(names)} and MASTER_PORT."
+        )
+    address = os.environ.get("MASTER_ADDR", "")
+    try:  # torch would ask for a minute or more, without a word
+        socket.getaddrinfo(address or ".", port)
+    except (OSError, UnicodeError) as error:
+        raise SFPError(
+            f"The host {address!r} of rank 0 is not known ({error}); set MASTER_ADDR to its name or"
+            " address."
+        ) from error
+    os.environ.update(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), map(str, numbers), strict=False))
+    if gpus:
+        torch.cuda.set_device(local)
+    try:
+        dist.init_process_group("nccl" if gpus else "gloo")
+    except (RuntimeError, ValueError) as error:  # a port that is taken, or nobody there
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        raise SFPError(
+            f"Rank {rank} of {size} can't meet the others at {address} port {port} ({reason}); set"
+            " MASTER_ADDR and MASTER_PORT to a free port of rank 0's host."
+        ) from error
+
+
+def first_slurm_host() -> str:
+    """The first host of a Slurm job.
+
+    Raises:
+        SFPError: this is no Slurm job, or Slurm's ``scontrol`` doesn't answer.
+    """
+    command = ["scontrol", "show", "hostname", os.environ.get("SLURM_NODELIST", "")]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise SFPError(
+            f"--launcher slurm needs srun, and {' '.join(command)} gives no host ({error}); start"
+            " it by srun, or set MASTER_ADDR to the host of rank 0."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -115,8 +115,13 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
             continue
         plain[key] = value
         size = value.numel() * value.element_size()
-        strided = value.layout == torch.strided and not value.is_meta
-        if not strided or size > value.untyped_storage().nbytes():
+        if value.is_meta or value.layout != torch.strided:
+            kind = "on the meta device" if value.is_meta else f"as {value.layout}"
+            raise SFPError(
+                f"{source} has {key} {kind}, without plain numbers; give weights that are loaded "
+                "and dense."
+            )
+        if size > value.untyped_storage().nbytes():
             raise SFPError(
                 f"{source} has {tuple(value.shape)} numbers in {key}, more than it holds; "
                 "get a sound copy."

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -45,13 +46,14 @@ class TextBank:
         self,
         clip: FrozenCLIP,
         prompts: str | Sequence[str] = "imagenet80",
-        cache_dir: str | os.PathLike | bool | None = None,
+        cache_dir: str | os.PathLike | Literal[False] | None = None,
     ):
         if isinstance(prompts, str):
             if prompts not in PROMPT_SETS:
                 raise unknown_choice("prompt set", prompts, PROMPT_SETS)
             prompts = PROMPT_SETS[prompts]
         check_type("prompts", prompts, Sequence[str])
+        check_type("text_cache", cache_dir, str | os.PathLike | Literal[False] | None)
         if not prompts:
             raise SFPError(
                 f"prompts is {prompts!r}; give at least one, such as 'a photo of a {{}}.', "

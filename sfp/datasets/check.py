@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from sfp.datasets.exact import PICTURES, turned_by, why_inexact
 from sfp.datasets.layouts import Layout, find_layout, unfinished_marker
 from sfp.datasets.parallel import in_parallel
 from sfp.errors import SFPError
@@ -133,7 +134,8 @@ def _unpaired(layout: Layout, root: Path, names: list[str]) -> Iterator[str]:
     known = set(names)
     for path in sorted(_files(images)):
         if not path.name.endswith(layout.image_suffix) or ".partial." in path.name:
-            yield f"The stray file {path} is no image *{layout.image_suffix}; delete it."
+            hint = "rename" if path.suffix.lower() in PICTURES[:2] else "delete"
+            yield f"The stray file {path} is no image *{layout.image_suffix}; {hint} it."
         else:
             known.add(str(path.relative_to(images)).removesuffix(layout.image_suffix))
     for path in sorted(_files(labels)):
@@ -152,7 +154,10 @@ def check_pair(layout: Layout, root: Path, name: str) -> tuple[list[str], dict[i
     problems: list[str] = []
     image, label = layout.image(name, root), layout.label(name, root)
     redo = f"delete it and prepare {layout.name} again."  # preparation keeps files that are there
-    picture, labels = _read(image, problems, redo), _read(label, problems, redo)
+    picture, turned = _read(image, problems, redo, turned_by)
+    labels, inexact = _read(label, problems, redo, why_inexact)
+    if turned is not None:
+        problems.append(f"The image {image} {turned}; save its pixels as the labels lie.")
     if labels is None:
         return problems, {}
 
@@ -162,14 +167,9 @@ def check_pair(layout: Layout, root: Path, name: str) -> tuple[list[str], dict[i
     if picture is not None and picture.size != labels.size:
         sizes = [f"{of.width} x {of.height}" for of in (labels, picture)]
         complain(f"has {sizes[0]} pixels, its image {sizes[1]}")
-    if labels.format not in ("PNG", "TIFF"):
-        complain(f"is a {labels.format} inside, which changes labels")
-    bits = {"1": 1, "L": 8, "P": 8, "I;16": 16, "I;16B": 16}.get(labels.mode)
-    if labels.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA"):
-        complain(
-            f"has colours ({labels.mode}) instead of labels, which must be indices, with or "
-            "without palette"
-        )
+    bits = {"1": 1, "L": 8, "P": 8, "I": 16, "I;16": 16, "I;16B": 16}.get(labels.mode)
+    if inexact is not None:
+        complain(inexact)
     elif bits != layout.bits:
         found = f"{bits} bits a pixel" if bits else f"pixels of mode {labels.mode}"
         complain(f"has {found}, but {layout.name} needs {layout.bits}")
@@ -187,15 +187,20 @@ def check_pair(layout: Layout, root: Path, name: str) -> tuple[list[str], dict[i
     return problems, counts
 
 
-def _read(path: Path, problems: list[str], redo: str) -> Image.Image | None:
-    """An image, decoded to its end; None with the reason added to ``problems``."""
+def _read(
+    path: Path, problems: list[str], redo: str, look: Callable[[Image.Image], str | None]
+) -> tuple[Image.Image | None, str | None]:
+    """An image, decoded to its end, and what ``look`` says of it before; None with the reason added
+    to ``problems``.
+    """
     try:
         image = Image.open(path)
+        found = look(image)
         image.load()
-        return image
+        return image, found
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         problems.append(f"{path} can't be read ({str(error).replace(str(path), 'it')}); {redo}")
-        return None
+        return None, None
 
 
 def _several(texts: Iterable[object]) -> str:

@@ -56,7 +56,7 @@ class COCOObjectDataset(BaseSegDataset):
 
 
 class _NamedByFile(BaseSegDataset):
-    """A large vocabulary: classes are a file's lines, labels of 16 bits need ``LoadWideLabels``.
+    """A large vocabulary: classes are a file's lines, labels have 16 bits.
 
     Args:
         name_path: one class per line, commas belonging to the name.

@@ -35,7 +35,6 @@ _READ_ALREADY = {
     "data": "the environment variable SFP_DATA",
     "data_roots": "test_dataloader.dataset.data_root",
     "test_pipeline": "test_dataloader.dataset.pipeline",
-    "wide_test_pipeline": "test_dataloader.dataset.pipeline",
     "dataset": "test_dataloader.dataset",
     "custom_imports": "it in a config file",
     "load_from": "model.pretrained",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,14 @@ class Figures:
     Attributes:
         iou, acc: for each class (K,), NaN where undefined: absent from labels and predictions,
             or from labels.
+        labelled: pixels of each class (K,).
         mIoU, mAcc: their means over defined classes. aAcc: share of right pixels.
         mIoU_present: mean IoU over the classes that the labels have.
     """
 
     iou: np.ndarray
     acc: np.ndarray
+    labelled: np.ndarray
     mIoU: float
     mAcc: float
     aAcc: float
@@ -75,23 +77,28 @@ class Figures:
 
     @classmethod
     def of(cls, total: np.ndarray) -> Figures:
-        """Figures of summed counts (3, K) int64."""
+        """Figures of summed counts (3, K) int64.
+
+        Raises:
+            SFPError: they have no labelled pixel.
+        """
         right, predicted, labelled = total
+        if not labelled.any():
+            raise SFPError(
+                "No pixel is evaluated, since all labels are to be ignored; run"
+                " tools/check_dataset.py on the data."
+            )
         with np.errstate(invalid="ignore", divide="ignore"):
             iou = 100 * right / (predicted + labelled - right)
             acc = 100 * right / labelled
-            overall = 100 * right.sum() / labelled.sum() if labelled.sum() else float("nan")
-
-        def mean(values: np.ndarray) -> float:
-            return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
-
         return cls(
             iou,
             acc,
-            mean(iou),
-            mean(acc),
-            float(overall),
-            mean(np.where(labelled > 0, iou, np.nan)),
+            labelled,
+            mIoU=float(np.nanmean(iou)),
+            mAcc=float(np.nanmean(acc)),
+            aAcc=float(100 * right.sum() / labelled.sum()),
+            mIoU_present=float(iou[labelled > 0].mean()),
         )
 
 
@@ -216,12 +223,16 @@ def sum_counts(parts: Iterable[np.ndarray], classes: int) -> np.ndarray:
     return total
 
 
-def as_json(figures: Figures, names: Iterable[str]) -> dict[str, Any]:
-    """Figures for ``results.json``; NaN becomes null."""
+def as_json(figures: Figures, names: Sequence[str]) -> dict[str, Any]:
+    """Figures for ``results.json``; NaN becomes null. ``absent`` names classes without a label."""
+    by_class = {
+        name: None if np.isnan(iou) else float(iou)
+        for name, iou in zip(names, figures.iou, strict=True)
+    }
+    means = {key: getattr(figures, key) for key in ("mIoU", "aAcc", "mAcc", "mIoU_present")}
+    return {**means, "IoU_per_class": by_class, "absent": absent(figures, names)}
 
-    def plain(value: float) -> float | None:
-        return None if np.isnan(value) else float(value)
 
-    by_class = {name: plain(iou) for name, iou in zip(names, figures.iou, strict=True)}
-    means = {key: plain(getattr(figures, key)) for key in ("mIoU", "aAcc", "mAcc", "mIoU_present")}
-    return {**means, "IoU_per_class": by_class}
+def absent(figures: Figures, names: Sequence[str]) -> list[str]:
+    """The classes that no label has, though mIoU counts those of them that are predicted."""
+    return [name for name, pixels in zip(names, figures.labelled, strict=True) if not pixels]

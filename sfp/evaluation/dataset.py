@@ -6,7 +6,9 @@ Building it, what must fit it, errors that name its files.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sized
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
+from sfp.datasets.exact import PICTURES
+from sfp.datasets.labels import require_exact
 from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.evaluation.config import building, check_dataset
 from sfp.pipeline import Protocol, Vocabulary
@@ -34,20 +38,68 @@ def build_dataset(cfg: Config) -> BaseSegDataset:
     with building(f"The dataset of {Path(cfg.filename).name}"):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         dataset.full_init()
+    _require_all(dataset)
     dataset.pipeline = NamedFailures(dataset.pipeline)
     return dataset
 
 
+def _require_all(dataset: BaseSegDataset) -> None:
+    """Raises SFPError for pictures in a folder of a dataset without list that are none of its own.
+
+    mmseg takes a folder's files by the ending of their names, capitals included.
+    """
+    folder = dataset.data_prefix.get("img_path")
+    if dataset.ann_file or not folder or not Path(folder).is_dir():
+        return
+    taken = {Path(dataset.get_data_info(index)["img_path"]).name for index in range(len(dataset))}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.suffix.lower() in PICTURES and path.name not in taken and path.name[0] != ".":
+            raise SFPError(
+                f"{path} of {type(dataset).__name__} would be left out, as it doesn't end in"
+                f" {dataset.img_suffix}; rename it, or move it out of the folder."
+            )
+
+
 def check_names(
-    vocabulary: Vocabulary, dataset: BaseSegDataset, source: str = "The names file"
+    vocabulary: Vocabulary, classes: Sequence[str], dataset: str, source: str = "The names file"
 ) -> None:
-    """Raises SFPError where the names and the dataset have different numbers of classes."""
-    given, classes = len(vocabulary.names), len(dataset.metainfo["classes"])
-    if given != classes:
+    """Raises SFPError where names are not those of a dataset's classes, one for each, in their
+    order.
+
+    A name may be any other word for its class, but no other class's name as the dataset has it: in
+    the first place of a line, or in any place where both lines lack their classes' names.
+
+    Args:
+        vocabulary: the names.
+        classes: the dataset's.
+        dataset: what it is called, for the error.
+        source: of the names, for the error.
+    """
+    given = len(vocabulary.names)
+    if given != len(classes):
         raise SFPError(
-            f"{source} has {given} classes, but {type(dataset).__name__} has {classes};"
+            f"{source} has {given} classes, but {dataset} has {len(classes)};"
             " give model.name_path a file with one line per class of the dataset, in its order."
         )
+    lines = [[_plain(word) for word in words] for words in vocabulary.words]
+    places = {_plain(name): place for place, name in enumerate(classes)}
+    is_named = [_plain(name) in words for name, words in zip(classes, lines, strict=True)]
+    for line, words in enumerate(lines):
+        for number, word in enumerate(words):
+            other = places.get(word, line)
+            swapped = number == 0 or not (is_named[line] or is_named[other])
+            if word != _plain(classes[line]) and other != line and swapped:
+                raise SFPError(
+                    f"{source} has {vocabulary.words[line][number]!r} in line {line + 1}, where"
+                    f" {dataset} has the class {classes[line]!r}; that is the name of its class"
+                    f" in line {other + 1}, so put the lines in the dataset's order."
+                )
+
+
+def _plain(name: str) -> str:
+    """A name without capitals and marks, as two lists of the same classes may differ in them."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return " ".join(re.findall(r"[^\W_]+", text)) or text
 
 
 def check_task(
@@ -60,8 +112,9 @@ def check_task(
 
     What a threshold takes from a class falls to class 0, which must be a background.
     """
-    check_names(vocabulary, dataset, source)
-    protocol.require_background(dataset.metainfo["classes"][0], type(dataset).__name__)
+    classes, name = dataset.metainfo["classes"], type(dataset).__name__
+    check_names(vocabulary, classes, name, source)
+    protocol.require_background(classes[0], name)
 
 
 def short_name(path: str | os.PathLike) -> str:
@@ -117,17 +170,18 @@ class NamedFailures:
         return prepared
 
     def _check_label(self, data: dict) -> None:
-        """Raises SFPError for a label map that mmcv folds into 8 bits, or that is not exact."""
+        """Raises SFPError for a label map that mmseg's loader folds into 8 bits or reads otherwise
+        than it is.
+        """
         steps = getattr(self.pipeline, "transforms", ())
         if not any(type(step).__name__ == "LoadAnnotations" for step in steps):
             return
+        require_exact(data["seg_map_path"], data["img_path"])
         with Image.open(data["seg_map_path"]) as label:
-            if label.mode not in ("L", "P", "1") or label.format == "JPEG":
+            if label.mode.startswith("I"):
                 raise SFPError(
-                    f"The label {data['seg_map_path']} is a {label.format} of mode {label.mode},"
-                    " which is not read exactly; save it as PNG with one byte a pixel, or load it "
-                    "by"
-                    " LoadWideLabels."
+                    f"The label {data['seg_map_path']} has 16 bits a pixel, which LoadAnnotations"
+                    " folds into 8; load it by LoadLabels."
                 )
 
 

@@ -30,7 +30,7 @@ from sfp.evaluation.config import (
 from sfp.evaluation.counts import CountStore
 from sfp.evaluation.dataset import build_dataset, check_task
 from sfp.evaluation.loop import Part, evaluate
-from sfp.evaluation.metric import ignore_index
+from sfp.evaluation.metric import check_metric
 from sfp.evaluation.provenance import (
     dataset_fingerprint,
     finished_as,
@@ -136,6 +136,7 @@ def plan(
                 images = dataset_fingerprint(dataset, ["img_path"])
                 known[key] = dataset, dataset_fingerprint(dataset), images
             dataset, whole, images = known[key]
+            check_metric(cfg, dataset)
             check_task(read_vocabulary(cfg.model), read_protocol(cfg.model), dataset)
             if cell.is_finished(cfg, whole):
                 finished.append(cell)
@@ -171,7 +172,7 @@ def run_group(cells: Sequence[Cell], fresh: bool = False, workers: int = 2) -> N
             vocabulary, protocol = read_vocabulary(cfg.model), read_protocol(cfg.model)
             check_task(vocabulary, protocol, dataset)
             task = Task(model.pipeline.encode_text(vocabulary), protocol)
-            part = Part(dataset, task, ignore_index(cfg))
+            part = Part(dataset, task)
             store = CountStore(cell.folder / "counts", run_provenance(cfg, model, part))
             held.callback(store.close)
             if fresh:

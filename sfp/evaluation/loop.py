@@ -30,7 +30,6 @@ class Part:
     Attributes:
         dataset: of mmsegmentation.
         task: what is asked of each image.
-        ignore: label of pixels that are not evaluated.
         classes: names of the classes that are counted; the dataset's own by default.
         chosen: short names of the images to evaluate; all by default.
         store: keeps the counts while the pass goes on; None for nowhere.
@@ -40,7 +39,6 @@ class Part:
 
     dataset: BaseSegDataset
     task: Task
-    ignore: int = 255
     classes: Sequence[str] = ()
     chosen: Collection[str] = ()
     store: CountStore | None = None
@@ -65,7 +63,9 @@ class Part:
         """
         name, truth = short_name(sample.img_path), sample.gt_sem_seg.data[0]
         classes = len(self.classes)
-        self.counts[name] = count_image(labels, truth, classes, self.ignore, sample.seg_map_path)
+        self.counts[name] = count_image(
+            labels, truth, classes, self.dataset.ignore_index, sample.seg_map_path
+        )
         if self.store is not None:
             self.store.add(name, self.counts[name])
 

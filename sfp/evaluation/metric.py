@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
+from mmseg.datasets import BaseSegDataset
 from mmseg.registry import METRICS
 from prettytable import PrettyTable
 
@@ -50,11 +51,9 @@ def class_table(figures: Figures, names: Sequence[str]) -> str:
     return table.get_string()
 
 
-def ignore_index(cfg: Config) -> int:
-    """Label of pixels that are not evaluated.
-
-    Raises:
-        SFPError: the evaluator is another one than ``ClassIoUMetric``, or the label no number.
+def check_metric(cfg: Config, dataset: BaseSegDataset) -> None:
+    """Raises SFPError where the evaluator is another one than ``ClassIoUMetric``, or ignores
+    another label than the dataset.
     """
     options = dict(cfg.test_evaluator)
     if options.pop("type", None) != "ClassIoUMetric":
@@ -63,7 +62,13 @@ def ignore_index(cfg: Config) -> int:
             " set it to dict(type='ClassIoUMetric')."
         )
     with building("The test_evaluator"):
-        return ClassIoUMetric(**{"prefix": "sfp", **options}).ignore_index
+        metric = ClassIoUMetric(**{"prefix": "sfp", **options})
+    if metric.ignore_index != dataset.ignore_index:
+        raise SFPError(
+            f"test_evaluator.ignore_index is {metric.ignore_index}, but that of"
+            f" {type(dataset).__name__} {dataset.ignore_index}; set both to the label of pixels"
+            " that are not evaluated."
+        )
 
 
 @METRICS.register_module()

@@ -28,6 +28,7 @@ from sfp.errors import SFPError
 from sfp.evaluation.counts import Figures, as_json
 from sfp.evaluation.dataset import short_name, short_side_of
 from sfp.evaluation.loop import Part
+from sfp.evaluation.tables import prompts_sha256
 from sfp.files import file_sha256, whole_file
 from sfp.methods import METHODS, Method, list_methods
 from sfp.pipeline import Vocabulary
@@ -126,7 +127,7 @@ def write_results(
         "names": words,
         "names_sha256": provenance["names"],
         "prompts": len(bank.prompts),
-        "prompts_sha256": _sha256(list(bank.prompts)),
+        "prompts_sha256": prompts_sha256(bank.prompts),
         "dataset_fingerprint": provenance["dataset"],
         "code_sha256": provenance["code"],
         "versions": {"python": platform.python_version(), **packages, "sfp": _version("sfp")},

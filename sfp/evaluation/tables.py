@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sfp.datasets.layouts import LAYOUTS
+from sfp.datasets.toyland import VAL_SCENES
 from sfp.errors import SFPError
 from sfp.evaluation.markdown import markdown_table
 
 Value = TypeVar("Value")
 
+_CONFIGS = {"cityscapes": "city_scapes"}  # the papers' key to a config's name
 PUBLISHED_FILE = Path(__file__).parent / "paper_results.csv"
 # columns of the table in the papers' order: our dataset class, the papers' key, head
 COLUMNS = {
@@ -34,7 +39,8 @@ COLUMNS = {
     "PascalContext459Dataset": ("context459", "C459"),
     "ToylandDataset": ("toyland", "Toyland"),
 }
-_NO_REFINEMENT = dict(pamr_iterations=0, refine=[], prompts=80)
+# the authors' code loads CLIP in half precision
+_NO_REFINEMENT = dict(pamr_iterations=0, refine=[], prompts=80, precision="fp16")
 _SMALL = dict(window=224, stride=112, short_side={"cityscapes": 560, None: 336}, **_NO_REFINEMENT)
 _LARGE = dict(window=448, stride=224, short_side={None: 448}, **_NO_REFINEMENT)
 # where a paper's main numbers stand, and how it says that they were measured
@@ -58,14 +64,15 @@ class Entry:
         method, backbone, dataset: row and column; the method with its changed options.
         measured, published: mIoU in percent; None where there is none.
         paper: where the published number stands, as "SFP Tab1".
-        differs: what in the protocol is not the paper's.
+        differs: what in the protocol is not the paper's, or where there is none not that of the
+            method's own settings.
         images: how many were measured.
     """
 
     method: str
     backbone: str
     dataset: str
-    measured: float | None
+    measured: float
     published: float | None = None
     paper: str | None = None
     differs: tuple[str, ...] = ()
@@ -74,11 +81,7 @@ class Entry:
 
     @property
     def difference(self) -> float | None:
-        return (
-            None
-            if self.measured is None or self.published is None
-            else self.measured - self.published
-        )
+        return None if self.published is None else self.measured - self.published
 
 
 @functools.cache
@@ -141,7 +144,13 @@ def read_results(path: Path, read: Callable[[dict[str, Any]], Value]) -> Value:
         SFPError: it can't be read, is not whole, or lacks what ``read`` looks for.
     """
     try:
-        return read(json.loads(path.read_bytes()))
+        result = json.loads(path.read_bytes())
+        for key in ("mIoU", "aAcc", "mAcc"):
+            if type(result[key]) not in (int, float) or not 0 <= result[key] <= 100:
+                raise ValueError(f"{key} is {result[key]!r}, no percentage")
+        if type(result["images"]) is not int or result["images"] < 1:
+            raise ValueError(f"images is {result['images']!r}, no number of images")
+        return read(result)
     except OSError as error:
         raise SFPError(
             f"{path} can't be read ({error.strerror}); put that right, or delete it and measure "
@@ -171,24 +180,76 @@ def _entry(result: dict[str, Any], paper: str | None) -> Entry:
     found = (
         None if changed or tag else find_published(result["method"], result["backbone"], key, paper)
     )
-    differs = _differences(result, key, found[1].split()[0]) if found else ()
-    measured = result["mIoU"]
-    values = dict(measured=measured, images=result["images"], result=result)
-    if found:
-        values.update(published=found[0], paper=found[1], differs=differs)
-    return Entry(name, result["backbone"] + tag, key, **values)
-
-
-def _differences(result: dict[str, Any], key: str, paper: str) -> tuple[str, ...]:
-    said = dict(PAPERS[paper][1])
-    sides = said.pop("short_side")
-    said["short_side"] = sides.get(key, sides[None])
-    here = {"refine": [], **result["protocol"], "prompts": result["prompts"]}
-    return tuple(
-        f"{name} {here[name]} instead of {value}"
-        for name, value in said.items()
-        if here[name] != value
+    published, where = found or (None, None)
+    return Entry(
+        name,
+        result["backbone"] + tag,
+        key,
+        measured=result["mIoU"],
+        published=published,
+        paper=where,
+        differs=_differences(result, key, where.split()[0] if where else None),
+        images=result["images"],
+        result=result,
     )
+
+
+def _differences(result: dict[str, Any], key: str, paper: str | None) -> tuple[str, ...]:
+    """What of a result's protocol is neither the paper's nor, where that is silent, that of the
+    settings that come with the method.
+    """
+    said = dict(_settings(result["method"], result["backbone"], key))
+    if paper is not None:
+        said |= PAPERS[paper][1]
+        sides = said.pop("short_side")
+        said["short_side"] = sides.get(key, sides[None])
+    keys = ("prompts", "prompts_sha256", "precision", "images", "names")
+    here = result["protocol"] | {name: result[name] for name in keys}
+    if here["prompts"] != said.get("prompts"):  # the number says it already
+        said.pop("prompts_sha256", None)
+    if not here["pamr_iterations"]:
+        said.pop("pamr_dilations", None)
+    absent = result["absent"]
+    found = [
+        _difference(name, here[name], value) for name, value in said.items() if here[name] != value
+    ]
+    return (*found, *([f"no label of {', '.join(absent)}"] if absent else []))
+
+
+def _difference(name: str, here: Any, said: Any) -> str:
+    if name == "names":
+        pairs = list(zip_longest(here, said))
+        other = [(own or said)[0] for own, said in pairs if own != said]
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        return f"other words for {', '.join(other[:3])}{more}"
+    if name == "prompts_sha256":
+        return "other prompts of the same number"
+    return f"{name} {here} instead of {said}"
+
+
+@functools.cache
+def _settings(method: str, backbone: str, dataset: str) -> dict[str, Any]:
+    """The protocol of a method's own settings on a dataset; empty without a config of its name."""
+    from sfp.clip.prompts import PROMPT_SETS
+    from sfp.evaluation.config import CONFIGS, read_config, read_protocol, read_vocabulary
+
+    name = _CONFIGS.get(dataset, dataset)
+    path = CONFIGS / f"cfg_{name}.py"
+    if not path.is_file():
+        return {}
+    cfg = read_config(path, [f"model.method={method}", f"model.clip={backbone}"])
+    prompts = PROMPT_SETS[cfg.model.get("prompts", "imagenet80")]
+    said = read_protocol(cfg.model).as_dict()
+    said |= dict(short_side=cfg.short_side, names=read_vocabulary(cfg.model).words)
+    said |= dict(prompts=len(prompts), prompts_sha256=prompts_sha256(prompts), precision="fp32")
+    images = VAL_SCENES if name == "toyland" else LAYOUTS[name].published
+    said |= dict(images=images) if images else {}
+    return json.loads(json.dumps(said))  # lists as results have them
+
+
+def prompts_sha256(prompts: Sequence[str]) -> str:
+    """SHA-256 of prompts, as results have it."""
+    return hashlib.sha256(json.dumps([list(prompts)]).encode()).hexdigest()
 
 
 def rows_and_columns(
@@ -231,12 +292,10 @@ def _cells(entry: Entry | None, beside: bool) -> list[str]:
 def _notes(entries: Sequence[Entry]) -> list[str]:
     lines = []
     for entry in entries:
-        if entry.paper:
-            differs = f"; {', '.join(entry.differs)}" if entry.differs else ""
-            lines.append(
-                f"{entry.method}, {entry.backbone}, {entry.dataset}: published in {entry.paper}, "
-                f"{entry.images} images{differs}"
-            )
+        where = f"published in {entry.paper}, {entry.images} images" if entry.paper else ""
+        notes = [where, *entry.differs] if where else list(entry.differs)
+        if notes:
+            lines.append(f"{entry.method}, {entry.backbone}, {entry.dataset}: {'; '.join(notes)}")
     return lines
 
 
@@ -310,7 +369,7 @@ def as_csv(entries: Sequence[Entry]) -> str:
 def latex(entries: Sequence[Entry]) -> str:
     """The table in LaTeX (booktabs).
 
-    Measured, the published number in brackets below it in small print.
+    Measured, the published number in brackets below it in small print; notes as comments.
     """
     rows, columns, cells = rows_and_columns(entries)
     heads = {key: head for key, head in COLUMNS.values()}
@@ -343,4 +402,6 @@ def latex(entries: Sequence[Entry]) -> str:
         + r" \\"
     )
     start, end = rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}", r"\end{tabular}"
-    return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end]) + "\n"
+    notes = [f"% {note}" for note in _notes(entries)]
+    lines = [start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, *notes]
+    return "\n".join(lines) + "\n"

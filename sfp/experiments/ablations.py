@@ -129,7 +129,7 @@ def read_miou(folder: Path) -> float | None:
     path = folder / "results.json"
     if not path.is_file():
         return None
-    return read_results(path, lambda result: float(result["mIoU"]))
+    return read_results(path, lambda result: result["mIoU"])
 
 
 def ablation_table(

@@ -84,6 +84,7 @@ def probe_layers(
         class_of_query: class index of each of them.
         detectors: those whose outliers are counted and compared.
         pairs: patch pairs drawn for the coherence; all if None.
+        ignore: label of pixels that are not evaluated.
         epsilon: of CLIPSeg's graph, for the number of its components.
 
     Returns:
@@ -102,7 +103,7 @@ def probe_layers(
 
     def measure(features: Tensor, label: Tensor) -> float | None:
         if pairs is None:
-            return coherence(features, label)
+            return coherence(features, label, ignore)
         return sampled_coherence(features, label, pairs, ignore=ignore)
 
     def look(state: LayerState) -> None:

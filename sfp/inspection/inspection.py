@@ -15,6 +15,7 @@ from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.errors import SFPError
 from sfp.images import resize_short_side
 from sfp.methods import Method
+from sfp.options import check_type
 from sfp.outliers import Detector, Purifier, build_detector
 
 _MOST_BYTES = 2 << 30
@@ -104,6 +105,7 @@ class Stream:
 
     def require_layer(self, layer: int) -> None:
         """Raises SFPError where there is no such layer."""
+        check_type("layer", layer, int)
         if layer not in range(1, self.layers + 1):
             raise SFPError(
                 f"There is no layer {layer}; this model's layers go from 1 to {self.layers}."
@@ -114,7 +116,8 @@ class Stream:
         return layer - 1
 
     def _patch(self, patch: tuple[int, int]) -> int:
-        row, column = patch
+        check_type("patch", patch, Sequence[int], (0, 0))
+        row, column = patch if len(patch) == 2 else (-1, -1)
         height, width = self.grid
         if not (0 <= row < height and 0 <= column < width):
             raise SFPError(
@@ -178,6 +181,8 @@ class Inspection:
         Raises:
             SFPError: the pixel is outside it.
         """
+        check_type("x", x, float)
+        check_type("y", y, float)
         height, width = self.image.shape[:2]
         if not (0 <= x < width and 0 <= y < height):
             raise SFPError(
@@ -212,7 +217,8 @@ def inspect_image(
     trunk = method.trunk
     height, width = pixels.shape[:2]
     corners = (0, 0, width, height) if box is None else box
-    if not isinstance(corners, (tuple, list)) or len(corners) != 4:
+    check_type("box", corners, Sequence[int])
+    if len(corners) != 4:
         raise SFPError(
             f"The box {box!r} is no rectangle; give (left, top, right, bottom) in pixels of the "
             "picture."
@@ -223,11 +229,7 @@ def inspect_image(
             f"The box {box} is not inside the {width}x{height} picture; give (left, top, right, "
             "bottom) in its pixels."
         )
-    if isinstance(detectors, str):
-        raise SFPError(
-            f"detectors is the single text {detectors!r}; give a list of names such as ['SOM', "
-            "'L2']."
-        )
+    check_type("detectors", detectors, Sequence[str | Detector], ("SOM", "L2"))
     found = [each if isinstance(each, Detector) else build_detector(each) for each in detectors]
     names = [detector.name for detector in found]
     if len(set(names)) < len(names):

@@ -45,13 +45,17 @@ def serve(args: argparse.Namespace) -> None:
     """Serve the page until it is interrupted.
 
     Raises:
-        SFPError: Gradio is not installed, or the address can't be listened on.
+        SFPError: Gradio is not installed, the address can't be listened on, or the model that was
+            named can't be had.
     """
     if importlib.util.find_spec("gradio") is None:
         raise SFPError(
             "The page needs Gradio, which is not installed; "
             "in the repository's folder: pip install -c constraints.txt -e '.[page]'."
         )
+    given = any(value is not None for value in weights_arguments(args).values())
+    if not args.model and (args.pretrained != "openai" or given):
+        raise SFPError("Weights are named without a model; give their --model, such as ViT-B/16.")
     with (
         tempfile.TemporaryDirectory(prefix="sfp-page-") as folder,
         listen(args.host, args.port) as listening,
@@ -70,7 +74,10 @@ def serve(args: argparse.Namespace) -> None:
             title = f"{args.model}, {Path(args.pretrained).name}"
             own = Backbone(title, args.model, args.pretrained, weights_arguments(args))
             backbones.insert(0, own)
-        server = page_server(Backend(Path(folder), backbones), args.host)
+        backend = Backend(Path(folder), backbones)
+        if args.model:
+            backend.load(title)
+        server = page_server(backend, args.host)
         host, port = listening.getsockname()[:2]
         address = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
         print(f"The page is at {address} (Ctrl-C ends it)", flush=True)

@@ -94,7 +94,7 @@ class Backend:
         self.examples = _draw_examples(folder)
         self._text_cache = folder / "text"
         self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._segmenters = functools.lru_cache(maxsize=2)(self._load)
+        self.load = functools.lru_cache(maxsize=2)(self._load)
         self.segmentation = functools.lru_cache(maxsize=4)(self._segmentation)
         self.inspection = functools.lru_cache(maxsize=2)(self._inspection)
 
@@ -154,7 +154,7 @@ class Backend:
         """
         if settings.backbone not in self.backbones:
             raise unknown_choice("backbone", settings.backbone, self.backbones)
-        make = self._segmenters(settings.backbone)
+        make = self.load(settings.backbone)
         return make(settings.method, settings.purification, settings.every_layer)
 
     def _segmentation(self, picture: str | None, names: str, settings: Settings) -> Segmentation:

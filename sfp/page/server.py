@@ -101,6 +101,10 @@ async def check_request(request: Request, answer: RequestResponseEndpoint) -> Re
     """Pass on what the page itself asks for; refuse other sites' pages, paths and large bodies."""
     headers, path = request.headers, request.scope["path"]
     host = headers.get("host")
+    # Gradio would take any name there for the page's own; a proxy passes the host header on
+    request.scope["headers"] = [
+        pair for pair in request.scope["headers"] if pair[0] != b"x-forwarded-host"
+    ]
     if headers.get("origin") not in (None, f"http://{host}", f"https://{host}"):
         return _refuse(403, "Another site's page asked for this; open the page itself.")
     if request.method == "POST" and path in _MAX_BODY:

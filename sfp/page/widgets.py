@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,6 +56,11 @@ def done_status(image: np.ndarray, settings: Settings, began: float) -> str:
     )
 
 
+def without_folders(text: str) -> str:
+    """A sentence with files of the server by their names alone: visitors need not know folders."""
+    return re.sub(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/]+[\\/])*(?=[^\s\\/])", "", text)
+
+
 def errors_as_status(work: Callable[..., Any], outputs: int) -> Callable[..., Any]:
     """An event's function whose errors become its first output; the other outputs stay."""
 
@@ -63,7 +69,7 @@ def errors_as_status(work: Callable[..., Any], outputs: int) -> Callable[..., An
         try:
             return work(*inputs)
         except SFPError as error:
-            text = str(error)
+            text = without_folders(str(error))
         except Exception:
             logging.getLogger(__name__).exception("the page's %s failed", work.__name__)
             text = "Something went wrong on the server; its terminal says what."

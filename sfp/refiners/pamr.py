@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfp.errors import SFPError
+from sfp.errors import SFPError, is_want_of_memory
 from sfp.options import Count, Range
 from sfp.refiners._refiner import REFINERS, Refiner
 from sfp.stages import Text, View
@@ -37,7 +37,16 @@ class PAMR(Refiner):
 
     def __call__(self, scores: Tensor, view: View, text: Text) -> Tensor:
         image = view.image[None].to(scores.device)
-        return pamr(image, scores[None], self.iterations, self.dilations)[0]
+        try:
+            return pamr(image, scores[None], self.iterations, self.dilations)[0]
+        except (MemoryError, RuntimeError) as error:
+            if not is_want_of_memory(error):
+                raise
+            height, width = scores.shape[-2:]
+            raise SFPError(
+                f"PAMR needs more memory than there is for {width}x{height} pixels with"
+                f" {len(self.dilations)} dilations; leave it out, or make the picture smaller."
+            ) from error
 
 
 def pamr(
@@ -75,7 +84,8 @@ def pamr(
 def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
     """The maps (..., H, W) shifted to each neighbour, replicate padding, one at a time."""
     height, width = maps.shape[-2:]
-    for reach in dilations:
+    for dilation in dilations:
+        reach = min(dilation, max(height, width))  # beyond that all lies on the edge
         padded = F.pad(maps, (reach,) * 4, mode="replicate")
         for dy, dx in _OFFSETS:
             yield padded[..., reach * (1 + dy) :, reach * (1 + dx) :][..., :height, :width]

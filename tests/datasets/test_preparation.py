@@ -476,6 +476,10 @@ class TestFaultsOfTheSource:
         )
         broken = {**annotation, "segmentation": {"counts": "0"}}
         assert "broken mask" in given(json.dumps({**contents, "annos_segmentation": [broken]}))
+        for size in ((10**6, 10**6), (60, 81), (None, "x"), (-1, -1)):
+            entry = contents["images"][0] | dict(zip(("height", "width"), size, strict=True))
+            many = json.dumps({**contents, "images": [entry, *contents["images"][1:]]})
+            assert f"has the size {size[1]} x {size[0]} for" in given(many)
         path.unlink()
         assert "no trainval_merged.json" in self.prepared(
             tool, tmp_path, "context60", *shipped.sources

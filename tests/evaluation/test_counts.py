@@ -89,10 +89,9 @@ def test_what_is_out_of_range_is_an_error(prediction, labels, words):
 
 
 def test_nothing_labelled():
-    figures = Figures.of(
-        count_image(torch.zeros(2, 2, dtype=torch.long), torch.full((2, 2), 255), 3)
-    )
-    assert np.isnan([figures.mIoU, figures.aAcc, figures.mAcc, figures.mIoU_present]).all()
+    counts = count_image(torch.zeros(2, 2, dtype=torch.long), torch.full((2, 2), 255), 3)
+    with pytest.raises(SFPError, match="No pixel is evaluated"):
+        Figures.of(counts)
 
 
 class TestStore:

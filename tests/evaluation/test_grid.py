@@ -20,14 +20,26 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sfp.clip.loading import BUILT_IN
+from sfp.clip.prompts import IMAGENET_PROMPTS
 from sfp.datasets import toyland
 from sfp.errors import SFPError
 from sfp.evaluation import grid
 from sfp.evaluation.config import CONFIGS, read_config
 from sfp.evaluation.grid import Cell, load_group, plan, run_group, save_group
 from sfp.evaluation.provenance import dataset_fingerprint, weight_files
-from sfp.evaluation.tables import COLUMNS, Entry, as_csv, collect, find_published, latex, markdown
+from sfp.evaluation.tables import (
+    COLUMNS,
+    Entry,
+    as_csv,
+    collect,
+    find_published,
+    latex,
+    markdown,
+    prompts_sha256,
+)
+from sfp.pipeline import Vocabulary
 
+NAN = float("nan")
 FIGURES = ("mIoU", "aAcc", "mAcc", "mIoU_present", "IoU_per_class")
 
 
@@ -426,13 +438,37 @@ def test_a_killed_benchmark_leaves_no_worker_and_is_continued(data, tmp_path):
     assert json.loads((folder / "results.json").read_text())["images"] == 4
 
 
+def protocol(**changes) -> dict:
+    """SFP's on VOC21."""
+    usual = dict(
+        window=224, stride=112, logit_scale=50, prob_thd=0.15, area_thd=0.1, refine=[],
+        pamr_iterations=0, pamr_dilations=[8, 16], short_side=336,
+    )  # fmt: skip
+    return usual | changes
+
+
+def words_of(file: str) -> list[list[str]]:
+    return Vocabulary.from_file(ROOT / f"configs/cls_{file}.txt").words
+
+
+VOC20 = dict(
+    dataset="PascalVOC20Dataset", names=words_of("voc20_plain"),
+    protocol=protocol(logit_scale=40, prob_thd=0.0, area_thd=None),
+)  # fmt: skip
+CITY = dict(
+    dataset="CityscapesDataset", names=words_of("city_scapes"), images=500,
+    protocol=protocol(logit_scale=40, prob_thd=0.0, area_thd=None, short_side=560),
+)  # fmt: skip
+
+
 class TestTable:
     def result(self, folder: Path, **changes) -> Path:
         """A results.json as if measured."""
         made = dict(
             method="SFP", changed_options={}, backbone="ViT-B-16", pretrained="openai",
-            dataset="PascalVOCDataset", mIoU=61.4, images=1449,
-            protocol=dict(window=224, stride=112, short_side=336, pamr_iterations=0), prompts=80,
+            dataset="PascalVOCDataset", mIoU=61.4, aAcc=80.0, mAcc=70, images=1449, absent=[],
+            protocol=protocol(), prompts=80, prompts_sha256=prompts_sha256(IMAGENET_PROMPTS),
+            precision="fp16", names=words_of("voc21"),
         )  # fmt: skip
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps({**made, **changes}))
@@ -461,26 +497,58 @@ class TestTable:
     @pytest.mark.parametrize(
         ("changes", "published", "differs"),
         [
-            (dict(protocol=dict(window=336, stride=112, short_side=448, pamr_iterations=10)), 63.9,
+            (dict(protocol=protocol(window=336, short_side=448, pamr_iterations=10)), 63.9,
              ("window 336 instead of 224", "pamr_iterations 10 instead of 0",
               "short_side 448 instead of 336")),
-            (dict(protocol=dict(
-                window=224, stride=112, short_side=336, pamr_iterations=0, refine=["PAMR"])), 63.9,
-             ("refine ['PAMR'] instead of []",)),
-            (dict(changed_options=dict(hai=False)), None, ()),
-            (dict(pretrained="metaclip_400m"), None, ()),
-            (dict(method="SC-CLIP"), 64.6, ()),
-            (dict(method="CLIPSeg", dataset="PascalVOC20Dataset"), 83.2,
+            (dict(protocol=protocol(refine=["PAMR"])), 63.9, ("refine ['PAMR'] instead of []",)),
+            (dict(protocol=protocol(prob_thd=0.4)), 63.9, ("prob_thd 0.4 instead of 0.15",)),
+            (dict(protocol=protocol(area_thd=None)), 63.9, ("area_thd None instead of 0.1",)),
+            (dict(protocol=protocol(logit_scale=40)), 63.9, ("logit_scale 40 instead of 50",)),
+            (dict(protocol=protocol(pamr_dilations=[1])), 63.9, ()),
+            (dict(protocol=protocol(pamr_iterations=1, pamr_dilations=[1])), 63.9,
+             ("pamr_iterations 1 instead of 0", "pamr_dilations [1] instead of [8, 16]")),
+            (dict(precision="bf16"), 63.9, ("precision bf16 instead of fp16",)),
+            (dict(names=words_of("voc21_sclip")), 63.9, ("other words for person",)),
+            (dict(names=words_of("voc21")[::-1]), 63.9,
+             ("other words for tvmonitor, train, sofa and 17 more",)),
+            (dict(names=[["sky"], *words_of("voc21")[1:]]), 63.9, ("other words for sky",)),
+            (dict(prompts=1, prompts_sha256="0"), 63.9, ("prompts 1 instead of 80",)),
+            (dict(prompts_sha256="0"), 63.9, ("other prompts of the same number",)),
+            (dict(images=100), 63.9, ("images 100 instead of 1449",)),
+            (dict(absent=["bus", "car"]), 63.9, ("no label of bus, car",)),
+            (dict(changed_options=dict(hai=False)), None, ("precision fp16 instead of fp32",)),
+            (dict(changed_options=dict(hai=False), precision="fp32", images=9), None,
+             ("images 9 instead of 1449",)),
+            (dict(pretrained="metaclip_400m", precision="fp32"), None, ()),
+            (dict(dataset="MyDataset"), None, ()),
+            (dict(method="SC-CLIP", names=words_of("voc21_sclip")), 64.6, ()),
+            (dict(VOC20, method="CLIPSeg"), 83.2,
              ("window 224 instead of 448", "stride 112 instead of 224",
               "short_side 336 instead of 448")),
-            (dict(method="SC-CLIP", backbone="ViT-L-14"), 65.0, ()),
-            (dict(dataset="CityscapesDataset", protocol=dict(
-                window=224, stride=112, short_side=560, pamr_iterations=0)), 41.1, ()),
+            (dict(method="SC-CLIP", backbone="ViT-L-14", names=words_of("voc21_sclip")), 65.0, ()),
+            (CITY, 41.1, ()),
         ],
     )  # fmt: skip
     def test_what_differs(self, changes, published, differs, tmp_path):
         (entry,) = collect([self.result(tmp_path / "a", **changes)])
-        assert entry.published == published and entry.differs == differs
+        assert entry.published == published and set(entry.differs) == set(differs)
+        for text in (markdown([entry]), latex([entry])):
+            assert all(each in text for each in differs)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            *(dict(mIoU=value) for value in (-0.1, 100.5, "61.4", None, True, [61], NAN, 1e300)),
+            *(dict(aAcc=value) for value in (-1, 101, "x", None)),
+            *(dict(mAcc=value) for value in (-1, float("inf"))),
+            *(dict(images=value) for value in (0, -3, 2.5, "5", None, True)),
+        ],
+        ids=str,
+    )
+    def test_no_figures(self, changes, tmp_path):
+        folder = self.result(tmp_path / "a", **changes)
+        with pytest.raises(SFPError, match=f"a/results.json .*{next(iter(changes))} is .*measure"):
+            collect([folder])
 
     def test_columns_stand_in_the_papers_order(self, tmp_path):
         folders = [
@@ -506,4 +574,4 @@ class TestTable:
         (tmp_path / "a/results.json").write_text("{}")
         with pytest.raises(SFPError, match="measure it again"):
             collect([tmp_path / "a"])
-        assert markdown([]) == "no results yet\n" and Entry("a", "b", "c", None).difference is None
+        assert markdown([]) == "no results yet\n" and Entry("a", "b", "c", 3.0).difference is None

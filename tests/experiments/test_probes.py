@@ -124,6 +124,22 @@ def test_layers_of_toyland(toyland_clip, window):
     assert found["SOM", 9] == [pytest.approx(masks[0].float().mean().item())]
 
 
+def test_255_is_a_class_where_another_label_is_ignored(toyland_clip, window):
+    """Two classes, one of them 255: all patches have one of them, or one class is left out."""
+    windows, labels = window
+    labels = torch.where(labels == labels.min(), 255, 3)
+    text = torch.nn.functional.normalize(torch.randn(256, toyland_clip.embed_dim), dim=1)
+    of_both, of_one = (
+        probe_layers(toyland_clip, windows, labels, text, range(256), ignore=ignore)
+        for ignore in (65535, 255)
+    )
+    assert len(of_both["k", 3]) == 1 and len(of_one["k", 3]) == 0
+    assert of_both["alignment", 12] != of_one["alignment", 12]
+    labels[..., :100] = 65535
+    found = probe_layers(toyland_clip, windows, labels, text, range(256), ignore=65535)
+    assert len(found["accuracy", 12]) == 1
+
+
 def test_the_tool(tool, tmp_path):
     arguments = [
         ROOT / "configs/cfg_toyland.py",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import parity
 import pytest
@@ -9,6 +11,8 @@ import torch
 
 import sfp
 from sfp.datasets import toyland
+from sfp.errors import SFPError
+from sfp.refiners import build_refiner
 from sfp.refiners.pamr import pamr
 
 
@@ -33,6 +37,20 @@ def test_pamr_in_chunks_and_batches_is_the_same(monkeypatch):
 def test_pamr_keeps_constant_maps():
     maps = torch.full((1, 2, 30, 30), 0.7)
     torch.testing.assert_close(pamr(torch.randn(1, 3, 30, 30), maps, 10), maps)
+
+
+@pytest.mark.parametrize("reach", [60, 10**5, 10**9, 10**20])
+def test_beyond_the_image_all_neighbours_lie_on_its_edge(reach):
+    images, maps = torch.randn(1, 3, 40, 50), torch.randn(1, 2, 40, 50)
+    torch.testing.assert_close(pamr(images, maps, 2, (reach,)), pamr(images, maps, 2, (50,)))
+
+
+def test_want_of_memory_is_said_as_it_is():
+    """What torch says where it gets no memory: a picture that would take petabytes."""
+    view = SimpleNamespace(image=torch.zeros(3, 8, 8))
+    scores = torch.zeros(1, 1, 1).expand(1, 10**6, 10**6)
+    with pytest.raises(SFPError, match=r"PAMR needs more memory .* 1000000x1000000 .*smaller"):
+        build_refiner("PAMR")(scores, view, None)
 
 
 def test_from_the_segmenter_and_a_config_key():

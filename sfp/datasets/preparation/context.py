@@ -13,6 +13,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from sfp.datasets.layouts import Layout
@@ -71,7 +72,7 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
             masks[annotation["image_id"]].append(mask)
         names = {phase: names_of(contents, phase) for phase in ("train", "val")}
         kept = [image for image in contents["images"] if image["phase"] in names]
-        sizes = [(image["height"], image["width"]) for image in kept]
+        sizes = [(image["width"], image["height"]) for image in kept]
     except (KeyError, TypeError) as error:
         raise SFPError(
             f"The source's {path} has an entry without {error}; take PASCAL in Detail's "
@@ -83,23 +84,38 @@ def plan(sources: Sources, root: Path, layout: Layout) -> Plan:
     plan = Plan(images=len(names["val"]), lists=lists)
     for image, size in zip(kept, sizes, strict=True):
         name = PurePosixPath(image["file_name"]).stem
-        drawn = (name, masks[image["image_id"]], size)
+        file = images / image["file_name"]
+        drawn = (file, masks[image["image_id"]], size)
         plan.steps += [
-            Step(layout.image(name, root), link_file, (images / image["file_name"],)),
+            Step(layout.image(name, root), link_file, (file,)),
             Step(layout.label(name, root), draw_masks, drawn),
         ]
     return plan
 
 
 def draw_masks(
-    target: Path, name: str, masks: list[tuple[int, str | list[int]]], size: tuple[int, int]
+    target: Path, image: Path, masks: list[tuple[int, str | list[int]]], size: tuple[int, int]
 ) -> None:
     """Draw an image's masks (category id, run lengths) over each other and write labels 0 to 59.
 
+    Args:
+        target: the labels' file.
+        image: the image's file.
+        masks: of the image.
+        size: (width, height) as the json has it.
+
     Raises:
-        SFPError: a mask that doesn't fit, or of a class that is not among the 59.
+        SFPError: a size or a mask that doesn't fit, or one of a class that is not among the 59.
     """
-    labels = np.zeros(size, np.uint8)
+    name = image.stem
+    with Image.open(image) as opened:
+        width, height = opened.size
+    if size != (width, height):
+        raise SFPError(
+            f"trainval_merged.json has the size {size[0]} x {size[1]} for {image}, which has "
+            f"{width} x {height} pixels; fetch both again."
+        )
+    labels = np.zeros((height, width), np.uint8)
     for category, counts in masks:
         if category not in SOURCE_IDS:
             raise SFPError(
@@ -107,7 +123,7 @@ def draw_masks(
                 "PASCAL in Detail's file."
             )
         try:
-            labels[decode_mask(counts, *size)] = SOURCE_IDS.index(category)
+            labels[decode_mask(counts, height, width)] = SOURCE_IDS.index(category)
         except (ValueError, TypeError, ArithmeticError) as error:
             raise SFPError(
                 f"trainval_merged.json has a broken mask of the class {category} in {name} "
