@@ -217,6 +217,11 @@ class Method(Registered, ABC):
         """Patch grid (h, w) of windows."""
         return self.trunk.grid_of(*windows.shape[-2:])
 
+    def patch_rows(self, windows: Tensor) -> slice:
+        """The patches' rows among the tokens of windows, 1 to N."""
+        h, w = self.grid(windows)
+        return slice(1, 1 + h * w)
+
     @property
     def last_block(self) -> Block:
         """Block L, which most methods replace."""

@@ -56,18 +56,18 @@ def adapt_text(
     return vectors.expand(len(features), -1, -1).scatter(1, place, moved)
 
 
-def refocus(maps: Tensor, threshold: float, share: float) -> Tensor:
-    """Attention (B, heads, 1 + N, 1 + N) of patches with less weight on sinks.
+def refocus(maps: Tensor, rows: slice, threshold: float, share: float) -> Tensor:
+    """Attention (B, heads, T, T) with less weight of patches, ``rows``, on sinks.
 
     Sinks are the patches whose column, summed over the patches' rows, is above threshold (1 + N);
     they keep ``share`` of their weight, and the row's other patches get the rest in proportion.
     """
-    patches = maps[:, :, 1:, 1:]
-    sinks = patches.sum(2, keepdim=True) / maps.shape[-1] > threshold
+    patches = maps[:, :, rows, rows]
+    sinks = patches.sum(2, keepdim=True) / rows.stop > threshold
     taken = patches * sinks
     others = patches * ~sinks
     freed = (1 - share) * taken.sum(-1, keepdim=True)
     given = freed * others / (others.sum(-1, keepdim=True) + 1e-8)
     maps = maps.clone()
-    maps[:, :, 1:, 1:] = share * taken + others + given
+    maps[:, :, rows, rows] = share * taken + others + given
     return maps

@@ -41,9 +41,7 @@ class DIHCLIP(SCCLIP):
     )
     published = dict(purify=False, purify_layers=[-2])
 
-    def streams(
-        self, windows: Tensor, *more: Hook
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def streams(self, windows: Tensor, *more: Hook) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         distinct: list[Tensor] = []
         hook = Hook(lambda state: distinct.append(self.distinct(state)), [self.pre_layer])
         stream, pre, post, fused = super().streams(windows, hook, *more)
@@ -51,9 +49,12 @@ class DIHCLIP(SCCLIP):
 
     def distinct(self, state: LayerState) -> Tensor:
         """D_pat of a block's state, (B, N, C)."""
+        height, width = state.grid
         chosen = self.chosen(attention_map(state.q, state.k))
         maps = attention_map(state.k, state.k) * chosen
-        return _project(self.trunk.blocks[state.layer - 1], maps.sum(1), state.v)[:, 1:]
+        return _project(self.trunk.blocks[state.layer - 1], maps.sum(1), state.v)[
+            :, 1 : 1 + height * width
+        ]
 
     def decode(self, tokens: Tensor, attention: Tensor) -> Tensor:
         """Dec without the class term: patches (B, N, C) through block L's attention."""

@@ -42,23 +42,25 @@ class PEARL(Method):
         stream, block = self.stream(windows), self.last_block
         q, k, v = block.qkv(block.normed(stream))
         q, k = q.float(), k.float()
-        centred, rotation = self.align(q, k)
-        # both terms as one product of joined rows
-        rows = torch.cat([q, self.alpha_kk**0.5 * centred], -1)
-        columns = torch.cat([k @ rotation, self.alpha_kk**0.5 * centred], -1)
-        mixed = block.project(attend(rows, columns, v.float(), scale=q.shape[-1] ** -0.5))
+        rows = self.patch_rows(windows)
+        centred, rotation = self.align(q, k, rows)
+        # both terms as one product
+        root = self.alpha_kk**0.5 * centred
+        left, right = torch.cat([q, root], -1), torch.cat([k @ rotation, root], -1)
+        mixed = block.project(attend(left, right, v.float(), scale=q.shape[-1] ** -0.5))
         if self.full_block:
             stream = stream + mixed
             mixed = stream + block.mlp(stream)
-        return mixed[:, 1:]
+        return mixed[:, rows]
 
-    def align(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """K' (B, heads, 1 + N, d_h) and R (B, heads, d_h, d_h) of Q and K, float32."""
-        weights = q.norm(dim=-1, keepdim=True)
-        weights[:, :, 0] = 0.0  # the class token's
+    def align(self, q: Tensor, k: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """K' (B, heads, T, d_h) and R (B, heads, d_h, d_h) of Q and K, whose patches are ``rows``;
+        float32.
+        """
+        weights = q[:, :, rows].norm(dim=-1, keepdim=True)
         weights = weights / (weights.sum(2, keepdim=True) + 1e-6)
-        q = q - (weights * q).sum(2, keepdim=True)
-        k = k - (weights * k).sum(2, keepdim=True)
+        q = q - (weights * q[:, :, rows]).sum(2, keepdim=True)
+        k = k - (weights * k[:, :, rows]).sum(2, keepdim=True)
         cross = k.transpose(-2, -1) @ q
         if self.solver == "svd":
             u, _, v = torch.linalg.svd(cross)

@@ -98,12 +98,13 @@ class RFCLIP(Method):
     def walk(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Y (B, N, C) and the class token X^L_cls (B, C)."""
         stream, guide, attention, cls = self.layers(windows)
-        similarity = cut_below(cosine_similarity(guide[:, 1:]), self.beta)  # S
-        y = sum(self.last(self._mixed(similarity, z), attention) for z in (stream, guide)) / 2
-        return y, cls
+        rows = self.patch_rows(windows)
+        similarity = cut_below(cosine_similarity(guide[:, rows]), self.beta)  # S
+        paths = [self.last(similarity @ z[:, rows], z, attention, rows) for z in (stream, guide)]
+        return sum(paths) / 2, cls
 
     def layers(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """X^{L-1} and G (B, 1 + N, C), the sum of k-k maps of blocks 1 to L-1, and X^L_cls."""
+        """X^{L-1} and G (B, T, C), the sum of k-k maps of blocks 1 to L-1, and X^L_cls (B, C)."""
         guide, attention, stream, depth = 0.0, 0.0, None, self.trunk.layers
 
         def gather(state: LayerState) -> Tensor:
@@ -116,17 +117,25 @@ class RFCLIP(Method):
                 stream = state.inputs
             return tokens
 
-        cls = self._run(windows, gather)[:, 0]
+        cls = self.all_blocks(windows, gather)[:, 0]
         return stream, guide, attention, cls
+
+    def all_blocks(self, windows: Tensor, after: Callable[[LayerState], Tensor]) -> Tensor:
+        """X^L (B, T, C), each block's tokens replaced by what ``after`` returns."""
+        depth = self.trunk.layers
+        hooks = [Hook(after, range(1, depth + 1))]
+        if self.refocus:
+            hooks.insert(0, Hook(self._refocus, range(1, depth), point="attention"))
+        return self.stream(windows, *hooks, last=depth)
 
     def denoise(self, state: LayerState) -> Tensor:
         """A block's tokens, flagged patches drawn towards the mean of their 3x3 patches."""
-        tokens, patches = state.tokens, state.patches
+        cls, patches, others = state.tokens.split(_counts(state), 1)
         grid = patches.transpose(1, 2).unflatten(2, state.grid)
         around = F.avg_pool2d(grid, 3, 1, padding=1).flatten(2).transpose(1, 2)  # always 9 summands
         damped = torch.lerp(patches, around, self.alpha)
         patches = torch.where(self.flagged(patches)[..., None], damped, patches)
-        return torch.cat([tokens[:, :1], patches], 1)
+        return torch.cat([cls, patches, others], 1)
 
     def flagged(self, patches: Tensor) -> Tensor:
         """Mask (B, N) of patches (B, N, C) with one over-active channel."""
@@ -134,31 +143,22 @@ class RFCLIP(Method):
         phi = above[..., list(self.channels)].amax(-1) / above.sum(-1).clamp(min=1e-8)
         return phi > self.sigma / patches.shape[-1]
 
-    def last(self, tokens: Tensor, attention: Tensor) -> Tensor:
-        """W_o concat(A V) + b_o of the patches of tokens (B, 1 + N, C)."""
-        block = self.last_block
+    def last(self, patches: Tensor, tokens: Tensor, attention: Tensor, rows: slice) -> Tensor:
+        """W_o concat(A V) + b_o of patches (B, N, C), which stand in ``rows`` of tokens."""
+        block, tokens = self.last_block, tokens.clone()
+        tokens[:, rows] = patches
         k, v = block.qkv(block.normed(tokens), "kv")
-        maps = (attention + attention_map(k, k))[:, :, 1:, 1:] / self.trunk.layers
-        return block.project(maps.to(v.dtype) @ v[:, :, 1:])
+        maps = (attention + attention_map(k, k))[:, :, rows, rows] / self.trunk.layers
+        return block.project(maps.to(v.dtype) @ v[:, :, rows])
 
-    def _mixed(self, similarity: Tensor, tokens: Tensor) -> Tensor:
-        """The patches of tokens (B, 1 + N, C) mixed by S."""
-        return torch.cat([tokens[:, :1], similarity @ tokens[:, 1:]], 1)
-
-    def _run(self, windows: Tensor, after_each: Callable[[LayerState], Tensor]) -> Tensor:
-        """X^L of windows, whose blocks' tokens a function replaces, (B, 1 + N, C)."""
-
-        def attend_anew(state: LayerState) -> Tensor:
-            maps = attention_map(state.q, state.k)
-            maps = refocus(maps, self.refocus_threshold, self.refocus_share)
-            block = self.trunk.blocks[state.layer - 1]
-            return state.inputs + block.project(maps.to(state.v.dtype) @ state.v)
-
-        depth = self.trunk.layers
-        hooks = self.hooks(Hook(after_each, range(1, depth + 1)))
-        if self.refocus:
-            hooks.insert(0, Hook(attend_anew, range(1, depth), point="attention"))
-        return self.trunk.run(windows, hooks, depth, self.positional_resize)
+    def _refocus(self, state: LayerState) -> Tensor:
+        """The stream after attention, with what the changed map makes of the values."""
+        block = self.trunk.blocks[state.layer - 1]
+        before = attention_map(state.q, state.k)
+        rows = slice(1, 1 + _counts(state)[1])
+        after = refocus(before, rows, self.refocus_threshold, self.refocus_share)
+        now, then = (block.project(maps.to(state.v.dtype) @ state.v) for maps in (after, before))
+        return state.tokens + now - then
 
     # ------------------------------------------------------------------ text
     def encode(self, windows: Tensor) -> dict[str, Tensor]:
@@ -171,13 +171,15 @@ class RFCLIP(Method):
         """The class token's unit vector of the whole image, (1, D)."""
         if self.class_vector == "window" or not self.image_weight + self.patch_weight:
             return None
-        return l2_normalise(self.trunk.readout(self._run(image[None], self.denoise)[:, 0]))
+        return l2_normalise(self.trunk.readout(self.all_blocks(image[None], self.denoise)[:, 0]))
 
     def score(self, view: View, text: Text) -> Tensor:
         """(1 - w) <F, T'> + w <c, T>, (n, h, w, Q)."""
         likeness, adapted = self.adapted(view, text)
         features = view["features"].flatten(1, 2)
-        scores = torch.lerp(features @ adapted.transpose(1, 2), likeness[:, None], self.image_weight)
+        scores = torch.lerp(
+            features @ adapted.transpose(1, 2), likeness[:, None], self.image_weight
+        )
         return scores.unflatten(1, view["features"].shape[1:3])
 
     def adapted(self, view: View, text: Text) -> tuple[Tensor, Tensor]:
@@ -189,3 +191,9 @@ class RFCLIP(Method):
             return likeness, text.vectors.expand(len(features), -1, -1)
         clusters = cluster_queries(text.vectors, self.cluster_distance)
         return likeness, adapt_text(features, text.vectors, likeness, clusters, self.patch_weight)
+
+
+def _counts(state: LayerState) -> list[int]:
+    """How many class tokens, patches and further tokens a state has."""
+    patches = state.grid[0] * state.grid[1]
+    return [1, patches, state.tokens.shape[1] - 1 - patches]

@@ -102,9 +102,7 @@ class SCCLIP(Method):
             y = y + self.decode_fused(fused[:, 1:], attention) + self.res_cls * fused[:, :1]
         return aggregate(cut_below(g_post, self.beta), y)
 
-    def streams(
-        self, windows: Tensor, *more: Hook
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def streams(self, windows: Tensor, *more: Hook) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """X^{L-1} repaired, (B, 1 + N, C).
 
         The patches of G_pre and G_post, (B, N, C); M or None.

@@ -51,8 +51,8 @@ def text_relation(vectors: Tensor, temperature: Positive = 0.5, own: float = 10.
 def propagate(image: Tensor, scores: Tensor, relation: Tensor, grid: int, steps: int) -> Tensor:
     """Scores (Q, H, W) refined by a normalised image (3, h, w) and a text relation; float32.
 
-    The relation is (Q, Q), or its diagonal (Q,). Cells are of round(H / grid) x round(W / grid) pixels, what is left at the lower and right
-    borders belongs to none.
+    The relation is (Q, Q), or its diagonal (Q,). Cells are of round(H / grid) x round(W / grid)
+    pixels; what is left at the lower and right borders belongs to none.
     """
     scores = scores.float()
     size = scores.shape[-2:]
@@ -117,4 +117,3 @@ def solve(trust: Tensor, across: Tensor, down: Tensor, scores: Tensor, steps: in
         before, energy = energy, residual.square().sum()
         direction.mul_(energy / (before + 1e-12)).add_(residual)
     return x
-
