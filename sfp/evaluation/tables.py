@@ -37,11 +37,24 @@ COLUMNS = {
 _NO_REFINEMENT = dict(pamr_iterations=0, refine=[], prompts=80)
 _SMALL = dict(window=224, stride=112, short_side={"cityscapes": 560, None: 336}, **_NO_REFINEMENT)
 _LARGE = dict(window=448, stride=224, short_side={None: 448}, **_NO_REFINEMENT)
-# where a paper's main numbers stand, and how it says that they were measured
+_WHOLE_VOC21 = {**_SMALL, "window": {"voc21": 0, None: 224}}
+_WHOLE_VOC = {**_SMALL, "window": {"voc20": 0, "voc21": 0, None: 224}}
+
+
+def _tlp(grid: int) -> list[dict[str, Any]]:
+    return [dict(type="TLP", grid=grid)]
+
+
+# where a paper's main numbers stand, and how it says that they were measured; by dataset, None for
+# the others, where that differs
 PAPERS = {
     "SFP": (("Tab1", "Tab4"), _SMALL),
     "SC-CLIP": (("Tab1", "Tab9"), _SMALL),
     "CLIPSeg": (("Tab2",), _LARGE),
+    "RF-CLIP": (("list",), _WHOLE_VOC21),
+    "ResCLIP": (("README",), _WHOLE_VOC),
+    "PEARL": (("README",), {**_WHOLE_VOC, "refine": {"cityscapes": _tlp(224), None: _tlp(80)}}),
+    "DIH-CLIP": (("README",), _SMALL),
 }
 _BACKBONES = {
     "ViT-B-16": ("ViT-B/16", "ViT-B (CLIP-B, OpenAI)"),
@@ -180,9 +193,10 @@ def _entry(result: dict[str, Any], paper: str | None) -> Entry:
 
 
 def _differences(result: dict[str, Any], key: str, paper: str) -> tuple[str, ...]:
-    said = dict(PAPERS[paper][1])
-    sides = said.pop("short_side")
-    said["short_side"] = sides.get(key, sides[None])
+    said = {
+        name: value.get(key, value[None]) if isinstance(value, dict) else value
+        for name, value in PAPERS[paper][1].items()
+    }
     here = {"refine": [], **result["protocol"], "prompts": result["prompts"]}
     return tuple(
         f"{name} {here[name]} instead of {value}"

@@ -340,6 +340,8 @@ def warn_once(message: str) -> None:
 
 def _plain(value: Any) -> Any:
     """A value that JSON can hold; a callable by its name."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
     return getattr(value, "__name__", repr(value)) if callable(value) else value
 
 
