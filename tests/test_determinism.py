@@ -61,7 +61,7 @@ def test_scores_do_not_depend_on_the_batch(case, model, toyland_clip):
     else:
         windows = torch.stack([parity.image(f"batch{i}", height, width) for i in range(max(sizes))])
     text = torch.nn.functional.normalize(torch.randn(9, clip.embed_dim), dim=1)
-    method = sfp.build_method(case[0], clip, **WITHOUT_DOWNLOAD.get(case[0], {}), **case[1])
+    method = sfp.build_method(case[0], clip, **{**WITHOUT_DOWNLOAD.get(case[0], {}), **case[1]})
     alone = torch.cat([method.scores(window[None], text) for window in windows])
     for size in sizes[1:]:
         together = method.scores(windows[:size], text)
