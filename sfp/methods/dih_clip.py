@@ -32,7 +32,7 @@ class DIHCLIP(SCCLIP):
     kept_heads: Annotated[int, Range(1)] = 4
 
     changes = Changes(
-        "ICCV 2025",
+        "Duan et al., ICCV 2025",
         "k-k of few heads + similarity of a middle layer",
         "last block's, of two streams",
         "L; reads 4..10",

@@ -58,7 +58,7 @@ class ResCLIP(Method):
     temp_thd: Share = 0.25
 
     changes = Changes(
-        "CVPR 2025", "the base's + q-k of middle blocks + labels", layers="L; reads 6..9",
+        "Yang et al., CVPR 2025", "the base's + q-k of middle blocks + labels", layers="L; reads 6..9",
         residual=False, ffn=False,
     )  # fmt: skip
 
