@@ -32,6 +32,13 @@ from sfp.clip import load_clip
 ROOT = Path(__file__).parent.parent
 
 
+# ProxyCLIP's usual proxy is a download
+WITHOUT_DOWNLOAD = {
+    "ProxyCLIP": dict(proxy="colour"),
+    "FSA": dict(base="ProxyCLIP:proxy=colour"),
+}
+
+
 def parity_clip(spec: str, seed: int | None = None):
     """The frozen CLIP of a parity spec, float32 on the CPU, the index's seed if None."""
     return _seeded_clip(spec, parity.SEED if seed is None else seed)

@@ -557,7 +557,7 @@ DEBUG = {
     "prepare_dataset": "voc22", "compare_names": "absent.py", "compare_precision": "--scenes 0",
     "dev/draw_pictures": "out --only x",
     "make_table": "empty", "plot_cost": "empty", "measure_speed": "--rounds 0",
-    "probe_layers": "absent.py",
+    "probe_layers": "absent.py", "probe_channels": "absent.py",
     "dev/measure_outliers": "--scenes 0",
     "dev/train_toyland": "--work-dir out --steps 0",
     "dev/select_toyland": "--work-dir empty --scenes 0",

@@ -8,7 +8,7 @@ import numpy as np
 import parity
 import pytest
 import torch
-from conftest import parity_clip
+from conftest import WITHOUT_DOWNLOAD, parity_clip
 
 import sfp
 from sfp.clip.kernels import attend_explicitly
@@ -20,6 +20,10 @@ VARIANTS = {
     "CLIPSurgery": [dict(feature_surgery=True)],
     "SFP": [dict(hai_place="after", sae_values="literal", hai_cls=True)],
     "CLIPSeg": [dict(relation="two_hop", key_heads="separate")],
+    "PEARL": [dict(solver="svd", full_block=True)],
+    "RF-CLIP": [dict(class_vector="window", refocus=True, refocus_threshold=0.02)],
+    "ResCLIP": [dict(base="SCLIP", sfr=False), dict(base="ClearCLIP", rcs=False)],
+    "FSA": [dict(base="NACLIP"), dict(base="CLIP")],
     "ClearCLIP": [
         dict(purify=True, pm=name, purify_layers=[6], **FEW_TREES.get(name, {}))
         for name in sfp.list_detectors()
@@ -30,10 +34,6 @@ CASES = [
     for name in sfp.list_methods()
     for options in ({}, dict(purify=True), *VARIANTS.get(name, ()))
 ]
-
-
-def of_proxy(name: str) -> dict:
-    return dict(proxy="colour") if name == "ProxyCLIP" else {}
 
 
 def title(case) -> str:
@@ -61,7 +61,7 @@ def test_scores_do_not_depend_on_the_batch(case, model, toyland_clip):
     else:
         windows = torch.stack([parity.image(f"batch{i}", height, width) for i in range(max(sizes))])
     text = torch.nn.functional.normalize(torch.randn(9, clip.embed_dim), dim=1)
-    method = sfp.build_method(case[0], clip, **of_proxy(case[0]), **case[1])
+    method = sfp.build_method(case[0], clip, **{**WITHOUT_DOWNLOAD.get(case[0], {}), **case[1]})
     alone = torch.cat([method.scores(window[None], text) for window in windows])
     for size in sizes[1:]:
         together = method.scores(windows[:size], text)
@@ -107,7 +107,7 @@ def test_a_gpu_gives_nearly_the_same_labels(name):
     labels = {}
     for device in ("cpu", "cuda"):
         segmenter = sfp.Segmenter(
-            name, "Toyland", device=device, precision="fp32", **of_proxy(name)
+            name, "Toyland", device=device, precision="fp32", **WITHOUT_DOWNLOAD.get(name, {})
         )
         labels[device] = [
             segmenter(toyland.make_scene("tune", i).image, list(toyland.CLASSES)).labels.ravel()

@@ -18,12 +18,15 @@ from tqdm import tqdm
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
 
+# what stands for the proxies that are downloads
+PROXIES = {"ProxyCLIP": {"proxy": "colour"}, "FSA": {"base": "ProxyCLIP:proxy=colour"}}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", help="all by default; ProxyCLIP looks at colours")
+    parser.add_argument("--methods", nargs="+", help="all by default; proxies are colours")
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp16"])
     parser.add_argument("--scenes", type=int, default=120)
     parser.add_argument("--no-purify", action="store_true", help="switch purification off")
@@ -60,7 +63,7 @@ def compare(args: argparse.Namespace) -> None:
     figures: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'method':<12} {'precision':<9} {'equal to fp32':>13} {'mIoU':>7}")
     for method in args.methods or list_methods():
-        options = {"proxy": "colour"} if method == "ProxyCLIP" else {}
+        options = PROXIES.get(method, {})
         if args.no_purify:
             options["purify"] = False
         labels, figures[method] = {}, {}

@@ -158,19 +158,36 @@ def _check_keys(cfg: Config, overrides: Mapping[str, Any]) -> None:
 
 def _take_method(cfg: Config, method: str, clip: str, common: bool) -> None:
     """Merge a method's settings into a dataset's config."""
+    for settings in _settings(cfg, method, clip)[: 1 if common else None]:
+        cfg.merge_from_dict(settings)
+
+
+def _settings(cfg: Config, method: str, clip: str) -> list[dict]:
+    """What ``configs/methods`` says of a method, then for the config's dataset, then for the
+    backbone.
+    """
     if not re.fullmatch(r"[\w.-]{1,100}", str(method)):  # the name of a file
         raise unknown_choice("method", str(method)[:100], list_methods())
     file = f"methods/{method.removesuffix('-ablation')}.py"  # an ablation has its method's settings
     beside = Path(cfg.filename).parent / file
     path = beside if beside.is_file() else CONFIGS / file
     own = _from_file(path) if path.is_file() else Config(dict(model=dict(purify=None, pm=None)))
-    cfg.merge_from_dict(dict(model=own.model))
-    if common:
-        return
     dataset = cfg.get("dataset")
     backbone = str(clip).replace("/", "-").removesuffix("-quickgelu")
-    for settings in (own.get("datasets", {}), own.get("backbones", {}).get(backbone, {})):
-        cfg.merge_from_dict(dict(settings.get(dataset, {})))
+    further = (own.get("datasets", {}), own.get("backbones", {}).get(backbone, {}))
+    return [dict(model=own.model), *(dict(settings.get(dataset, {})) for settings in further)]
+
+
+def dataset_options(cfg: Config) -> dict[str, Any]:
+    """The method's options that its authors chose for the config's dataset; none of
+    ``settings=common`` and ``settings=tcl``.
+    """
+    if cfg.get("settings", "own") != "own":
+        return {}
+    found = Config({})
+    for settings in _settings(cfg, cfg.model.method, cfg.model.get("clip", ""))[1:]:
+        found.merge_from_dict(settings)
+    return method_options(found.get("model", {}))
 
 
 def _set_short_side(cfg: Config) -> None:

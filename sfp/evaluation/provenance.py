@@ -25,12 +25,14 @@ from sfp.backbones import backbone_file
 from sfp.clip.clip import FrozenCLIP
 from sfp.clip.loading import weights_file
 from sfp.errors import SFPError
+from sfp.evaluation.config import dataset_options
 from sfp.evaluation.counts import Figures, as_json
 from sfp.evaluation.dataset import short_name, short_side_of
 from sfp.evaluation.loop import Part
 from sfp.evaluation.tables import prompts_sha256
 from sfp.files import file_sha256, whole_file
 from sfp.methods import METHODS, Method, list_methods
+from sfp.options import parse_spec
 from sfp.pipeline import Vocabulary
 from sfp.segmentor import SFPSegmentor
 
@@ -51,7 +53,7 @@ def run_provenance(cfg: Config, model: SFPSegmentor, part: Part) -> dict[str, st
         "weights": json.dumps(_weights_of(frozen)),
         "backbones": json.dumps(further, sort_keys=True),
         "dataset": dataset_fingerprint(part.dataset),
-        "code": code_fingerprint(type(method)),
+        "code": code_fingerprint(*_classes(method.name, method.options())),
         "device": f"{frozen.device.type} {frozen.precision} {matmul}",
     }
 
@@ -69,7 +71,7 @@ def finished_as(cfg: Config, dataset_sha256: str, vocabulary: Vocabulary) -> dic
     return {
         "config_sha256": config_hash(cfg),
         "dataset_fingerprint": dataset_sha256,
-        "code_sha256": code_fingerprint(METHODS.get(cfg.model.method)),
+        "code_sha256": code_fingerprint(*_classes(cfg.model.method, cfg.model)),
         "names_sha256": _sha256(vocabulary.queries, vocabulary.class_of_query),
         "weight_files": weight_files(cfg),
     }
@@ -104,7 +106,7 @@ def write_results(
     result = {
         "method": method.name,
         "options": method.options(),
-        "changed_options": method.changed_options(),
+        "changed_options": _changed_options(method, dataset_options(cfg)),
         "purify": purifier is not None,
         "pm": purifier.detector.name if purifier else None,
         "purifier": repr(purifier.detector) if purifier else None,
@@ -177,14 +179,32 @@ def dataset_fingerprint(
     return digest.hexdigest()
 
 
-def code_fingerprint(method: type) -> str:
+def _changed_options(method: Method, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that are not as published: those of the dataset are the ones its authors chose."""
+    values = method.options()
+    changed = {**method.changed_options(), **{name: values.get(name) for name in chosen}}
+    return {
+        name: value
+        for name, value in changed.items()
+        if name not in chosen or json.dumps(value) != json.dumps(chosen[name])
+    }
+
+
+def _classes(name: str, options: Mapping[str, Any]) -> list[type]:
+    """The class of a method, and that of its base where it has one."""
+    base = options.get("base", METHODS.options(name).get("base"))
+    return [METHODS.get(one) for one in (name, parse_spec(base)[0] if base else None) if one]
+
+
+def code_fingerprint(*methods: type) -> str:
     """SHA-256 over the code that makes a method's figures, without comments and docstrings.
 
     Its own files, and the folders that it uses. Other methods' files take no part, so that work on
     one leaves the results of others valid.
     """
     package = Path(__file__).parent.parent
-    own = {Path(inspect.getsourcefile(cls)) for cls in method.__mro__ if issubclass(cls, Method)}
+    classes = {cls for method in methods for cls in method.__mro__ if issubclass(cls, Method)}
+    own = {Path(inspect.getsourcefile(cls)) for cls in classes}
     others = {Path(inspect.getsourcefile(METHODS.get(name))) for name in list_methods()} - own
     folders = ("backbones", "clip", "outliers", "methods", "refiners", "pipeline")
     used = {file for folder in folders for file in (package / folder).rglob("*.py")}

@@ -43,11 +43,24 @@ COLUMNS = {
 _NO_REFINEMENT = dict(pamr_iterations=0, refine=[], prompts=80, precision="fp16")
 _SMALL = dict(window=224, stride=112, short_side={"cityscapes": 560, None: 336}, **_NO_REFINEMENT)
 _LARGE = dict(window=448, stride=224, short_side={None: 448}, **_NO_REFINEMENT)
-# where a paper's main numbers stand, and how it says that they were measured
+_WHOLE_VOC21 = {**_SMALL, "window": {"voc21": 0, None: 224}}
+_WHOLE_VOC = {**_SMALL, "window": {"voc20": 0, "voc21": 0, None: 224}}
+
+
+def _tlp(grid: int) -> list[dict[str, Any]]:
+    return [dict(type="TLP", grid=grid)]
+
+
+# where a paper's main numbers stand, and how it says that they were measured; by dataset, None for
+# the others, where that differs
 PAPERS = {
     "SFP": (("Tab1", "Tab4"), _SMALL),
     "SC-CLIP": (("Tab1", "Tab9"), _SMALL),
     "CLIPSeg": (("Tab2",), _LARGE),
+    "RF-CLIP": (("list",), _WHOLE_VOC21),
+    "ResCLIP": (("README",), _WHOLE_VOC),
+    "PEARL": (("README",), {**_WHOLE_VOC, "refine": {"cityscapes": _tlp(224), None: _tlp(80)}}),
+    "DIH-CLIP": (("README",), _SMALL),
 }
 _BACKBONES = {
     "ViT-B-16": ("ViT-B/16", "ViT-B (CLIP-B, OpenAI)"),
@@ -200,9 +213,8 @@ def _differences(result: dict[str, Any], key: str, paper: str | None) -> tuple[s
     """
     said = dict(_settings(result["method"], result["backbone"], key))
     if paper is not None:
-        said |= PAPERS[paper][1]
-        sides = said.pop("short_side")
-        said["short_side"] = sides.get(key, sides[None])
+        for name, value in PAPERS[paper][1].items():
+            said[name] = value.get(key, value[None]) if isinstance(value, dict) else value
     keys = ("prompts", "prompts_sha256", "precision", "images", "names")
     here = result["protocol"] | {name: result[name] for name in keys}
     if here["prompts"] != said.get("prompts"):  # the number says it already

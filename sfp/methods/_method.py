@@ -147,13 +147,10 @@ class Method(Registered, ABC):
         self.fill(**found)
         if scaled_ones:
             chosen = ", ".join(f"{name}={found[name]}" for name in scaled_ones)
-            message = (
+            warn_once(
                 f"{self.name} was published without constants for ViTs of {depth} blocks with patch"
                 f" {self.trunk.patch}; taking {chosen}, layers scaled by depth from 12 blocks."
             )
-            if message not in _warned:
-                _warned.add(message)
-                warnings.warn(message, stacklevel=2)
 
     def check_layers(
         self, option: str, layers: Collection[int] | int, last: int | None = None
@@ -210,15 +207,20 @@ class Method(Registered, ABC):
         return self.trunk.run(windows, self.hooks(*more), last, self.positional_resize)
 
     def run_with_cache(
-        self, windows: Tensor, **layers: Collection[int]
+        self, windows: Tensor, *more: Hook, **layers: Collection[int]
     ) -> tuple[Tensor, dict[tuple[str, int], Tensor]]:
         """``stream``, and parts of layer states: ``k=[7]`` keeps ``cache["k", 7]``."""
         hook, cache = caching_hook(**layers)
-        return self.stream(windows, hook), cache
+        return self.stream(windows, hook, *more), cache
 
     def grid(self, windows: Tensor) -> tuple[int, int]:
         """Patch grid (h, w) of windows."""
         return self.trunk.grid_of(*windows.shape[-2:])
+
+    def patch_rows(self, windows: Tensor) -> slice:
+        """The patches' rows among the tokens of windows, 1 to N."""
+        h, w = self.grid(windows)
+        return slice(1, 1 + h * w)
 
     @property
     def last_block(self) -> Block:
@@ -329,8 +331,17 @@ class Method(Registered, ABC):
         return f"{type(self).__name__}({self.clip!r}, purifier={detector})"
 
 
+def warn_once(message: str) -> None:
+    """A warning, the first time in this process."""
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=4)
+
+
 def _plain(value: Any) -> Any:
     """A value that JSON can hold; a callable by its name."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
     return getattr(value, "__name__", repr(value)) if callable(value) else value
 
 

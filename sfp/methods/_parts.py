@@ -30,6 +30,11 @@ def self_attend(
     return attend(u, u, v, bias=bias, scale=scale)
 
 
+def attention_map(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d_h)) of (B, heads, T, d_h) each: (B, heads, T, T) float32."""
+    return (q.float() * q.shape[-1] ** -0.5 @ k.float().transpose(-2, -1)).softmax(-1)
+
+
 def mix(weights: Tensor, v: Tensor) -> Tensor:
     """A V with one map (B, N, N) for all heads of V (B, heads, N, d_h)."""
     joined = weights.to(v.dtype) @ v.transpose(1, 2).flatten(2)

@@ -65,34 +65,51 @@ class ProxyCLIP(Method):
 
     def _mixed(self, windows: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Y (B, h' * w', C) and the proxy's grid (h', w')."""
-        maps = self.backbones["proxy"](windows)
-        grid = tuple(maps.shape[-2:])
-        similarity = cosine_similarity(maps.flatten(2).transpose(1, 2))  # S
-        weights = masked_similarity_attention(similarity, self.proxy_gamma, self.proxy_beta)  # A
+        weights, grid = self.attention(windows)
+        values = self.values(self.stream(windows), self.grid(windows), grid)
+        return self.last_block.project(weights[:, None] @ values), grid
 
-        stream, block = self.stream(windows), self.last_block
-        values = block.values(block.normed(stream))[:, :, 1:]  # (B, heads, N, d_h)
+    def attention(self, windows: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """A (B, N', N') on the proxy's grid (h', w'), and that grid."""
+        maps = self.backbones["proxy"](windows)
+        similarity = cosine_similarity(maps.flatten(2).transpose(1, 2))  # S
+        weights = masked_similarity_attention(similarity, self.proxy_gamma, self.proxy_beta)
+        return weights, tuple(maps.shape[-2:])
+
+    def values(self, stream: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """V of X^{L-1} on a grid resized to another, (B, heads, h' * w', d_h) float32."""
+        block = self.last_block
+        patches = slice(1, 1 + grid[0] * grid[1])
+        values = block.values(block.normed(stream))[:, :, patches]  # (B, heads, N, d_h)
         heads = values.shape[1]
-        values = values.transpose(2, 3).flatten(1, 2).unflatten(2, self.grid(windows))
-        values = F.interpolate(values.float(), size=grid, mode="bilinear", align_corners=False)
-        values = values.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3)
-        return block.project(weights[:, None] @ values), grid
+        values = values.transpose(2, 3).flatten(1, 2).unflatten(2, grid)
+        values = F.interpolate(values.float(), size=size, mode="bilinear", align_corners=False)
+        return values.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3)
 
     def encode(self, windows: Tensor) -> dict[str, Tensor]:
         """Unit features of the padded windows."""
-        top, left, down, right = self._padding(*windows.shape[-2:])
-        padded = F.pad(windows, (left, right - left, top, down - top))
-        return super().encode(padded)
+        return super().encode(self.padded(windows))
 
     def score(self, view: View, text: Text) -> Tensor:
         """Cosines on the proxy's grid; where the windows were padded, at their pixels."""
-        scores, (height, width) = super().score(view, text), view.size
+        return self.cropped(super().score(view, text), view.size)
+
+    def padded(self, windows: Tensor) -> Tensor:
+        """Windows with zeros all around, up to multiples of ``pad_to``."""
+        top, left, down, right = self._padding(*windows.shape[-2:])
+        return F.pad(windows, (left, right - left, top, down - top))
+
+    def cropped(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scores (n, h', w', Q) of padded windows at the pixels of windows of a size."""
+        height, width = size
         top, left, down, right = self._padding(height, width)
         if not down and not right:
             return scores
-        size = (height + down, width + right)
         pixels = F.interpolate(
-            scores.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False
+            scores.permute(0, 3, 1, 2),
+            size=(height + down, width + right),
+            mode="bilinear",
+            align_corners=False,
         )
         return pixels[..., top : top + height, left : left + width].permute(0, 2, 3, 1)
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from sfp.clip.trunk import Hook
 from sfp.errors import SFPError
 from sfp.methods import METHODS, Changes, Method
 from sfp.methods._parts import (
@@ -101,7 +102,7 @@ class SCCLIP(Method):
             y = y + self.decode_fused(fused[:, 1:], attention) + self.res_cls * fused[:, :1]
         return aggregate(cut_below(g_post, self.beta), y)
 
-    def streams(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def streams(self, windows: Tensor, *more: Hook) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """X^{L-1} repaired, (B, 1 + N, C).
 
         The patches of G_pre and G_post, (B, N, C); M or None.
@@ -109,6 +110,7 @@ class SCCLIP(Method):
         last = self.trunk.layers - 1
         stream, cache = self.run_with_cache(
             windows,
+            *more,
             patches={self.pre_layer, self.post_layer},
             tokens=self.fused - {last},
             unrepaired=self.fused & {last},

@@ -29,7 +29,10 @@ _LONG_SIDE = 1024  # of the pictures that are kept: the models take a short side
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SCENES = (10, 0, 3, 6, 4, 2)
 _FIRST_NAMES = "sky; sea, ocean; sand; sun; boat; house"
-_TOYLAND_OPTIONS = {"ProxyCLIP": {"proxy": "colour"}}  # its usual proxy is a download
+_TOYLAND_OPTIONS = {  # their usual proxy is a download
+    "ProxyCLIP": {"proxy": "colour"},
+    "FSA": {"base": "ProxyCLIP:proxy=colour"},
+}
 
 
 @dataclass(frozen=True)

@@ -104,5 +104,5 @@ def _affinities(image: Tensor, dilations: Sequence[int]) -> Tensor:
 def _weighted_neighbours(maps: Tensor, weights: Tensor, dilations: Sequence[int]) -> Tensor:
     total = torch.zeros_like(maps)
     for weight, shifted in zip(weights, _neighbours(maps[None], dilations), strict=True):
-        total += weight * shifted[0]
+        total.addcmul_(weight, shifted[0])
     return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import parity
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, WITHOUT_DOWNLOAD
 
 from sfp.errors import SFPError
 from sfp.evaluation.config import method_options
@@ -46,7 +46,7 @@ def test_every_method_of_every_table_builds(toyland_clip):
         method for ablation in ABLATIONS.values() for method in ablation.methods("toyland")
     }:
         name, options = parse_spec(method)
-        options.update(dict(proxy="colour") if name == "ProxyCLIP" else {})
+        options.update(WITHOUT_DOWNLOAD.get(name, {}))
         assert build_method(name, toyland_clip, **options).name == name
     for ablation in ABLATIONS.values():
         for row in ablation.rows:

@@ -14,7 +14,7 @@ import parity
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import parity_clip
+from conftest import WITHOUT_DOWNLOAD, parity_clip
 
 from sfp.clip.clip import l2_normalise
 from sfp.errors import SFPError
@@ -28,14 +28,20 @@ METHODS, DETECTORS = list_methods(), list_detectors()
 PUBLISHED = {
     "CLIP", "MaskCLIP", "CLIPSurgery", "GEM", "SCLIP", "ClearCLIP", "NACLIP", "CLIPtrase",
     "SC-CLIP", "CLIPSeg", "SFP", "SFP-release",
-    "ProxyCLIP",
+    "ProxyCLIP", "RF-CLIP", "PEARL", "ResCLIP", "DIH-CLIP", "FSA",
 }  # fmt: skip
 
 
 def build(name: str, clip, **options):
     """A method; where it wants a proxy, the windows' mean colours on CLIP's grid."""
+
+    def colours(windows: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(windows.float(), clip.trunk.patch)
+
     if "proxy" in REGISTRY.options(name):
-        options.setdefault("proxy", lambda windows: F.avg_pool2d(windows.float(), clip.trunk.patch))
+        options.setdefault("proxy", colours)
+    if REGISTRY.options(name).get("base") == "ProxyCLIP":
+        options.setdefault("base", dict(type="ProxyCLIP", proxy=colours))
     return build_method(name, clip, **options)
 
 
@@ -158,7 +164,7 @@ def test_half_precision_purified_reads_a_scene_alike(name, half_toyland, toyland
     from sfp import Segmenter
     from sfp.datasets import toyland
 
-    options = dict(proxy="colour") if name == "ProxyCLIP" else {}
+    options = WITHOUT_DOWNLOAD.get(name, {})
     image, names = toyland.make_scene("tune", 3).image, list(toyland.CLASSES)
     exact, rough = (
         Segmenter(name, clip, purify=True, **options)(image, names, keep_scores=False).labels
@@ -311,11 +317,27 @@ def test_positions_can_be_resized_in_another_way(name, clip):
     )
 
 
+# methods whose scores need more of the text than its cosines, and what leaves that out
+TEXT_INSIDE = {
+    "RF-CLIP": dict(image_weight=0.0, patch_weight=0.0),
+    "ResCLIP": dict(sfr=False),
+    "FSA": None,  # nothing would be left
+}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_are_cosines_unless_asked_otherwise(name, clip):
-    scores = build(name, clip).scores(windows("win0", "win1"), parity.text_features())
-    expected = l2_normalise(build(name, clip)(windows("win0", "win1"))) @ parity.text_features().T
-    torch.testing.assert_close(scores, expected)
+    """Or where the text is inside the method; then they are others."""
+    views, text = windows("win0", "win1"), parity.text_features()
+    plain = TEXT_INSIDE.get(name, {})
+    if plain is not None:
+        method = build(name, clip, **plain)
+        torch.testing.assert_close(method.scores(views, text), l2_normalise(method(views)) @ text.T)
+    if name in TEXT_INSIDE:
+        method = build(name, clip)
+        scores = method.scores(views, text)
+        assert torch.isfinite(scores).all()
+        assert not torch.allclose(scores, l2_normalise(method(views)) @ text.T, atol=1e-3)
 
 
 @pytest.mark.parametrize(

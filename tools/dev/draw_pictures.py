@@ -40,7 +40,11 @@ _HEIGHT, _COLUMNS = 150, 5
 _PALETTED = dict.fromkeys(("attention.png", "outliers.png", "patch.png"), Image.Quantize.MEDIANCUT)
 _PALETTED["toyland.png"] = Image.Quantize.MAXCOVERAGE
 # as configs/methods has them for Toyland
-_OPTIONS = {"ProxyCLIP": dict(proxy="colour"), "CLIPSeg": dict(attention_layer=2)}
+_OPTIONS = {
+    "ProxyCLIP": dict(proxy="colour"),
+    "FSA": dict(base="ProxyCLIP:proxy=colour"),
+    "CLIPSeg": dict(attention_layer=2),
+}
 _PALETTE = np.array(toyland.PALETTE, np.uint8)
 
 
