@@ -28,7 +28,7 @@ def read_index(name: str) -> dict:
     """An index file; where the folder has none, one without cases."""
     path = GOLDENS / f"{name}.json"
     empty = dict(seed=0, weights_sha256={}, images={}, sizes={}, segmentor_images={}, cases={})
-    empty |= dict(cliptrase_dbscan={}, proxies={})
+    empty |= dict(cliptrase_dbscan={}, proxies={}, files={}, specs={})
     return {**empty, **(json.loads(path.read_text()) if path.is_file() else {})}
 
 
@@ -45,6 +45,7 @@ TESTED = {
     "vanilla", "maskclip", "clearclip", "sclip", "naclip", "clip_surgery", "gem", "cliptrase",
     "scclip", "sfp_som", "sfp_l2", "sfp_lof", "sfp_2025_12", "proxyclip", "pamr",
     "segmentor_sfp", "segmentor_scclip",
+    "freecp", "floss", "registers",
 }  # fmt: skip
 # name: (layers, patch); all have width 128, 64-wide heads, 224-pixel images, embedding 64, text
 # width 64 with 2 layers

@@ -26,6 +26,7 @@ from sfp.evaluation.dataset import short_name, short_side_of
 from sfp.evaluation.loop import Part
 from sfp.files import file_sha256, whole_file
 from sfp.methods import METHODS, Method, list_methods
+from sfp.methods._wrapper import Wrapper
 from sfp.pipeline import Vocabulary
 from sfp.segmentor import SFPSegmentor
 
@@ -96,6 +97,7 @@ def write_results(
         "purify": purifier is not None,
         "pm": purifier.detector.name if purifier else None,
         "purifier": repr(purifier.detector) if purifier else None,
+        "registers": method.appended and method.appended.as_dict(),
         "backbone": frozen.name,
         "pretrained": frozen.pretrained,
         "weights_sha256": frozen.fingerprint,
@@ -173,6 +175,7 @@ def code_fingerprint(method: type) -> str:
     package = Path(__file__).parent.parent
     own = {Path(inspect.getsourcefile(cls)) for cls in method.__mro__ if issubclass(cls, Method)}
     others = {Path(inspect.getsourcefile(METHODS.get(name))) for name in list_methods()} - own
+    others = set() if issubclass(method, Wrapper) else others  # any of them may be its base
     folders = ("backbones", "clip", "outliers", "methods", "refiners", "pipeline")
     used = {file for folder in folders for file in (package / folder).rglob("*.py")}
     used |= own | {package / name for name in ("evaluation/counts.py", "segmentor.py", "stages.py")}
@@ -194,8 +197,10 @@ def _code_alone(source: str) -> str:
 
 
 def weight_files(cfg: Config) -> dict[str, str]:
-    """SHA-256 of each local file of weights that a config's ``model`` names, by its key."""
-    suffixes = (".pt", ".pth", ".bin", ".safetensors")
+    """SHA-256 of each local file of weights, neurons, rankings or sentences that a config's
+    ``model`` names, by its key.
+    """
+    suffixes = (".pt", ".pth", ".bin", ".safetensors", ".json")
     found = {}
     for key, value in cfg.model.items():
         path = Path(value).expanduser() if isinstance(value, str) else None

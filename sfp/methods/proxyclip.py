@@ -71,7 +71,8 @@ class ProxyCLIP(Method):
         weights = masked_similarity_attention(similarity, self.proxy_gamma, self.proxy_beta)  # A
 
         stream, block = self.stream(windows), self.last_block
-        values = block.values(block.normed(stream))[:, :, 1:]  # (B, heads, N, d_h)
+        values = block.values(block.normed(stream))  # (B, heads, T, d_h)
+        values = values[:, :, self.patch_rows(windows)]
         heads = values.shape[1]
         values = values.transpose(2, 3).flatten(1, 2).unflatten(2, self.grid(windows))
         values = F.interpolate(values.float(), size=grid, mode="bilinear", align_corners=False)
