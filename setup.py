@@ -40,6 +40,7 @@ setup(
         "sfp.evaluation": ["paper_results.csv"],
         "sfp.clip": ["toyland*.safetensors", "toyland*.json", "register_neurons.json"],
         "sfp.experiments": ["ablations.csv", "ablation_rows.csv"],
+        "sfp.datasets": ["toyland_prompts.json"],
         "sfp.datasets.preparation": ["ade847_ids.txt"],
         "sfp.page": ["page.css"],
     },

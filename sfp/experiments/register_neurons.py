@@ -68,7 +68,7 @@ def neuron_scores(clip: FrozenCLIP, windows: Tensor, rule: Rule) -> tuple[Tensor
 
 
 def unit_scores(hidden: Tensor, outliers: Tensor, rule: Rule) -> Tensor:
-    """Scores (B, M) of a block's hidden units (B, T, M); 0 for a picture without outliers (B, T)."""
+    """Scores (B, M) of a block's hidden units (B, T, M), 0 without outliers (B, T)."""
     weights = outliers.float() / outliers.sum(1, keepdim=True).clamp(min=1)
     scores = (hidden.abs() * weights[..., None]).sum(1)
     if not rule.sparse:

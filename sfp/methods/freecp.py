@@ -1,14 +1,14 @@
 """FreeCP: class purification of any method's maps, window by window (Chen et al., ICCV 2025).
 
-"Training-Free Class Purification for Open-Vocabulary Semantic Segmentation"; chenqi1126/FreeCP. Its
-ablation of each step is in the paper; the names below are its code's.
+"Training-Free Class Purification for Open-Vocabulary Semantic Segmentation"; chenqi1126/FreeCP.
+Steps as its code computes them:
 
     n        the window's probabilities p = softmax(exp(logit scale) S), stretched to [0, 1]
     r_c      A (mask_c n_c), stretched to [0, 1]: A the affinity of the window's patches, mask_c the
              boxes around where n_c is large
     kept     classes with d_c = sum(p_c r_c) / (sum p_c + sum r_c) > rp_thres (redundancy)
-    settled  kept classes whose maps overlap, J >= ap_thres: their region alone is shown to CLIP, and
-             the class that fits it best stays (ambiguity)
+    settled  kept classes whose maps overlap, J >= ap_thres: their region alone is shown to CLIP,
+             and the class that fits it best stays (ambiguity)
 
 The scores are the maps r_c of what stays, 0 elsewhere; windows average them. A pixel gets the class
 of its largest map, or a background where 1 - max_c r_c is larger: no softmax, no threshold.
@@ -45,19 +45,21 @@ _CROP = 112  # pixels of a region that is shown alone
 class FreeCP(Wrapper):
     """Refined maps of a base method, without redundant and ambiguous classes.
 
-    A background is a class 0 whose first word is "background"; each other query is a class of its
-    own until the end. MaskCLIP and SCLIP as bases have no residual but the FFN, as in the authors'
-    code; their options say otherwise.
+    Each query but those of a background is a class of its own until the end. MaskCLIP and SCLIP as
+    bases have no residual but the FFN, as in the authors' code; their options say otherwise.
 
     Args:
         rp_thres: classes with less agreement of first and refined map are dropped.
         ap_thres: soft IoU of maps that makes two classes rivals.
+        background_class: whether class 0 is a background; where its first word is "background", if
+            None.
         sentences: a JSON file of the sentences that describe each word, {word: [sentence, ...]},
             with which regions shown alone are compared; the prompts' vectors if None.
     """
 
     rp_thres: Share = 0.1
     ap_thres: Share = 0.7
+    background_class: bool | None = None
     sentences: str | os.PathLike | None = None
 
     changes = Changes("Chen et al., ICCV 2025", "the base's; maps refined, classes dropped")
@@ -111,8 +113,10 @@ class FreeCP(Wrapper):
 
     def foreground(self, text: Text) -> Tensor:
         """Which queries are no background words, (Q,) bool."""
-        named = bool(text.words) and text.words[0].lower() == "background"
-        return torch.tensor([not (named and place == 0) for place in text.class_of_query])
+        background = self.background_class
+        if background is None:
+            background = bool(text.words) and text.words[0].lower() == "background"
+        return torch.tensor([not (background and place == 0) for place in text.class_of_query])
 
     def settle(self, maps: Tensor, view: View, text: Text) -> Tensor:
         """Which classes stay after rivals were compared on their regions, (n, Q) bool.

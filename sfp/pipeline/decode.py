@@ -67,7 +67,7 @@ def decode(
         labels[rows, columns] = label
         if kept is not None:
             probabilities = logits.sub_(total[..., None]).exp_()
-            probabilities = _best_of_synonyms(probabilities, class_of_query, classes)
+            probabilities = best_of_synonyms(probabilities, class_of_query, classes)
             kept[:, rows, columns] = probabilities.permute(2, 0, 1)
     if kept is not None and unasked:
         kept[0] = prob_thd
@@ -82,7 +82,7 @@ def _decided(
         yield rows, columns, tile if decide is None else decide(tile)
 
 
-def _best_of_synonyms(probabilities: Tensor, class_of_query: Tensor, classes: int) -> Tensor:
+def best_of_synonyms(probabilities: Tensor, class_of_query: Tensor, classes: int) -> Tensor:
     """Probabilities of queries (..., Q) to those of classes (..., K)."""
     if class_of_query.tolist() == list(range(classes)):
         return probabilities

@@ -20,7 +20,6 @@ from sfp.methods import METHODS, build_method, list_methods
 from sfp.methods._boxes import boxes_of, mask_of
 from sfp.methods.freecp import affinity as affinity_of
 from sfp.methods.freecp import agreement, refine, rivals, soft_iou, stretch
-from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
 from sfp.stages import Text, View
 
 MAP = Attention.MAP
@@ -152,3 +151,169 @@ def test_equals_official_code(case, together, build):
     np.testing.assert_array_equal(stays, golden("kept_ap"))
     pixels = torch.nn.functional.interpolate(maps[None], size=view.size, mode="bilinear")[0]
     close(pixels[:, ::8, ::8], golden("out"), 1e-4)
+
+
+class TestBoxes:
+    def test_regions_touch_at_corners_and_lose_their_last_row_at_the_border(self):
+        heat = np.zeros((6, 7), np.float32)
+        heat[1, 1] = heat[2, 2] = 1.0  # one region
+        heat[4:, 5:] = 0.9  # at the right and bottom border
+        assert sorted(boxes_of(heat)) == [(1, 1, 3, 3), (5, 4, 6, 5)]
+        mask = mask_of(heat)
+        assert mask[1:3, 1:3].all() and mask[4, 5] and mask.sum() == 5
+
+    def test_a_hole_has_a_box_around_it(self):
+        heat = np.ones((7, 7), np.float32)
+        heat[0], heat[:, 0] = 0, 0
+        heat[3, 3] = 0
+        assert sorted(boxes_of(heat)) == [(1, 1, 6, 6), (2, 2, 5, 5)]
+
+    def test_a_flat_map_has_none(self):
+        assert boxes_of(np.zeros((4, 4), np.float32)) == [] and not mask_of(np.zeros((4, 4))).any()
+
+
+QUIET = pytest.mark.filterwarnings("ignore:FreeCP has no sentences")
+
+
+@QUIET
+class TestDecision:
+    def test_a_background_gets_what_no_map_claims(self, clip):
+        method = build_method("FreeCP", clip)
+        vectors = parity.text_features(4)
+        text = Text(vectors, ("background", "wall", "cat", "dog"), (0, 0, 1, 2))
+        maps = torch.tensor([[0.0, 0.0, 0.3, 0.6], [0.0, 0.0, 0.2, 0.1]])
+        decided = method.decide(maps, text)
+        torch.testing.assert_close(decided[0], torch.tensor([0.4, 0.4, 0.3, 0.6]))
+        torch.testing.assert_close(decided[1], torch.tensor([0.8, 0.8, 0.2, 0.1]))
+        plain = Text(vectors, ("sky", "wall", "cat", "dog"))
+        assert torch.equal(method.decide(maps, plain), maps)
+        forced = build_method("FreeCP", clip, background_class=True)
+        assert forced.foreground(Text(vectors, ("sky", "a", "b", "c"), (0, 0, 1, 2))).tolist() == [
+            False, False, True, True,
+        ]  # fmt: skip
+
+    def test_scores_of_a_result_are_the_maps_not_a_softmax(self, toyland_clip):
+        """And several vocabularies share a pass with what they would have alone."""
+        segmenter = sfp.Segmenter("FreeCP", toyland_clip, window=224, stride=224, short_side=224)
+        image = toyland.make_scene("tune", 2).image
+        result = segmenter(image, ["background", "sky", "grass", "sun"])
+        others = result.scores[1:]
+        np.testing.assert_allclose(result.scores[0], 1 - others.max(0), atol=1e-5)
+        np.testing.assert_array_equal(result.labels, result.scores.argmax(0))
+        assert others.min() >= 0 and others.max() <= 1 + 1e-6
+        first, _ = segmenter.vocabularies(image, [["sky", "grass"], ["sea", "sun"]])
+        assert (first.labels == segmenter(image, ["sky", "grass"]).labels).all()
+        pairs = zip([first], segmenter.many([image], ["sky", "grass"]), strict=True)
+        assert all((one.labels == other.labels).all() for one, other in pairs)
+
+    def test_a_label_that_is_not_asked_for_needs_a_threshold(self, toyland_clip):
+        segmenter = sfp.Segmenter("FreeCP", toyland_clip, window=224, stride=224, short_side=224)
+        image = toyland.make_scene("tune", 2).image
+        result = segmenter(image, ["sky", "grass", "sun"], background="rest", prob_thd=0.6)
+        below = result.scores[1:].max(0) < 0.6
+        np.testing.assert_array_equal(result.labels == 0, below)
+
+
+class TestSentences:
+    def test_without_them_it_says_so_once(self, clip):
+        from sfp.methods._method import _warned
+
+        _warned.clear()
+        with pytest.warns(UserWarning, match="FreeCP has no sentences of the words"):
+            build_method("FreeCP", clip)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            build_method("FreeCP", clip)
+
+    def test_they_are_encoded_and_averaged(self, tmp_path, toyland_clip):
+        file = tmp_path / "sentences.json"
+        told = {"sky": ["a wide blue sky", "clouds"], "sea": ["water"]}
+        file.write_text(json.dumps(told))
+        method = build_method("FreeCP", toyland_clip, sentences=str(file))
+        bank = TextBank(toyland_clip, cache_dir=tmp_path)
+        text = Text(bank.encode(["sky", "sea"]), ("sky", "sea"), bank=bank)
+        rows = TextBank(toyland_clip, ["{}"], False).encode(["a wide blue sky", "clouds", "water"])
+        expected = torch.stack([rows[:2].mean(0), rows[2]])
+        expected = torch.nn.functional.normalize(expected, dim=1)
+        torch.testing.assert_close(method.second_set(text), expected)
+        with pytest.raises(SFPError, match="has no sentences of 'sun'"):
+            method.second_set(Text(bank.encode(["sun"]), ("sun",), bank=bank))
+
+
+@QUIET
+def test_it_wraps_every_method_that_is_no_wrapper(toyland_clip):
+    """Two windows as alone; a purified base with registers, too."""
+    windows = toyland_clip.normalise(
+        torch.stack(
+            [
+                torch.from_numpy(toyland.make_scene("tune", i).image[60:172, 60:204].copy())
+                for i in range(2)
+            ]
+        ).permute(0, 3, 1, 2)
+    )
+    words = ("sky", "grass", "sea", "sun")
+    text = Text(TextBank(toyland_clip).encode(words), words)
+    for name in list_methods():
+        if name in ("FreeCP", "FLOSS"):
+            continue
+        base = dict(type=name, **(dict(proxy="colour") if name == "ProxyCLIP" else {}))
+        method = build_method(
+            "FreeCP", toyland_clip, base=base, purify=True, pm="SOM", registers=1, rp_thres=0.0
+        )
+        assert method.wrapped.purify and method.purifier is method.wrapped.purifier
+        scores = method.scores(windows, text)
+        assert scores.shape == (2, 7, 9, 4) and scores.min() >= 0 and scores.max() > 0.99, name
+        alone = torch.cat([method.scores(window[None], text) for window in windows])
+        assert torch.isclose(scores, alone, atol=1e-4).float().mean() > 0.99, name
+
+
+@QUIET
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (dict(base=None), "base of method FreeCP is None; give a text"),
+            (dict(base="ClearCLP"), "Unknown method 'ClearCLP'; did you mean 'ClearCLIP'"),
+            (dict(base="FLOSS"), "base of FreeCP is FLOSS, whose scores are no cosines"),
+            (dict(base="FreeCP"), "base of FreeCP is FreeCP, whose scores are no cosines"),
+            (dict(base="NACLIP", sigma=3.0), "write base='NACLIP:sigma=3.0'"),
+            (dict(base="SCLIP:sigma=3"), "Unknown option of method SCLIP 'sigma'"),
+            (dict(base=dict(sigma=3)), "has no type"),
+            (dict(ranking="a.json"), "Unknown option of method FreeCP 'ranking'"),
+            (dict(rp_thres=2.0), "rp_thres of method FreeCP is 2.0; give a number from 0 to 1"),
+            (dict(sentences="absent.json"), "absent.json can't be read"),
+        ],
+    )
+    def test_one_sentence_each(self, options, words, clip):
+        with pytest.raises(SFPError) as caught:
+            build_method("FreeCP", clip, **options)
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+
+    def test_sentences_of_another_form(self, clip, tmp_path):
+        (tmp_path / "s.json").write_text('{"sky": "blue"}')
+        with pytest.raises(SFPError, match="holds something else than"):
+            build_method("FreeCP", clip, sentences=str(tmp_path / "s.json"))
+
+    def test_a_base_whose_scores_are_refined_later(self, clip):
+        class Late(METHODS.get("CLIP")):
+            """CLIP with a step on the stitched scores."""
+
+            def refine(self, scores, view, text):
+                return scores
+
+        METHODS.register("Late")(Late)
+        try:
+            with pytest.raises(SFPError, match="base of FreeCP is Late, whose scores"):
+                build_method("FreeCP", clip, base="Late")
+        finally:
+            del METHODS._classes["Late"]
+
+
+@QUIET
+def test_published_options_of_the_base_are_the_wrappers(clip):
+    over = build_method("FreeCP", clip, base="SC-CLIP")
+    assert (over.purify, over.pm, over.purify_layers) == (True, "LOF", (11,))
+    assert over.changed_options() == dict(base="SC-CLIP")
+    assert build_method("FreeCP", clip, base="SC-CLIP", pm="SOM").wrapped.pm == "SOM"
+    assert build_method("FreeCP", clip, base="SCLIP").wrapped.residual is False
+    assert build_method("FreeCP", clip, base="SCLIP:residual=True").wrapped.residual is True
