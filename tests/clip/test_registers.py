@@ -211,7 +211,7 @@ class TestProperties:
             assert not torch.equal(edited[:, 1:197], plain[:, 1:197])
 
     def test_the_planted_units_are_found_first(self):
-        """Units 0 and 1 of blocks L/3, L/2, 2L/3 (from 0) of the made-up weights push tokens out."""
+        """Units 0 and 1 of blocks L/3, L/2 and 2L/3 (from 0) of the weights push tokens out."""
         clip = parity_clip("vit12")
         images = torch.stack([parity.image(f"find.{i}", 224, 224) for i in range(6)])
         scores, _, _ = neuron_scores(clip, images, Rule(34.0))

@@ -176,7 +176,13 @@ def test_fusion_of_any_grid_equals_the_slow_reading(file, toyland_clip):
 
 
 class TestProgram:
-    OPTIONS = ("test_dataloader.dataset.split=tune", "test_dataloader.dataset.scenes=2")
+    OPTIONS = (
+        "test_dataloader.dataset.split=tune",
+        "test_dataloader.dataset.scenes=2",
+        "short_side=112",
+        "model.window=112",
+        "model.stride=112",
+    )
 
     def rank(self, tool, folder, *options: str, images: int = 2):
         data = f"test_dataloader.dataset.data_root={folder}"
