@@ -42,6 +42,16 @@ PAPERS = {
     "SFP": (("Tab1", "Tab4"), _SMALL),
     "SC-CLIP": (("Tab1", "Tab9"), _SMALL),
     "CLIPSeg": (("Tab2",), _LARGE),
+    "FreeCP": (
+        ("README",),
+        dict(
+            window=384,
+            stride=112,
+            short_side={"cityscapes": 560, None: 448},
+            **_NO_REFINEMENT,
+        ),
+    ),
+    "FLOSS": (("README",), _SMALL),
 }
 _BACKBONES = {
     "ViT-B-16": ("ViT-B/16", "ViT-B (CLIP-B, OpenAI)"),
@@ -93,7 +103,7 @@ def find_published(
 ) -> tuple[float, str] | None:
     """mIoU that a paper prints and where.
 
-    The method's own paper first, then SFP's, SC-CLIP's, CLIPSeg's tables.
+    The method's own paper first, then those of ``PAPERS`` in their order.
     """
     order = [paper] if paper else sorted(PAPERS, key=lambda name: name != method)
     wanted = "SFP" if method == "SFP-release" else method

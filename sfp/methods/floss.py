@@ -55,6 +55,11 @@ class FLOSS(Wrapper):
         self._ranking = None if self.ranking is None else self._read(Path(self.ranking))
         self._experts: dict[tuple, Tensor] = {}  # of the vocabulary asked for last
 
+    def changed_options(self) -> dict[str, Any]:
+        """As every method's, without the ranking, which there must be."""
+        changed = super().changed_options()
+        return {name: value for name, value in changed.items() if name != "ranking"}
+
     def score(self, view: View, text: Text) -> Tensor:
         """Probabilities at the windows' pixels, (n, H, W, Q)."""
         classes = sorted(set(text.class_of_query))
