@@ -38,8 +38,9 @@ setup(
     packages=find_packages(include=["sfp", "sfp.*"]),
     package_data={
         "sfp.evaluation": ["paper_results.csv"],
-        "sfp.clip": ["toyland*.safetensors", "toyland*.json"],
+        "sfp.clip": ["toyland*.safetensors", "toyland*.json", "register_neurons.json"],
         "sfp.experiments": ["ablations.csv", "ablation_rows.csv"],
+        "sfp.datasets": ["toyland_prompts.json"],
         "sfp.datasets.preparation": ["ade847_ids.txt"],
         "sfp.page": ["page.css"],
     },

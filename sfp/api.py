@@ -258,6 +258,7 @@ class Segmenter:
             "method": method.name,
             "options": method.options(),
             "purifier": repr(method.purifier.detector) if method.purifier else None,
+            "registers": method.appended and method.appended.as_dict(),
             "model": clip.name,
             "pretrained": clip.pretrained,
             "weights_sha256": clip.fingerprint,

@@ -85,3 +85,7 @@ class Text:
     def prompts(self) -> Tensor:
         """Unit vectors of each query in each single prompt, (Q, P, D)."""
         return self.bank.encode_prompts(self.words).to(self.vectors.device)
+
+    def describe(self, sentences: Sequence[Sequence[str]]) -> Tensor:
+        """Unit vectors (Q, D) of each query's sentences instead of its prompts."""
+        return self.bank.describe(sentences).to(self.vectors.device)

@@ -7,6 +7,7 @@ folders.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import runpy
 import sys
@@ -28,15 +29,9 @@ if (
 import parity
 
 from sfp.clip import load_clip
+from sfp.clip.prompts import IMAGENET_PROMPTS
 
 ROOT = Path(__file__).parent.parent
-
-
-# ProxyCLIP's usual proxy is a download
-WITHOUT_DOWNLOAD = {
-    "ProxyCLIP": dict(proxy="colour"),
-    "FSA": dict(base="ProxyCLIP:proxy=colour"),
-}
 
 
 def parity_clip(spec: str, seed: int | None = None):
@@ -48,6 +43,23 @@ def parity_clip(spec: str, seed: int | None = None):
 def _seeded_clip(spec: str, seed: int):
     with parity.seeded(seed):
         return load_clip(pretrained=parity.state_dict(spec), device="cpu")
+
+
+def write_ranking(file: Path, clip, names, base: str = "NACLIP") -> Path:
+    """A ranking of prompts for FLOSS: the k-th class's best are 5 k and what follows; the last
+    class has none.
+    """
+    count, classes = len(IMAGENET_PROMPTS), {}
+    for k, name in enumerate(names):
+        seen = 0.0 if name == names[-1] else 1.0
+        places = [(5 * k + i) % count for i in range(count)]
+        classes[name] = [
+            dict(template_id=place, entropy=float(rank), pixel_percentage=seen, rank=rank)
+            for rank, place in enumerate(places)
+        ]
+    known = dict(base=base, prompts=list(IMAGENET_PROMPTS))
+    file.write_text(json.dumps({clip.fingerprint: {**known, "classes": classes}}))
+    return file
 
 
 @pytest.fixture(scope="session")

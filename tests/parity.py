@@ -46,6 +46,7 @@ TESTED = {
     "scclip", "sfp_som", "sfp_l2", "sfp_lof", "sfp_2025_12", "proxyclip", "pamr",
     "segmentor_sfp", "segmentor_scclip",
     "rfclip", "segmentor_rfclip", "resclip", "pearl", "tlp", "segmentor_pearl", "dihclip", "fsa",
+    "freecp", "floss", "registers",
 }  # fmt: skip
 # name: (layers, patch); all have width 128, 64-wide heads, 224-pixel images, embedding 64, text
 # width 64 with 2 layers

@@ -8,17 +8,21 @@ import numpy as np
 import parity
 import pytest
 import torch
-from conftest import WITHOUT_DOWNLOAD, parity_clip
+from conftest import parity_clip, write_ranking
 
 import sfp
 from sfp.clip.kernels import attend_explicitly
+from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
+from sfp.page.backend import TOYLAND_OPTIONS
+from sfp.stages import Text
 
 FEW_TREES = {"IsolationForest": dict(trees=4)}
 VARIANTS = {
     "CLIPtrase": [dict(cluster_vote="majority"), dict(cluster_vote="mean", class_scores=True)],
     "CLIPSurgery": [dict(feature_surgery=True)],
     "SFP": [dict(hai_place="after", sae_values="literal", hai_cls=True)],
+    "FreeCP": [dict(base="ProxyCLIP:proxy=colour"), dict(base="SCLIP", rp_thres=0.0, ap_thres=0.1)],
     "CLIPSeg": [dict(relation="two_hop", key_heads="separate")],
     "PEARL": [dict(solver="svd", full_block=True)],
     "RF-CLIP": [dict(class_vector="window", refocus=True, refocus_threshold=0.02)],
@@ -36,6 +40,16 @@ CASES = [
 ]
 
 
+NAMES = ("sky", "sea", "grass", "sand", "road", "house", "tree", "car", "boat")
+
+
+def needs(name: str, clip, folder) -> dict:
+    """What a method has no default of."""
+    if name == "FLOSS":
+        return dict(ranking=str(write_ranking(folder / "ranking.json", clip, NAMES)))
+    return TOYLAND_OPTIONS.get(name, {})
+
+
 def title(case) -> str:
     return f"{case[0]} {' '.join(f'{key}={value}' for key, value in case[1].items())}".strip()
 
@@ -44,7 +58,7 @@ def title(case) -> str:
 @pytest.mark.parametrize(
     "model", ["vit12", "Toyland", pytest.param("vit24-p14", marks=pytest.mark.slow)]
 )
-def test_scores_do_not_depend_on_the_batch(case, model, toyland_clip):
+def test_scores_do_not_depend_on_the_batch(case, model, toyland_clip, tmp_path):
     """Windows 1, 2, 3, 5 and 7 at once; in the quick run 1 and 3, of half the size."""
     clip = toyland_clip if model == "Toyland" else parity_clip(model)
     whole = model == "vit24-p14"
@@ -60,8 +74,10 @@ def test_scores_do_not_depend_on_the_batch(case, model, toyland_clip):
         windows = clip.normalise(torch.from_numpy(pictures).permute(0, 3, 1, 2))
     else:
         windows = torch.stack([parity.image(f"batch{i}", height, width) for i in range(max(sizes))])
-    text = torch.nn.functional.normalize(torch.randn(9, clip.embed_dim), dim=1)
-    method = sfp.build_method(case[0], clip, **{**WITHOUT_DOWNLOAD.get(case[0], {}), **case[1]})
+    vectors = torch.nn.functional.normalize(torch.randn(len(NAMES), clip.embed_dim), dim=1)
+    text = Text(vectors, NAMES, bank=TextBank(clip))
+    options = {**needs(case[0], clip, tmp_path), **case[1]}
+    method = sfp.build_method(case[0], clip, **options)
     alone = torch.cat([method.scores(window[None], text) for window in windows])
     for size in sizes[1:]:
         together = method.scores(windows[:size], text)
@@ -107,7 +123,7 @@ def test_a_gpu_gives_nearly_the_same_labels(name):
     labels = {}
     for device in ("cpu", "cuda"):
         segmenter = sfp.Segmenter(
-            name, "Toyland", device=device, precision="fp32", **WITHOUT_DOWNLOAD.get(name, {})
+            name, "Toyland", device=device, precision="fp32", **TOYLAND_OPTIONS.get(name, {})
         )
         labels[device] = [
             segmenter(toyland.make_scene("tune", i).image, list(toyland.CLASSES)).labels.ravel()

@@ -6,11 +6,11 @@ import os
 
 import pytest
 import torch
-from conftest import WITHOUT_DOWNLOAD
 
 import sfp
 from sfp.clip.clip import l2_normalise
 from sfp.datasets import toyland
+from sfp.page.backend import TOYLAND_OPTIONS
 
 WEIGHTS = os.environ.get("SFP_TEST_WEIGHTS")  # the path of OpenAI's ViT-B-16.pt
 
@@ -19,7 +19,7 @@ WEIGHTS = os.environ.get("SFP_TEST_WEIGHTS")  # the path of OpenAI's ViT-B-16.pt
 @pytest.mark.parametrize("method", sfp.list_methods())
 def test_gpu_labels_agree_with_the_cpu(method):
     scene, labels = toyland.make_scene("val", 0), []
-    options = WITHOUT_DOWNLOAD.get(method, {})
+    options = TOYLAND_OPTIONS.get(method, {})
     for device in ("cpu", "cuda"):
         segmenter = sfp.Segmenter(method, "Toyland", device=device, precision="fp32", **options)
         labels.append(segmenter(scene.image, toyland.CLASSES).labels)

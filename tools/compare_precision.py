@@ -18,9 +18,6 @@ from tqdm import tqdm
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
 
-# what stands for the proxies that are downloads
-PROXIES = {"ProxyCLIP": {"proxy": "colour"}, "FSA": {"base": "ProxyCLIP:proxy=colour"}}
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -46,6 +43,7 @@ def compare(args: argparse.Namespace) -> None:
     from sfp import Segmenter, list_methods, load_clip
     from sfp.datasets import toyland
     from sfp.evaluation.counts import Figures, count_image, sum_counts
+    from sfp.page.backend import TOYLAND_OPTIONS
 
     if args.scenes < 1:
         raise SFPError(f"--scenes is {args.scenes}; give at least 1.")
@@ -63,7 +61,7 @@ def compare(args: argparse.Namespace) -> None:
     figures: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'method':<12} {'precision':<9} {'equal to fp32':>13} {'mIoU':>7}")
     for method in args.methods or list_methods():
-        options = PROXIES.get(method, {})
+        options = dict(TOYLAND_OPTIONS.get(method, {}))
         if args.no_purify:
             options["purify"] = False
         labels, figures[method] = {}, {}

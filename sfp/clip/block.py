@@ -62,11 +62,18 @@ class Block:
 
     def mlp(self, tokens: Tensor, norm: bool = True) -> Tensor:
         """MLP(LN2(X)), or MLP(X), without the residual, (B, T, C)."""
+        return self.contract(self.hidden(tokens, norm))
+
+    def hidden(self, tokens: Tensor, norm: bool = True) -> Tensor:
+        """The MLP's hidden units after their activation, ``factor`` times, (B, T, 4 C)."""
         inner = (
             layer_norm(tokens, self.module.ln_2, self.dtype, self.factor)
             if norm
             else (tokens * self.factor).to(self.dtype)
         )
-        hidden = linear(inner, self.fc.weight, self.fc.bias * self.factor, self.activation)
+        return linear(inner, self.fc.weight, self.fc.bias * self.factor, self.activation)
+
+    def contract(self, hidden: Tensor) -> Tensor:
+        """The MLP's output (B, T, C) of what ``hidden`` returns."""
         out = linear(hidden, self.proj.weight, self.proj.bias * self.factor)
         return out if self.factor == 1.0 else out.div_(self.factor)

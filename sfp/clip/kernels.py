@@ -75,12 +75,12 @@ def layer_norm(
 
 @dataclass
 class AttentionRows:
-    """Single attention weights per head, float32, of N patches and the class token before them.
+    """Single attention weights per head, float32, of N tokens and the class token before them.
 
     Attributes:
-        cls_row: of the class token to each patch, (B, heads, N).
-        cls_column: of each patch to the class token, (B, heads, N).
-        diagonal: of each patch to itself, (B, heads, N).
+        cls_row: of the class token to each other, (B, heads, N).
+        cls_column: of each other to the class token, (B, heads, N).
+        diagonal: of each other to itself, (B, heads, N).
     """
 
     cls_row: Tensor

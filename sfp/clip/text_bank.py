@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -81,18 +81,37 @@ class TextBank:
         if isinstance(queries, str) or not queries:
             raise SFPError(f"The words to encode are {queries!r}; give a list of at least one.")
         unique = list(dict.fromkeys(queries))
-        file = self._cache_file(unique)
-        vectors = self._read(file, len(unique)) if file else None
-        if vectors is None:
-            vectors = l2_normalise(self._encode(unique).mean(1))
-            if file:
-                _keep(file, vectors)
+        vectors = self._cached(unique, 1, lambda: l2_normalise(self._encode(unique).mean(1)))
         place = {query: i for i, query in enumerate(unique)}
         return vectors[[place[query] for query in queries]].to(self.clip.device)
 
     def encode_prompts(self, queries: Sequence[str]) -> Tensor:
-        """Unit vectors of each query in each single prompt, (Q, P, D) float32; not cached."""
-        return self._encode(list(queries)).to(self.clip.device)
+        """Unit vectors of each query in each single prompt, (Q, P, D) float32; kept in the
+        cache.
+        """
+        queries, prompts = list(queries), len(self.prompts)
+        vectors = self._cached(queries, prompts, lambda: self._encode(queries).flatten(0, 1))
+        return vectors.unflatten(0, (len(queries), prompts)).to(self.clip.device)
+
+    def describe(self, sentences: Sequence[Sequence[str]]) -> Tensor:
+        """Vectors (Q, D) float32 of length one: each query's sentences encoded, normalised,
+        averaged, normalised.
+        """
+        alone = TextBank(self.clip, ["{}"], self.cache_dir or False)
+        rows = alone.encode([sentence for own in sentences for sentence in own])
+        return l2_normalise(
+            torch.stack([own.mean(0) for own in rows.split(list(map(len, sentences)))])
+        )
+
+    def _cached(self, queries: list[str], each: int, make: Callable[[], Tensor]) -> Tensor:
+        """Vectors (Q * each, D) from the cache, else made and kept there."""
+        file = self._cache_file(queries, each)
+        vectors = self._read(file, each * len(queries)) if file else None
+        if vectors is None:
+            vectors = make()
+            if file:
+                _keep(file, vectors)
+        return vectors
 
     @torch.inference_mode()
     def _encode(self, queries: Sequence[str]) -> Tensor:
@@ -117,7 +136,7 @@ class TextBank:
         rows = rows[[place[text] for text in texts]]
         return rows.unflatten(0, (len(queries), len(self.prompts))).cpu()
 
-    def _cache_file(self, queries: Sequence[str]) -> Path | None:
+    def _cache_file(self, queries: Sequence[str], each: int = 1) -> Path | None:
         if self.cache_dir is None:
             return None
         digest, clip = hashlib.sha256(), self.clip
@@ -126,6 +145,8 @@ class TextBank:
         model = (clip.fingerprint, str(clip.quick_gelu), tokenizer)
         for part in (*model, *self.prompts, "", *queries):
             digest.update(part.encode() + b"\0")
+        if each > 1:  # single prompts
+            digest.update(str(each).encode())
         return self.cache_dir / "text" / f"{digest.hexdigest()}.safetensors"
 
     def _read(self, file: Path, count: int) -> Tensor | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfp.clip.block import Block
@@ -39,21 +40,26 @@ class Attention(IntEnum):
 
 @dataclass
 class LayerState:
-    """What one block did. N patches on ``grid`` = (h, w), row-major; the class token comes first.
+    """What one block did. N patches on ``grid`` = (h, w), row-major; the class token comes first,
+    appended tokens, if any, last: T = 1 + N + R.
 
     Attributes:
         layer: 1-based block number l.
         grid: (h, w).
-        inputs: X^{l-1}, (B, 1 + N, C).
-        tokens: X^l, (B, 1 + N, C); at the hook point "attention", the stream before the MLP.
-        q, k, v: (B, heads, 1 + N, head width), biases included.
+        inputs: X^{l-1}, (B, T, C).
+        tokens: X^l, (B, T, C); at the hook points "attention" and "neurons", the stream before the
+            MLP.
+        q, k, v: (B, heads, T, head width), biases included.
         cls_row: attention of the class token to each patch, (B, heads, N), if asked for.
         cls_column: attention of each patch to the class token, (B, heads, N), if asked for.
         diagonal: attention of each patch to itself, (B, heads, N), if asked for.
-        attention: a^l, the map averaged over heads, (B, 1 + N, 1 + N), if asked for.
+        attention: a^l, the map averaged over heads, (B, 1 + N, 1 + N), if asked for. It was made
+            over all T tokens; rows and columns of appended ones are left out.
+        hidden: the MLP's hidden units after their activation, ``Block.factor`` times,
+            (B, T, 4 C), at the hook point "neurons".
         outliers: mask (B, N), set by the purifying hook.
         outlier_scores: the scores behind it, (B, N).
-        before_repair: the tokens as they were before that hook, (B, 1 + N, C); None without it.
+        before_repair: the tokens as they were before that hook, (B, T, C); None without it.
     """
 
     layer: int
@@ -67,6 +73,7 @@ class LayerState:
     cls_column: Tensor | None = None
     diagonal: Tensor | None = None
     attention: Tensor | None = None
+    hidden: Tensor | None = None
     outliers: Tensor | None = None
     outlier_scores: Tensor | None = None
     before_repair: Tensor | None = None
@@ -82,13 +89,18 @@ class LayerState:
             )
 
     @property
+    def count(self) -> int:
+        """N."""
+        return self.grid[0] * self.grid[1]
+
+    @property
     def patches(self) -> Tensor:
         """X^l_pat, (B, N, C)."""
-        return self.tokens[:, 1:]
+        return self.tokens[:, 1 : 1 + self.count]
 
     @property
     def unrepaired(self) -> Tensor:
-        """X^l as the block made it, (B, 1 + N, C)."""
+        """X^l as the block made it, (B, T, C)."""
         return self.tokens if self.before_repair is None else self.before_repair
 
     @property
@@ -102,12 +114,12 @@ class Hook:
     """A function on the states of some layers.
 
     Attributes:
-        function: takes a ``LayerState``; returns tokens (B, 1 + N, C) to replace the state's,
-            or nothing.
+        function: takes a ``LayerState``; returns what replaces the state's tokens (B, T, C), or its
+            hidden units at the point "neurons"; or nothing.
         layers: 1-based block numbers.
         attention: what the function reads of the attention weights.
-        point: "block" (the block's output) or "attention" (the stream after attention, before
-            the MLP).
+        point: "block" (the block's output), "attention" (the stream after attention, before
+            the MLP) or "neurons" (the MLP's hidden units).
     """
 
     function: Callable[[LayerState], Tensor | None]
@@ -193,10 +205,10 @@ class ImageTrunk:
         )  # torch's own, not in use
         return max(1, min(256, (torch.cuda.mem_get_info(device)[0] + idle) // 2 // (stream + maps)))
 
-    def embed(self, windows: Tensor, resize: str = "scale") -> Tensor:
-        """X^0 = ln_pre([cls.
+    def embed(self, windows: Tensor, resize: str = "scale", registers: int = 0) -> Tensor:
+        """X^0 = ln_pre([cls, patches] + positions, zeros): (B, 3, H, W) to (B, 1 + N + R, C).
 
-        Patches] + positions): (B, 3, H, W) to (B, 1 + N, C). ``resize``: see ``resize_positions``.
+        ``resize``: see ``resize_positions``; R is ``registers``, tokens that begin as zeros.
         """
         if windows.ndim != 4 or windows.shape[1] != 3 or not windows.is_floating_point():
             raise SFPError(
@@ -209,9 +221,10 @@ class ImageTrunk:
         require_precision(visual.conv1.weight, self.dtype)
         patches = visual.conv1(windows.to(self.dtype)).flatten(2).transpose(1, 2).float()
         cls = visual.class_embedding.expand(len(patches), 1, -1)
-        return layer_norm(
-            torch.cat([cls, patches], 1) + self._positions_for(grid, resize), visual.ln_pre
-        )
+        tokens = torch.cat([cls, patches], 1) + self._positions_for(grid, resize)
+        if registers:
+            tokens = F.pad(tokens, (0, 0, 0, registers))
+        return layer_norm(tokens, visual.ln_pre)
 
     def _positions_for(self, grid: tuple[int, int], resize: str) -> Tensor:
         native = self.visual.positional_embedding.detach()
@@ -229,12 +242,13 @@ class ImageTrunk:
         hooks: Sequence[Hook] = (),
         last: int | None = None,
         resize: str = "scale",
+        registers: int = 0,
     ) -> Tensor:
-        """Blocks 1..last on windows (B, 3, H, W) float.
+        """Blocks 1..last on windows (B, 3, H, W) float, with so many appended tokens.
 
-        X^last, (B, 1 + N, C). ``last`` is L if not given.
+        X^last, (B, 1 + N + R, C). ``last`` is L if not given.
         """
-        tokens = self.embed(windows, resize)
+        tokens = self.embed(windows, resize, registers)
         grid = self.grid_of(*windows.shape[-2:])
         for layer in range(1, 1 + (self.layers if last is None else last)):
             here = [hook for hook in hooks if layer in hook.layers]
@@ -252,12 +266,15 @@ class ImageTrunk:
     def step(
         self, layer: int, tokens: Tensor, grid: tuple[int, int], hooks: Sequence[Hook] = ()
     ) -> Tensor:
-        """One block with its hooks: X^{l-1} to X^l, (B, 1 + N, C)."""
+        """One block with its hooks: X^{l-1} to X^l, (B, T, C)."""
         block, state = self.blocks[layer - 1], self.begin(layer, tokens, grid)
         mixed = _attend(state, max([Attention.NONE, *[hook.attention for hook in hooks]]))
         state.tokens = tokens + block.project(mixed)
         _call(hooks, "attention", state)
-        state.tokens = state.tokens + block.mlp(state.tokens)
+        state.hidden = block.hidden(state.tokens)
+        _call(hooks, "neurons", state)
+        state.tokens = state.tokens + block.contract(state.hidden)
+        state.hidden = None  # the largest tensor of a block
         _call(hooks, "block", state)
         return state.tokens
 
@@ -274,7 +291,7 @@ def _call(hooks: Sequence[Hook], point: str, state: LayerState) -> None:
         if hook.point == point:
             replaced = hook.function(state)
             if replaced is not None:
-                state.tokens = replaced
+                setattr(state, "hidden" if point == "neurons" else "tokens", replaced)
 
 
 def _attend(state: LayerState, wanted: Attention) -> Tensor:
@@ -288,6 +305,8 @@ def _attend(state: LayerState, wanted: Attention) -> Tensor:
     if wanted == Attention.ROWS:
         mixed, rows = attend_with_rows(q, k, v)
     else:
-        mixed, rows, state.attention = attend_explicitly(q, k, v)
-    state.cls_row, state.cls_column, state.diagonal = rows.cls_row, rows.cls_column, rows.diagonal
+        mixed, rows, attention = attend_explicitly(q, k, v)
+        state.attention = attention[:, : 1 + state.count, : 1 + state.count]
+    for name in ("cls_row", "cls_column", "diagonal"):
+        setattr(state, name, getattr(rows, name)[..., : state.count])
     return mixed

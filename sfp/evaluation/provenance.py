@@ -110,6 +110,7 @@ def write_results(
         "purify": purifier is not None,
         "pm": purifier.detector.name if purifier else None,
         "purifier": repr(purifier.detector) if purifier else None,
+        "registers": method.appended and method.appended.as_dict(),
         "backbone": frozen.name,
         "pretrained": frozen.pretrained,
         **_weights_of(frozen),
@@ -191,9 +192,9 @@ def _changed_options(method: Method, chosen: Mapping[str, Any]) -> dict[str, Any
 
 
 def _classes(name: str, options: Mapping[str, Any]) -> list[type]:
-    """The class of a method, and that of its base where it has one."""
+    """The class of a method, and those of its base where it has one."""
     base = options.get("base", METHODS.options(name).get("base"))
-    return [METHODS.get(one) for one in (name, parse_spec(base)[0] if base else None) if one]
+    return [METHODS.get(name), *(_classes(*parse_spec(base)) if base else [])]
 
 
 def code_fingerprint(*methods: type) -> str:
@@ -227,8 +228,9 @@ def _code_alone(source: str) -> str:
 
 
 def weight_files(cfg: Config) -> dict[str, str]:
-    """SHA-256 of the files of weights on this machine that a config's ``model`` means: of its
-    ``clip``, and of each second model by the method's option for it.
+    """SHA-256 of the files on this machine that a config's ``model`` means: weights of its ``clip``
+    and of each second model by the method's option for it; neurons, rankings and sentences by the
+    keys that name them.
 
     What is not here, because it would be downloaded first, is left out.
     """
@@ -238,6 +240,10 @@ def weight_files(cfg: Config) -> dict[str, str]:
     files = {"clip": weights_file(model.clip, named)} if named else {}
     for key in [key for key in options if f"{key}_weights" in options]:
         files[key] = backbone_file(options[key], options[f"{key}_weights"])
+    for key, value in model.items():
+        if isinstance(value, str) and value.endswith(".json"):
+            path = Path(value).expanduser()
+            files[key] = path if path.is_file() else None
     return {key: file_sha256(file) for key, file in files.items() if file}
 
 

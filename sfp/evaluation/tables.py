@@ -61,6 +61,11 @@ PAPERS = {
     "ResCLIP": (("README",), _WHOLE_VOC),
     "PEARL": (("README",), {**_WHOLE_VOC, "refine": {"cityscapes": _tlp(224), None: _tlp(80)}}),
     "DIH-CLIP": (("README",), _SMALL),
+    "FreeCP": (
+        ("README",),
+        {**_SMALL, "window": 384, "short_side": {"cityscapes": 560, None: 448}},
+    ),
+    "FLOSS": (("README",), _SMALL),
 }
 _BACKBONES = {
     "ViT-B-16": ("ViT-B/16", "ViT-B (CLIP-B, OpenAI)"),
@@ -109,7 +114,7 @@ def find_published(
 ) -> tuple[float, str] | None:
     """mIoU that a paper prints and where.
 
-    The method's own paper first, then SFP's, SC-CLIP's, CLIPSeg's tables.
+    The method's own paper first, then those of ``PAPERS`` in their order.
     """
     order = [paper] if paper else sorted(PAPERS, key=lambda name: name != method)
     wanted = "SFP" if method == "SFP-release" else method

@@ -110,10 +110,14 @@ def probe_layers(
         state.require_finite()
         layer = state.layer
         for name in FEATURES:
-            rows = state.patches if name == "tokens" else joined_heads(getattr(state, name))
+            rows = (
+                state.patches
+                if name == "tokens"
+                else joined_heads(getattr(state, name), state.count)
+            )
             samples = zip(rows.float().cpu(), truth, strict=True)
             add(name, layer, [measure(own, label) for own, label in samples])
-        near = cosine_similarity(joined_heads(state.k)) >= epsilon
+        near = cosine_similarity(joined_heads(state.k, state.count)) >= epsilon
         graphs = components(near | torch.eye(near.shape[-1], dtype=torch.bool, device=near.device))
         add("components", layer, [len(own.unique()) for own in graphs])
         read = l2_normalise(trunk.readout(free_values(trunk, state)))
@@ -141,7 +145,7 @@ def free_values(trunk: ImageTrunk, state: LayerState) -> Tensor:
     W_o W_v LN1_L(x~_i) with x~_i = X^{i-1} + MLP_i(LN2_i(X^{i-1})) below the last block, x~_L =
     X^{L-1}; biases included.
     """
-    last, inputs = trunk.blocks[-1], state.inputs[:, 1:]
+    last, inputs = trunk.blocks[-1], state.inputs[:, 1 : 1 + state.count]
     below = state.layer < trunk.layers
     free = inputs + trunk.blocks[state.layer - 1].mlp(inputs) if below else inputs
     return last.project(last.values(last.normed(free)))

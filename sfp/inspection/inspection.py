@@ -11,6 +11,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from sfp.clip.registers import Registers
 from sfp.clip.trunk import Attention, Hook, LayerState
 from sfp.errors import SFPError
 from sfp.images import resize_short_side
@@ -144,9 +145,9 @@ class Inspection:
         image: the part of the resized picture that the patches cover, (h p, w p, 3) uint8 for
             patches of p pixels.
         box: (left, top, right, bottom) of that part in pixels of the picture as it was given.
-        plain: the stream without purification.
+        plain: the stream without purification and registers.
         purified: the stream repaired by the method's own purifier, or by SOM after layers 1..L-1
-            where it has none.
+            where it has none; with the method's registers.
         features: the method's features (h, w, D) float32, projected into the joint space, not
             normalised; they depend on no name.
         protocol: method, model, purifier, purified layers and sizes.
@@ -253,8 +254,8 @@ def inspect_image(
     return Inspection(
         image=covered.permute(1, 2, 0).to(torch.uint8).numpy(),
         box=(float(left), float(top), left + across * scale_x, top + down * scale_y),
-        plain=_run(method, windows, found, None),
-        purified=_run(method, windows, found, purifier),
+        plain=_run(method, windows, found),
+        purified=_run(method, windows, found, purifier, method.appended),
         features=method(windows)[0].float().cpu().numpy(),
         protocol={
             "method": method.name,
@@ -263,6 +264,7 @@ def inspect_image(
             "weights_sha256": method.clip.fingerprint,
             "purifier": repr(purifier.detector),
             "purified_layers": sorted(purifier.layers),
+            "registers": method.appended and method.appended.as_dict(),
             "detectors": [repr(detector) for detector in found],
             "short_side": short_side,
         },
@@ -270,7 +272,11 @@ def inspect_image(
 
 
 def _run(
-    method: Method, windows: Tensor, detectors: Sequence[Detector], purifier: Purifier | None
+    method: Method,
+    windows: Tensor,
+    detectors: Sequence[Detector],
+    purifier: Purifier | None = None,
+    registers: Registers | None = None,
 ) -> Stream:
     """All L layers on one window (1, 3, H, W): detectors run before the purifier."""
     trunk = method.trunk
@@ -287,15 +293,16 @@ def _run(
             scores[detector.name].append(score[0].float().cpu().numpy().reshape(grid))
 
     def keep(state: LayerState) -> None:
-        tokens.append(state.tokens[0].float().cpu().numpy())
+        tokens.append(state.tokens[0, : 1 + state.count].float().cpu().numpy())
         attention.append(state.attention[0].float().cpu().numpy())
         found = state.outliers
         repaired.append(np.zeros(grid, bool) if found is None else found[0].cpu().numpy())
 
     layers = range(1, trunk.layers + 1)
-    repair = [purifier.hook] if purifier else []
+    repair = [part.hook for part in (registers, purifier) if part]
     hooks = [Hook(detect, layers, Attention.MAP), *repair, Hook(keep, layers, Attention.MAP)]
-    trunk.run(windows, hooks, resize=method.positional_resize)
+    count = registers.count if registers else 0
+    trunk.run(windows, hooks, resize=method.positional_resize, registers=count)
     return Stream(
         grid,
         np.stack(tokens),

@@ -17,9 +17,10 @@ from sfp.clip.block import Block
 from sfp.clip.clip import FrozenCLIP, l2_normalise
 from sfp.clip.kernels import linear
 from sfp.clip.positions import Resize
+from sfp.clip.registers import Registers
 from sfp.clip.trunk import Hook, caching_hook
 from sfp.errors import SFPError
-from sfp.options import parse_spec
+from sfp.options import Count, parse_spec
 from sfp.outliers import DETECTORS, Purifier, build_detector
 from sfp.outliers.repair import Divisor, Empty, Filling
 from sfp.registry import Registered, Registry
@@ -61,6 +62,8 @@ class Method(Registered, ABC):
             ``repair``.
         repair_point: "block", its output, or "attention", the stream before the MLP.
         positional_resize: see ``resize_positions``; as published, if None.
+        registers: how many test-time registers, or a dict of ``Registers``' options with their
+            "count".
         compiled: a mode of torch.compile; "reduce-overhead" means CUDA graphs.
 
     Attributes:
@@ -69,6 +72,8 @@ class Method(Registered, ABC):
             follow none of their own.
         trunk: the frozen CLIP's image trunk.
         purifier: detector and repair, None where purification is off.
+        appended: the test-time registers, None without any.
+        observers: hooks that whoever wraps the method adds, after its own.
         backbones: further frozen models by what they are for, set in ``prepare``.
     """
 
@@ -81,6 +86,7 @@ class Method(Registered, ABC):
     repair_filling: Filling = "mean"
     repair_point: Literal["block", "attention"] = "block"
     positional_resize: Resize | None = None
+    registers: Count | Mapping[str, Any] = 0
     compiled: Literal["default", "reduce-overhead", "max-autotune"] | None = None
 
     changes: ClassVar[Changes] = Changes()
@@ -88,6 +94,8 @@ class Method(Registered, ABC):
 
     def __post_init__(self):
         self.trunk, self.backbones = self.clip.trunk, {}
+        self.appended = Registers.of_option(self.registers, self.clip)
+        self.observers: list[Hook] = []
         self._standard = {f.name: f.default for f in fields(self) if f.kw_only}
         self.fill(**{**PUBLISHED, **self.published})
         self.pm, self.detector_options = parse_spec(self.pm)
@@ -111,6 +119,10 @@ class Method(Registered, ABC):
         layers, point = self.purify_layers, self.repair_point
         self.purifier = Purifier(detector, layers, point=point, **repair) if self.purify else None
         self._compile()
+
+    @classmethod
+    def check_given(cls, given: Mapping[str, Any]) -> None:
+        """Raises SFPError for options as given that are wrong, before anything is loaded."""
 
     def prepare(self) -> None:
         """Check and complete the options; raises SFPError for a wrong one."""
@@ -198,13 +210,20 @@ class Method(Registered, ABC):
 
     # ------------------------------------------------------------------ the trunk, for methods
     def hooks(self, *more: Hook) -> list[Hook]:
-        """The purifying hook, if it is on, then further ones, which get repaired tokens."""
-        return [*([self.purifier.hook] if self.purifier else []), *more]
+        """Those of registers and purification, if they are on, then further ones, which get
+        repaired tokens.
+        """
+        own = [part.hook for part in (self.appended, self.purifier) if part]
+        return [*own, *self.observers, *more]
 
     def stream(self, windows: Tensor, *more: Hook, last: int | None = None) -> Tensor:
-        """X^{L-1} (or X^last) of windows (B, 3, H, W), purified where that is on: (B, 1 + N, C)."""
+        """X^{L-1} (or X^last) of windows (B, 3, H, W), purified where that is on: (B, T, C).
+
+        The class token, N patches in ``patch_rows``, registers where there are any.
+        """
         last = self.trunk.layers - 1 if last is None else last
-        return self.trunk.run(windows, self.hooks(*more), last, self.positional_resize)
+        registers = self.appended.count if self.appended else 0
+        return self.trunk.run(windows, self.hooks(*more), last, self.positional_resize, registers)
 
     def run_with_cache(
         self, windows: Tensor, *more: Hook, **layers: Collection[int]
@@ -256,6 +275,16 @@ class Method(Registered, ABC):
     def refine(self, scores: Tensor, view: View, text: Text) -> Tensor:
         """Stitched scores (Q, H, W) of one image, refined; by default as they are."""
         return scores
+
+    def decide(self, scores: Tensor, text: Text) -> Tensor:
+        """Of refined scores of pixels (..., Q) what stands in the place of their probabilities.
+
+        Only for a method with a decision rule of its own; by default the pipeline takes a softmax.
+
+        Raises:
+            NotImplementedError: the method has none.
+        """
+        raise NotImplementedError
 
     # ------------------------------------------------------------------ calls
     @torch.inference_mode()
@@ -381,6 +410,7 @@ def check_method(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     known, given = METHODS.options(name), dict(options)
     METHODS.check_options(name, {"pm": given.get("pm")})
+    METHODS.get(name).check_given(given)
     usual = {**PUBLISHED, **METHODS.get(name).published}["pm"]
     detector, of_detector = parse_spec(usual if given.get("pm") is None else given["pm"])
     takes = DETECTORS.options(detector)

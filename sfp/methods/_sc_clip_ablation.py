@@ -62,22 +62,23 @@ class SCCLIPAblation(SCCLIP):
 
     def tokens(self, windows: Tensor) -> Tensor:
         stream, pre, post, fused = self.streams(windows)
+        rows = self.patch_rows(windows)
         if "similarity" in self.backbones:
             maps = self.backbones["similarity"](windows)
             pre = post = F.adaptive_avg_pool2d(maps, self.grid(windows)).flatten(2).transpose(1, 2)
         g_pre, g_post = cosine_similarity(pre), cosine_similarity(post)
         attention = masked_similarity_attention(g_pre) if self.enhance else None
-        y = stream[:, 1:]
+        y = stream[:, rows]
         if self.aggregation in ("both", "before"):
             y = aggregate(cut_below(g_pre, self.beta), y)
         y = self.decode(y, attention) + self.res_cls * stream[:, :1]
         if fused is not None and self.fusion == "pass":
-            y = y + self.decode(fused[:, 1:], attention) + self.res_cls * fused[:, :1]
+            y = y + self.decode(fused[:, rows], attention) + self.res_cls * fused[:, :1]
         if self.aggregation in ("both", "after"):
             y = aggregate(cut_below(g_post, self.beta), y)
         if fused is None or self.fusion == "pass":
             return y
-        return y + (self._dual_path(windows) if self.fusion == "dual_path" else fused[:, 1:])
+        return y + (self._dual_path(windows) if self.fusion == "dual_path" else fused[:, rows])
 
     def decode(self, tokens: Tensor, attention: Tensor | None) -> Tensor:
         return correlate(self.last_block, tokens, self.correlation, attention)
@@ -87,4 +88,4 @@ class SCCLIPAblation(SCCLIP):
         terms = []
         for (_, layer), v in cache.items():
             terms.append(self.trunk.blocks[layer - 1].project(self_attend(v, v)))
-        return sum(terms)[:, 1:]
+        return sum(terms)[:, self.patch_rows(windows)]

@@ -17,4 +17,4 @@ class ClearCLIP(Method):
     def tokens(self, windows: Tensor) -> Tensor:
         stream, block = self.stream(windows), self.last_block
         q, v = block.qkv(block.normed(stream), "qv")
-        return block.project(self_attend(q, v))[:, 1:]
+        return block.project(self_attend(q, v))[:, self.patch_rows(windows)]

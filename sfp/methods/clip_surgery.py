@@ -42,7 +42,8 @@ class CLIPSurgery(Method):
             self.empty_text = l2_normalise(empty).cpu()
 
     def tokens(self, windows: Tensor) -> Tensor:
-        return second_path(self, windows, self.blocks, self._term)[0][:, 1:]
+        path, _ = second_path(self, windows, self.blocks, self._term)
+        return path[:, self.patch_rows(windows)]
 
     def _term(self, state: LayerState) -> Tensor:
         return self.trunk.blocks[state.layer - 1].project(self_attend(state.v, state.v))
@@ -54,7 +55,7 @@ class CLIPSurgery(Method):
         new, stream = second_path(self, windows, self.blocks, self._term)
         grid = self.grid(windows)
         cls = self.trunk.step(self.trunk.layers, stream, grid)[:, 0]
-        patches = self.trunk.readout(new[:, 1:]).unflatten(1, grid)
+        patches = self.trunk.readout(new[:, self.patch_rows(windows)]).unflatten(1, grid)
         return {
             "features": l2_normalise(patches),
             "cls": l2_normalise(self.trunk.readout(cls)),

@@ -107,9 +107,10 @@ class CLIPSeg(Method):
     def tokens(self, windows: Tensor) -> Tensor:
         middle = {self.attention_layer} - {self.trunk.layers}
         stream, cache = self.run_with_cache(windows, k=middle, inputs=self.deep_layers)
-        block, first = self.last_block, 0 if self.cls_token else 1
+        block, patches = self.last_block, self.patch_rows(windows)
+        taken = slice(None) if self.cls_token else patches
         if self.attention == "q-k":
-            q, k = (part[:, :, first:].float() for part in block.qkv(block.normed(stream), "qk"))
+            q, k = (part[:, :, taken].float() for part in block.qkv(block.normed(stream), "qk"))
             weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
         else:
             (keys,) = (
@@ -117,9 +118,10 @@ class CLIPSeg(Method):
                 if middle
                 else block.qkv(block.normed(stream), "k")
             )
-            weights = self.coherent_attention(keys[:, :, first:])
-        values = self.integrated_values(stream, cache)[:, :, first:]
-        return block.project(weights.to(values.dtype) @ values)[:, 1 - first :]
+            weights = self.coherent_attention(keys[:, :, taken])
+        values = self.integrated_values(stream, cache)[:, :, taken]
+        mixed = block.project(weights.to(values.dtype) @ values)
+        return mixed[:, patches] if self.cls_token else mixed
 
     def coherent_attention(self, keys: Tensor) -> Tensor:
         """A of CRA: keys (B, heads, N, d_h) to (B, 1 or heads, N, N) float32."""
@@ -144,7 +146,7 @@ class CLIPSeg(Method):
         return torch.where(related, weight, 0.0)
 
     def integrated_values(self, stream: Tensor, cache: Mapping[tuple[str, int], Tensor]) -> Tensor:
-        """V of DSI, (B, heads, 1 + N, d_h), of X^{L-1} and the inputs of the deep layers."""
+        """V of DSI, (B, heads, T, d_h), of X^{L-1} and the inputs of the deep layers."""
         last, free = self.last_block, None
         merged = [last.values(last.normed(stream))]  # v_L
         for layer in self.deep_layers:

@@ -46,7 +46,7 @@ class CLIPtrase(Method):
     changes = Changes("Shao et al., ECCV 2024", attention="q-q + k-k + v-v; cluster vote")
 
     def tokens(self, windows: Tensor) -> Tensor:
-        return self._last(self.stream(windows))[:, 1:]
+        return self._last(self.stream(windows))[:, self.patch_rows(windows)]
 
     def _last(self, stream: Tensor) -> Tensor:
         """Block L with the summed attention, (B, 1 + N, C)."""
@@ -59,7 +59,9 @@ class CLIPtrase(Method):
         """Block L's output (B, 1 + N, C) and D (B, N, N) float32."""
         layer = self.trunk.layers - 1
         stream, cache = self.run_with_cache(windows, q=[layer], k=[layer], v=[layer])
-        rows = [F.normalize(cache[name, layer].float(), dim=-1) for name in "qkv"]
+        tokens = self.patch_rows(windows).stop  # 1 + N
+        parts = [cache[name, layer][:, :, :tokens] for name in "qkv"]
+        rows = [F.normalize(part.float(), dim=-1) for part in parts]
         cosines = sum((u @ u.transpose(-2, -1)).mean(1) for u in rows) / 3  # C
         return self._last(stream), (cosines[:, 1:, 1:] - cosines[:, :1, 1:]).clamp_min(0)
 
@@ -73,7 +75,10 @@ class CLIPtrase(Method):
         grid = self.grid(windows)
         tokens, affinity = self.affinity(windows)
         features = l2_normalise(self.trunk.readout(tokens))
-        encoded = {"features": features[:, 1:].unflatten(1, grid), "cls": features[:, 0]}
+        encoded = {
+            "features": features[:, self.patch_rows(windows)].unflatten(1, grid),
+            "cls": features[:, 0],
+        }
         if self.cluster_vote:
             few = affinity.shape[1] <= 14 * 14
             eps = self.cluster_eps or (0.7 if few else 1.1)

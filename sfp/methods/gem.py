@@ -47,13 +47,15 @@ class GEM(Method):
         self.blocks = self.check_blocks("depth", self.depth - 1, self.depth)
 
     def tokens(self, windows: Tensor) -> Tensor:
-        return second_path(self, windows, self.blocks, self._term)[0][:, 1:]
+        path, _ = second_path(self, windows, self.blocks, self._term)
+        return path[:, self.patch_rows(windows)]
 
     def _term(self, state: LayerState) -> Tensor:
         block = self.trunk.blocks[state.layer - 1]
         values = state.v.float()
         if self.temperature is None:
-            norms = block.normed(state.inputs).float().norm(dim=-1)  # ||Z_i||, class token included
+            inputs = state.inputs[:, : 1 + state.count]
+            norms = block.normed(inputs).float().norm(dim=-1)  # ||Z_i||, class token included
             beta = norms.mean(1)[:, None, None, None] * values.shape[-1] ** -0.5
         else:
             beta = torch.tensor(self.temperature, device=values.device)

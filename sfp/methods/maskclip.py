@@ -15,10 +15,11 @@ class MaskCLIP(Method):
 
     Args:
         variant: "official" keeps residual and FFN, U = X^{L-1} + M, Y = U + MLP(LN2(U)), as the
-            port in wysoczanska/clip_dinoiser; "bare" is Y = M, the option in mc-lan/ClearCLIP.
+            port in wysoczanska/clip_dinoiser; "bare" is Y = M, the option in mc-lan/ClearCLIP;
+            "ffn" is Y = M + MLP(LN2(M)), that in chenqi1126/FreeCP.
     """
 
-    variant: Literal["official", "bare"] = "official"
+    variant: Literal["official", "bare", "ffn"] = "official"
 
     changes = Changes("Zhou et al., ECCV 2022", attention="identity")
 
@@ -26,6 +27,7 @@ class MaskCLIP(Method):
         stream, block = self.stream(windows), self.last_block
         mixed = block.project(block.values(block.normed(stream)))
         if self.variant == "official":
-            stream = stream + mixed
-            mixed = stream + block.mlp(stream)
-        return mixed[:, 1:]
+            mixed = stream + mixed
+        if self.variant != "bare":
+            mixed = mixed + block.mlp(mixed)
+        return mixed[:, self.patch_rows(windows)]

@@ -6,6 +6,7 @@ Its published table with refinement has PAMR on: ``refine=["PAMR"]``.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.methods import METHODS, Changes, Method
@@ -31,7 +32,9 @@ class NACLIP(Method):
         stream, block = self.stream(windows), self.last_block
         k, v = block.qkv(block.normed(stream), "kv")
         omega = gaussian(self.grid(windows), self.sigma).to(v)
-        return block.project(self_attend(k, v, bias=omega))[:, 1:]
+        appended = v.shape[2] - len(omega)
+        omega = F.pad(omega, (0, appended, 0, appended))
+        return block.project(self_attend(k, v, bias=omega))[:, self.patch_rows(windows)]
 
 
 def gaussian(grid: tuple[int, int], sigma: float) -> Tensor:

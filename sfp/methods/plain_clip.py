@@ -14,4 +14,4 @@ class PlainCLIP(Method):
     changes = Changes("Radford et al., ICML 2021", layers="none")
 
     def tokens(self, windows: Tensor) -> Tensor:
-        return self.stream(windows, last=self.trunk.layers)[:, 1:]
+        return self.stream(windows, last=self.trunk.layers)[:, self.patch_rows(windows)]

@@ -94,16 +94,17 @@ class SCCLIP(Method):
 
     def tokens(self, windows: Tensor) -> Tensor:
         stream, pre, post, fused = self.streams(windows)
+        rows = self.patch_rows(windows)
         g_pre, g_post = cosine_similarity(pre), cosine_similarity(post)
         attention = self.similarity_attention(g_pre)
-        purified = aggregate(cut_below(g_pre, self.beta), stream[:, 1:])  # Xr, aggregated
+        purified = aggregate(cut_below(g_pre, self.beta), stream[:, rows])  # Xr, aggregated
         y = self.decode(purified, attention) + self.res_cls * stream[:, :1]
         if fused is not None:
-            y = y + self.decode_fused(fused[:, 1:], attention) + self.res_cls * fused[:, :1]
+            y = y + self.decode_fused(fused[:, rows], attention) + self.res_cls * fused[:, :1]
         return aggregate(cut_below(g_post, self.beta), y)
 
     def streams(self, windows: Tensor, *more: Hook) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """X^{L-1} repaired, (B, 1 + N, C).
+        """X^{L-1} repaired, (B, T, C).
 
         The patches of G_pre and G_post, (B, N, C); M or None.
         """

@@ -87,7 +87,7 @@ class SFP(Method):
 
     def _sharpened(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
         """F_SAE (B, 1 + N, C), and the sum of the layers' attention for HAI."""
-        total = None
+        total, rows = None, self.patch_rows(windows)
 
         def integrate(state: LayerState) -> None:
             nonlocal total
@@ -97,18 +97,21 @@ class SFP(Method):
         layers = range(self.hai_first_layer, self.trunk.layers) if self.hai else ()
         purified = self.stream(windows, Hook(integrate, layers, Attention.MAP))  # F_SOM
         if self.sae:
-            return self._sae(purified), total
-        return self.trunk.step(self.trunk.layers, purified, self.grid(windows)), total
+            sharpened = self._sae(purified, rows)
+        else:
+            sharpened = self.trunk.step(self.trunk.layers, purified, self.grid(windows))
+        return sharpened[:, : rows.stop], total
 
-    def _sae(self, purified: Tensor) -> Tensor:
-        """F_SAE (B, 1 + N, C) of F_SOM, Eq. 6-7."""
+    def _sae(self, purified: Tensor, rows: slice) -> Tensor:
+        """F_SAE (B, T, C) of F_SOM, Eq. 6-7; the patches are ``rows``."""
         block = self.last_block
         q, k, v = block.qkv(block.normed(purified))
         u = torch.cat([q, k], -1)  # U U^T = Q Q^T + K K^T
         scale = self.sae_lambda * q.shape[-1] ** -0.5
         bias = None
         if not self.sae_cls_key:
-            bias = F.pad(u.new_zeros(1, u.shape[2] - 1), (1, 0), value=float("-inf"))
+            bias = u.new_full((1, u.shape[2]), float("-inf"))
+            bias[:, rows] = 0
         if self.sae_values == "projected":
             mixed = block.project(self_attend(u, v, scale=scale, bias=bias))
         else:  # A_SAE averaged over heads

@@ -73,11 +73,11 @@ class SFPRelease(SCCLIP):
             windows, tokens=self.fused - {last}, unrepaired=self.fused & {last}
         )
         paths = [stream, sum(cache.values())] if cache else [stream]  # Xr with c, M
-        return sum(self._dec(path) for path in paths)
+        return sum(self._dec(path, self.patch_rows(windows)) for path in paths)
 
-    def _dec(self, path: Tensor) -> Tensor:
-        """Dec(Z, c) of 2025-12: class token and patches (B, 1 + N, C) to patches (B, N, C)."""
-        return correlate(self.last_block, path[:, 1:], "kq") + self.res_cls * path[:, :1]
+    def _dec(self, path: Tensor, rows: slice) -> Tensor:
+        """Dec(Z, c) of 2025-12: all tokens (B, T, C) to patches (B, N, C)."""
+        return correlate(self.last_block, path[:, rows], "kq") + self.res_cls * path[:, :1]
 
     def similarity_attention(self, g_pre: Tensor) -> Tensor:
         return masked_similarity_attention(cut_below(g_pre, self.beta))

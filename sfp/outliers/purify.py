@@ -33,7 +33,7 @@ class Purifier:
         state.outliers, state.outlier_scores = self.detector(state)
         state.before_repair = state.tokens
         repaired = self.repair(state.patches, state.outliers, state.grid)
-        return torch.cat([state.tokens[:, :1], repaired], 1)
+        return torch.cat([state.tokens[:, :1], repaired, state.tokens[:, 1 + state.count :]], 1)
 
     def repair(self, patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
         """Repair other tokens (B, N, C) at the places of known outliers (B, N)."""

@@ -29,9 +29,11 @@ _LONG_SIDE = 1024  # of the pictures that are kept: the models take a short side
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SCENES = (10, 0, 3, 6, 4, 2)
 _FIRST_NAMES = "sky; sea, ocean; sand; sun; boat; house"
-_TOYLAND_OPTIONS = {  # their usual proxy is a download
+# what has no other default: ProxyCLIP's is a download, FLOSS's ranking is of Toyland's words
+TOYLAND_OPTIONS = {
     "ProxyCLIP": {"proxy": "colour"},
     "FSA": {"base": "ProxyCLIP:proxy=colour"},
+    "FLOSS": {"ranking": str(Path(toyland.__file__).with_name("toyland_prompts.json"))},
 }
 
 
@@ -184,7 +186,7 @@ class Backend:
 
         @functools.lru_cache(maxsize=4)
         def make(method: str, purification: str, every_layer: bool) -> Segmenter:
-            options = dict(_TOYLAND_OPTIONS.get(method, {})) if is_toyland else {}
+            options = dict(TOYLAND_OPTIONS.get(method, {})) if is_toyland else {}
             if purification == OFF:
                 options["purify"] = False
             elif purification != AS_PUBLISHED:

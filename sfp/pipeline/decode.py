@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ def decode(
     prob_thd: float = 0.0,
     area_thd: float | None = None,
     keep_probabilities: bool = False,
+    decide: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Labels of one image.
 
@@ -30,6 +33,8 @@ def decode(
         area_thd: classes (but class 0) whose share of all foreground pixels is not above it are
             dropped.
         keep_probabilities: also return the class probabilities.
+        decide: what makes of scores (rows, columns, Q) the values in [0, 1] that are compared, in
+            the place of the scaled softmax.
 
     Returns:
         Labels (H, W) int64, and probabilities (K, H, W) float32 or None.
@@ -41,15 +46,18 @@ def decode(
     dropped = None
     if area_thd is not None:
         counts = torch.zeros(classes, dtype=torch.long, device=device)
-        for rows, columns, tile in scores.tiles():
+        for rows, columns, tile in _decided(scores, decide):
             labels[rows, columns] = class_of_query[tile.argmax(-1)]
             counts += torch.bincount(labels[rows, columns].flatten(), minlength=classes)
         dropped = counts <= area_thd * counts[1:].sum()
         dropped[0] = False
     kept = torch.empty((classes, *scores.size), device=device) if keep_probabilities else None
-    for rows, columns, tile in scores.tiles():
-        logits = tile.mul_(logit_scale)
-        total = logits.logsumexp(-1) if prob_thd > 0 or keep_probabilities else None
+    for rows, columns, tile in _decided(scores, decide):
+        # with a rule of its own the logits are its probabilities' logarithms
+        logits = tile.mul_(logit_scale) if decide is None else tile.log()
+        total = None
+        if prob_thd > 0 or keep_probabilities:
+            total = logits.logsumexp(-1) if decide is None else logits.new_zeros(logits.shape[:-1])
         if dropped is not None:  # after the softmax's sum: their probability becomes 0
             logits.masked_fill_(dropped[class_of_query], float("-inf"))
         best, query = logits.max(-1)  # the best class has the best query
@@ -59,14 +67,22 @@ def decode(
         labels[rows, columns] = label
         if kept is not None:
             probabilities = logits.sub_(total[..., None]).exp_()
-            probabilities = _best_of_synonyms(probabilities, class_of_query, classes)
+            probabilities = best_of_synonyms(probabilities, class_of_query, classes)
             kept[:, rows, columns] = probabilities.permute(2, 0, 1)
     if kept is not None and unasked:
         kept[0] = prob_thd
     return labels, kept
 
 
-def _best_of_synonyms(probabilities: Tensor, class_of_query: Tensor, classes: int) -> Tensor:
+def _decided(
+    scores: ScoreMap, decide: Callable[[Tensor], Tensor] | None
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The tiles of scores after a rule, if there is one."""
+    for rows, columns, tile in scores.tiles():
+        yield rows, columns, tile if decide is None else decide(tile)
+
+
+def best_of_synonyms(probabilities: Tensor, class_of_query: Tensor, classes: int) -> Tensor:
     """Probabilities of queries (..., Q) to those of classes (..., K)."""
     if class_of_query.tolist() == list(range(classes)):
         return probabilities

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -229,6 +230,8 @@ class Pipeline:
             scores = ScoreMap.of_pixels(maps)
         keys = ("logit_scale", "prob_thd", "area_thd")
         options = {key: getattr(protocol, key) for key in keys}
+        if type(self.method).decide is not Method.decide:
+            options["decide"] = partial(self.method.decide, text=text)
         classes = torch.tensor(text.class_of_query)
         return decode(scores, classes, keep_probabilities=keep, **options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import parity
 import pytest
 import torch
-from conftest import ROOT, WITHOUT_DOWNLOAD
+from conftest import ROOT
 
 from sfp.errors import SFPError
 from sfp.evaluation.config import method_options
@@ -24,6 +24,7 @@ from sfp.experiments.ablations import (
 from sfp.methods import build_method
 from sfp.options import parse_spec
 from sfp.outliers import build_detector
+from sfp.page.backend import TOYLAND_OPTIONS
 
 
 @pytest.mark.parametrize("name", [name for name, ablation in ABLATIONS.items() if ablation.table])
@@ -46,7 +47,7 @@ def test_every_method_of_every_table_builds(toyland_clip):
         method for ablation in ABLATIONS.values() for method in ablation.methods("toyland")
     }:
         name, options = parse_spec(method)
-        options.update(WITHOUT_DOWNLOAD.get(name, {}))
+        options.update(TOYLAND_OPTIONS.get(name, {}))
         assert build_method(name, toyland_clip, **options).name == name
     for ablation in ABLATIONS.values():
         for row in ablation.rows:

@@ -14,7 +14,7 @@ import parity
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import WITHOUT_DOWNLOAD, parity_clip
+from conftest import parity_clip
 
 from sfp.clip.clip import l2_normalise
 from sfp.errors import SFPError
@@ -28,7 +28,7 @@ METHODS, DETECTORS = list_methods(), list_detectors()
 PUBLISHED = {
     "CLIP", "MaskCLIP", "CLIPSurgery", "GEM", "SCLIP", "ClearCLIP", "NACLIP", "CLIPtrase",
     "SC-CLIP", "CLIPSeg", "SFP", "SFP-release",
-    "ProxyCLIP", "RF-CLIP", "PEARL", "ResCLIP", "DIH-CLIP", "FSA",
+    "ProxyCLIP", "RF-CLIP", "PEARL", "ResCLIP", "DIH-CLIP", "FSA", "FreeCP", "FLOSS",
 }  # fmt: skip
 
 
@@ -163,8 +163,9 @@ def test_half_precision_purified_reads_a_scene_alike(name, half_toyland, toyland
     """Single tokens at a detector's edge may flip, so labels are compared, not features."""
     from sfp import Segmenter
     from sfp.datasets import toyland
+    from sfp.page.backend import TOYLAND_OPTIONS
 
-    options = WITHOUT_DOWNLOAD.get(name, {})
+    options = TOYLAND_OPTIONS.get(name, {})
     image, names = toyland.make_scene("tune", 3).image, list(toyland.CLASSES)
     exact, rough = (
         Segmenter(name, clip, purify=True, **options)(image, names, keep_scores=False).labels
@@ -327,11 +328,14 @@ TEXT_INSIDE = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_are_cosines_unless_asked_otherwise(name, clip):
-    """Or where the text is inside the method; then they are others."""
+    """Or where the text is inside the method; then they are others. Of what wraps another method,
+    whose scores have another meaning, its base's.
+    """
     views, text = windows("win0", "win1"), parity.text_features()
     plain = TEXT_INSIDE.get(name, {})
     if plain is not None:
         method = build(name, clip, **plain)
+        method = getattr(method, "wrapped", method)
         torch.testing.assert_close(method.scores(views, text), l2_normalise(method(views)) @ text.T)
     if name in TEXT_INSIDE:
         method = build(name, clip)

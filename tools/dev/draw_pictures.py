@@ -30,6 +30,7 @@ from sfp.drawing import sheet
 from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.files import whole_file
 from sfp.inspection.figures import attention_figure, feature_figure, outlier_figure, patch_figure
+from sfp.page.backend import TOYLAND_OPTIONS
 
 _FEW = ("CLIP", "MaskCLIP", "ClearCLIP", "SC-CLIP", "CLIPSeg", "SFP")
 _SCENE, _SCENES = 10, (10, 15, 12)  # of the split val
@@ -40,11 +41,7 @@ _HEIGHT, _COLUMNS = 150, 5
 _PALETTED = dict.fromkeys(("attention.png", "outliers.png", "patch.png"), Image.Quantize.MEDIANCUT)
 _PALETTED["toyland.png"] = Image.Quantize.MAXCOVERAGE
 # as configs/methods has them for Toyland
-_OPTIONS = {
-    "ProxyCLIP": dict(proxy="colour"),
-    "FSA": dict(base="ProxyCLIP:proxy=colour"),
-    "CLIPSeg": dict(attention_layer=2),
-}
+_OPTIONS = {**TOYLAND_OPTIONS, "CLIPSeg": dict(attention_layer=2)}
 _PALETTE = np.array(toyland.PALETTE, np.uint8)
 
 

@@ -4,9 +4,10 @@
     python tools/dev/measure_outliers.py --again    # measures both models before
     python tools/dev/measure_outliers.py --check    # fails where the page is not up to date
 
-What they do in each layer, beside Toyland-clean at the same places; who finds them; and, of the
-figures in docs/toyland.json (tools/dev/make_method_tables.py), what they cost each method and what
-SOM brings back.
+What they do in each layer, beside Toyland-clean at the same places; who finds them; what is left of
+them after each detector's repair and with test-time registers (of the neurons that
+tools/find_registers.py found); and, of the figures in docs/toyland.json
+(tools/dev/make_method_tables.py), what they cost each method and what SOM brings back.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from matplotlib.figure import Figure
 from outlier_truth import TOKEN_FIGURES, detection_figures, token_figures
 
 from sfp.clip import load_clip
+from sfp.clip.clip import FrozenCLIP
 from sfp.clip.coherence import nearest_labels
 from sfp.clip.loading import BUILT_IN
+from sfp.clip.registers import SHIPPED, Registers, read_entries
 from sfp.clip.text_bank import TextBank
+from sfp.clip.trunk import Hook
 from sfp.datasets import toyland
 from sfp.datasets.toyland_outliers import patch_std, true_outliers
 from sfp.errors import SFPError, run_command
@@ -33,7 +37,7 @@ from sfp.evaluation.markdown import markdown_table
 from sfp.files import save_figure, whole_file
 from sfp.images import resize_short_side
 from sfp.methods import list_methods
-from sfp.outliers import build_detector, list_detectors
+from sfp.outliers import Purifier, build_detector, list_detectors
 from sfp.pipeline.windows import cut, window_grid
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,6 +45,7 @@ PAGE, FIGURES, PICTURE = (
     ROOT / "docs" / name for name in ("outliers.md", "outliers.json", "outliers/detection.png")
 )
 START, END = "<!-- {}: made by tools/dev/measure_outliers.py -->", "<!-- end -->"
+REPAIRED = {key: TOKEN_FIGURES[key] for key in ("length", "cls", "patches", "right", "others")}
 WINDOW, STRIDE, SHORT_SIDE = 224, 112, 336
 
 
@@ -104,12 +109,40 @@ def measure(split: str, scenes: int) -> dict:
             weights_sha256=clip.fingerprint,
             tokens=token_figures(clip, windows, truth, labels, text),
             detectors=detection_figures(clip, windows, truth, detectors),
+            repairs=repair_figures(clip, windows, truth, labels, text),
         )
     grey = patch_std(images)
     figures["grey_std"] = dict(
         outliers=float(grey[truth].median()), others=float(grey[~truth].median())
     )
     return figures
+
+
+def repair_figures(
+    clip: FrozenCLIP,
+    windows: torch.Tensor,
+    truth: torch.Tensor,
+    labels: torch.Tensor,
+    text: torch.Tensor,
+) -> dict[str, dict[str, float]]:
+    """Figures after layer L-1 by what was done before; registers where their neurons are known."""
+    trunk = clip.trunk
+    layers = range(1, trunk.layers)
+    ways: dict[str, tuple[list[Hook], int]] = {"nothing": ([], 0)}
+    for name in list_detectors():
+        ways[name] = ([Purifier(build_detector(name), layers).hook], 0)
+    if clip.fingerprint in read_entries(SHIPPED):
+        registers = Registers.of_option(1, clip)
+        ways["Registers"] = ([registers.hook], registers.count)
+        ways["Registers and SOM"] = ([registers.hook, *ways["SOM"][0]], registers.count)
+    found = {}
+    for name, (hooks, count) in ways.items():
+        figures = token_figures(
+            clip, windows, truth, labels, text,
+            layers=[trunk.layers - 1], repairs=hooks, registers=count,
+        )  # fmt: skip
+        found[name] = {key: figures[key][0] for key in REPAIRED}
+    return found
 
 
 def windows_of(split: str, scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,6 +163,10 @@ def tables(figures: dict, methods: dict) -> dict[str, str]:
     """The page's tables by name."""
     models, layers = figures["models"], (1, 4, 6, 7, 8, 9, 10, 11)
     alike, found, cost = [], [], []
+    repaired = [
+        [way, *(f"{of[key]:.{1 if key == 'length' else 0}f}" for key in REPAIRED)]
+        for way, of in models["Toyland"].get("repairs", {}).items()
+    ]
     for key, title in TOKEN_FIGURES.items():
         for name, model in models.items():
             values = model["tokens"][key]
@@ -149,6 +186,8 @@ def tables(figures: dict, methods: dict) -> dict[str, str]:
         found.append([detector, *pairs, *(f"{share:.0f}" for share in shares)])
     for method in list_methods():
         row = [method]
+        if key_of("Toyland", f"{method}:{SOM}", None) not in methods:
+            continue  # not measured yet
         for model in BUILT_IN:
             off, som = (
                 methods[key_of(model, f"{method}:{options}", None)]["mIoU"]
@@ -167,6 +206,7 @@ def tables(figures: dict, methods: dict) -> dict[str, str]:
             ],
             found,
         ),
+        "repairs": markdown_table(["repaired by", *(f"#{t}" for t in REPAIRED.values())], repaired),
         "cost": markdown_table(
             [
                 "method",

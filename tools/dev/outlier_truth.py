@@ -6,7 +6,7 @@ with a mask of their outliers will do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -33,9 +33,17 @@ TOKEN_FIGURES = {
 
 @torch.inference_mode()
 def token_figures(
-    clip: FrozenCLIP, windows: Tensor, truth: Tensor, labels: Tensor, text: Tensor
+    clip: FrozenCLIP,
+    windows: Tensor,
+    truth: Tensor,
+    labels: Tensor,
+    text: Tensor,
+    *,
+    layers: Collection[int] | None = None,
+    repairs: Sequence[Hook] = (),
+    registers: int = 0,
 ) -> dict[str, list[float]]:
-    """What outliers do in each layer 1..L, unpurified: ``TOKEN_FIGURES`` to a figure a layer.
+    """What outliers do in each layer 1..L: ``TOKEN_FIGURES`` to a figure a layer.
 
     A patch is read as the values that the last block would take from it are (``free_values``),
     each for itself. "elsewhere" are classes of at least three patches of the window, but not its
@@ -47,6 +55,9 @@ def token_figures(
         truth: the outliers, (B, N) bool, at least one in each window.
         labels: (B, H, W) int, 255 where there is none.
         text: a normalised vector for each class, (K, D).
+        layers: those that are looked at; all if None.
+        repairs, registers: hooks and appended tokens of the run; none, the plain stream, by
+            default.
     """
     trunk = clip.trunk
     grid = trunk.grid_of(*windows.shape[-2:])
@@ -88,7 +99,9 @@ def token_figures(
         for name, value in of.items():
             figures[name].append(float(value))
 
-    trunk.run(windows.to(clip.device), [Hook(observe, range(1, trunk.layers + 1), Attention.MAP)])
+    looked = range(1, trunk.layers + 1) if layers is None else layers
+    hooks = [*repairs, Hook(observe, looked, Attention.MAP)]
+    trunk.run(windows.to(clip.device), hooks, registers=registers)
     return figures
 
 

@@ -1,0 +1,86 @@
+"""What wraps another method: its option ``base``, whose features and scores it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sfp.errors import SFPError
+from sfp.methods._method import METHODS, PUBLISHED, Method, build_method, check_method
+from sfp.options import parse_spec
+from sfp.stages import Text, View
+
+
+class Wrapper(Method):
+    """Base class of methods that work on another method's scores.
+
+    The options of every method (``purify``, ``pm``, ``registers`` ...) go to the base, and are the
+    base's published ones where they are not given.
+
+    Args:
+        base: the method below, a name, ``NAME:OPTION=VALUE`` or ``dict(type=NAME, OPTION=VALUE)``.
+
+    Attributes:
+        wrapped: the method below.
+        of_bases: options of bases as the wrapper's authors have them.
+    """
+
+    base: str | Mapping[str, Any] = "ClearCLIP"
+
+    of_bases: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @classmethod
+    def check_given(cls, given: Mapping[str, Any]) -> None:
+        """Raises SFPError for a base that can't be wrapped, its wrong options, or those of the base
+        that stand beside it.
+        """
+        known = METHODS.options(cls.name)
+        base = given.get("base", known["base"])
+        METHODS.check_options(cls.name, {"base": base})
+        name, options = parse_spec(base)
+        below = METHODS.get(name)
+        for stage in ("refine", "decide"):
+            if issubclass(below, Wrapper) or getattr(below, stage) is not getattr(Method, stage):
+                raise SFPError(
+                    f"base of {cls.name} is {name}, whose scores are no cosines of single windows;"
+                    " give a method such as ClearCLIP."
+                )
+        check_method(name, options)
+        of_base = set(METHODS.options(name)) - set(known)
+        for option in sorted(of_base & set(given)):
+            raise SFPError(
+                f"{option} is an option of the base {name}, not of {cls.name}; write"
+                f" base='{name}:{option}={given[option]}'."
+            )
+
+    def __post_init__(self):
+        name, options = parse_spec(self.base)
+        every = {f.name: getattr(self, f.name) for f in fields(Method) if f.kw_only}
+        every["compiled"] = None
+        of_base = {**every, **self.of_bases.get(name, {}), **options}
+        self.wrapped = build_method(name, self.clip, **of_base)
+        self.published = {option: self.wrapped._standard[option] for option in PUBLISHED}
+        super().__post_init__()
+        self.purifier, self.appended = self.wrapped.purifier, self.wrapped.appended
+
+    def prepare(self) -> None:
+        self.detector_published = self.wrapped.detector_published
+        self.backbones = self.wrapped.backbones
+
+    def tokens(self, windows: Tensor) -> Tensor:
+        return self.wrapped.tokens(windows)
+
+    def features(self, windows: Tensor) -> Tensor:
+        return self.wrapped.features(windows)
+
+    def encode(self, windows: Tensor) -> dict[str, Tensor]:
+        return self.wrapped.encode(windows)
+
+    def look(self, image: Tensor) -> Any:
+        return self.wrapped.look(image)
+
+    def score(self, view: View, text: Text) -> Tensor:
+        return self.wrapped.score(view, text)
