@@ -67,7 +67,7 @@ def rank(args: argparse.Namespace) -> None:
     with building("The model"):
         segmentor = SFPSegmentor(**model)
     method, vocabulary, text = segmentor.pipeline.method, segmentor.vocabulary, segmentor.task.text
-    check_names(vocabulary, dataset)
+    check_names(vocabulary, dataset.metainfo["classes"], type(dataset).__name__)
     base, bank = method.wrapped, segmentor.pipeline.text_bank
     pipeline = Pipeline(base, bank, segmentor.pipeline.protocol, model.get("windows_at_once"))
     chosen = spread_over(dataset, args.images or len(dataset))
