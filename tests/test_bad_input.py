@@ -565,7 +565,6 @@ GRID = [
     ("--methods SFP:pm=L2,topk=x", "topk"),
     ("--methods SFP:sigma", "'model.sigma'"),
     ("--methods SFP:name=x", "option of method SFP 'name'"),
-    ("--cfg-options model.text_cache=5 test_dataloader.dataset.scenes=2", "text_cache"),
     ("--datasets voc22", "voc22", "did you mean"),
     ("--datasets ade20k", "data root"),
     ("--backbones :x", "':x'"),
