@@ -14,6 +14,7 @@ import pickle
 import re
 import runpy
 import shutil
+import socket
 import sys
 import tarfile
 import zipfile
@@ -318,8 +319,7 @@ CONFIG = [
     ("model.text_cache=5", "text_cache is 5"),
     ("model.text_cache=True", "text_cache is True"),
     ("model.name=3", "option of method SFP 'name'"),
-    ("model.self=3", "option of method SFP 'self'"),
-    ("model.refine=[PAMR:name=3]", "option of refiner PAMR 'name'"),
+    ("model.refine=['PAMR:name=3']", "option of refiner PAMR 'name'"),
     ("model.type=Foo", "Foo"),
     ("model=3", "model=dict"),
     ("mdoel.pm=L2", "'mdoel.pm'; did you mean 'model'"),
@@ -520,12 +520,51 @@ def test_command_line(given, words, fails):
     fails(name, arguments, *words)
 
 
+_TORCH = dict(
+    RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29777"
+)
+_SLURM = dict(SLURM_PROCID="0", SLURM_NTASKS="1", SLURM_LOCALID="0", MASTER_ADDR="127.0.0.1")
+_MPI = {f"OMPI_COMM_WORLD_{key}": "0" for key in ("RANK", "LOCAL_RANK")}
+_MPI |= dict(OMPI_COMM_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+RANKS = [
+    ("pytorch", {}, "--launcher pytorch needs torchrun"),
+    *(("pytorch", _TORCH | {key: ""}, f"{key} is ''") for key in _TORCH if key != "MASTER_ADDR"),
+    *(("pytorch", _TORCH | {key: "x"}, "is 'x'") for key in ("RANK", "WORLD_SIZE", "MASTER_PORT")),
+    ("pytorch", _TORCH | dict(MASTER_PORT="99999"), "port 99999"),
+    ("pytorch", _TORCH | dict(MASTER_PORT="0"), "port 0"),
+    ("pytorch", _TORCH | dict(MASTER_PORT="-1"), "MASTER_PORT is '-1'"),
+    ("pytorch", _TORCH | dict(RANK="3", WORLD_SIZE="2"), "rank 3 of 2"),
+    ("pytorch", _TORCH | dict(MASTER_ADDR="no.such.host.invalid"), "no.such.host.invalid"),
+    ("pytorch", _TORCH | dict(MASTER_ADDR=""), "MASTER_ADDR"),
+    ("pytorch", _TORCH | dict(MASTER_PORT="TAKEN"), "can't meet the others"),
+    *(("slurm", _SLURM | {key: ""}, f"{key} is ''") for key in _SLURM if key != "MASTER_ADDR"),
+    ("slurm", dict(SLURM_PROCID="0", SLURM_NTASKS="1", SLURM_LOCALID="0"), "scontrol"),
+    *(("mpi", _MPI | {key: ""}, f"{key} is ''") for key in _MPI if key != "MASTER_ADDR"),
+    ("mpi", _MPI | dict(MASTER_ADDR=""), "MASTER_ADDR"),
+]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "given", "words"), RANKS, ids=[f"{r[0]} {r[2]}"[:60] for r in RANKS]
+)
+def test_ranks_that_cannot_start(launcher, given, words, monkeypatch):
+    for name in (*_TORCH, *_SLURM, *_MPI, "SLURM_NODELIST"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for name, value in given.items():
+            port = str(taken.getsockname()[1])
+            monkeypatch.setenv(name, port if value == "TAKEN" else value)
+        start = runpy.run_path(str(ROOT / "tools/test.py"))["start_ranks"]
+        with pytest.raises(SFPError) as caught:
+            start(launcher)
+    check_sentence(str(caught.value), words)
+
+
 GRID = [
     ("--methods SPF", "SPF / Toyland / toyland", "did you mean 'SFP'"),
     ("--methods SFP:pm=L2,topk=x", "topk"),
     ("--methods SFP:sigma", "'model.sigma'"),
     ("--methods SFP:name=x", "option of method SFP 'name'"),
-    ("--cfg-options model.text_cache=5 test_dataloader.dataset.scenes=2", "text_cache"),
     ("--datasets voc22", "voc22", "did you mean"),
     ("--datasets ade20k", "data root"),
     ("--backbones :x", "':x'"),

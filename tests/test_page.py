@@ -268,7 +268,7 @@ def test_a_model_that_cannot_be_had_ends_the_start(arguments, words, capsys, mon
             "/home/ann/weights/ViT.pt can't be read; get it again.",
             "ViT.pt can't be read; get it again.",
         ),
-        ("[Errno 2] No such file: '/srv/a b/x.pt'", "[Errno 2] No such file: 'b/x.pt'"),
+        ("[Errno 2] No such file: '/srv/a b/x.pt'", "[Errno 2] No such file: 'a b/x.pt'"),
         ("~/.cache/clip/ViT.pt is missing", "ViT.pt is missing"),
         ("C:\\Users\\ann\\ViT.pt is missing", "ViT.pt is missing"),
         ("see https://example.org/a/b.html", "see https://example.org/a/b.html"),

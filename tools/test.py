@@ -121,7 +121,7 @@ def evaluate(args: argparse.Namespace) -> None:
             store.clear()  # a finished run is measured anew when it is asked for again
             report(result, figures, part, path, get_world_size())
             if args.show_dir:
-                print(f"pictures -> {args.show_dir}")
+                print(f"pictures of this run's images -> {args.show_dir}")
 
 
 def report(result: dict, figures: object, part: Part, path: Path, ranks: int) -> None:

@@ -159,6 +159,6 @@ def _evaluate_group(
     found = model.pipeline.segment(list(batch["inputs"]), tasks, sizes)
     for part, place, results in zip(parts, places, found, strict=True):
         for items, (labels, _) in zip(group, results, strict=True):
-            part.add(items[place]["data_samples"], labels)
-            if after_image is not None:
+            if after_image is not None:  # before it counts as done, so that a failure is made up
                 after_image(part, items[place], labels)
+            part.add(items[place]["data_samples"], labels)

@@ -510,7 +510,7 @@ class TestTable:
             (dict(precision="bf16"), 63.9, ("precision bf16 instead of fp16",)),
             (dict(names=words_of("voc21_sclip")), 63.9, ("other words for person",)),
             (dict(names=words_of("voc21")[::-1]), 63.9,
-             ("other words for tvmonitor, train, sofa and 17 more",)),
+             ("other words for television monitor, train, sofa and 17 more",)),
             (dict(names=[["sky"], *words_of("voc21")[1:]]), 63.9, ("other words for sky",)),
             (dict(prompts=1, prompts_sha256="0"), 63.9, ("prompts 1 instead of 80",)),
             (dict(prompts_sha256="0"), 63.9, ("other prompts of the same number",)),
