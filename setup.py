@@ -1,6 +1,7 @@
 """Package metadata; ``constraints.txt`` pins the verified versions, the ranges here are wider.
 
-An upper bound is the next major version; docs/supply.md has all of them, and why.
+An upper bound is the next major version, a lower one has no known hole that matters here:
+docs/supply.md has all of them, and why.
 """
 
 from pathlib import Path
@@ -13,9 +14,9 @@ MMSEG = [
     "onedl-mmsegmentation>=1.4.0,<2",
     "opencv-python>=4.10.0.84,<6",
     "prettytable>=3.7,<4",
-    "setuptools<82",
+    "setuptools>=78.1.1,<82",
 ]
-PAGE = ["gradio>=6.31,<7", "fastapi>=0.115,<1", "starlette>=0.40,<2", "uvicorn>=0.30,<1"]
+PAGE = ["gradio>=6.31,<7", "fastapi>=0.133,<1", "starlette>=1.0.1,<2", "uvicorn>=0.30,<1"]
 NOTEBOOKS = ["ipykernel>=6,<8", "nbclient>=0.8,<1", "nbformat>=5.7,<6"]
 DEV = [
     "pytest>=8,<10",
@@ -45,22 +46,22 @@ setup(
         "sfp.page": ["page.css"],
     },
     install_requires=[
-        "torch>=2.4,<3",
-        "torchvision>=0.19,<1",
+        "torch>=2.10,<3",
+        "torchvision>=0.25,<1",
         "open_clip_torch>=3.0,<4",
         "huggingface_hub>=0.23,<3",
         "ftfy>=6.1.1,<7",
         "regex>=2023.6.3",
-        "filelock>=3.13,<5",
+        "filelock>=3.20.3,<5",
         "matplotlib>=3.9,<4",
         "numpy>=2.0.1,<3",
-        "pillow>=10.1,<13",
+        "pillow>=12.2,<13",
         "pycocotools>=2.0.10,<3",
         "safetensors>=0.4,<1",
         "scikit-learn>=1.5.0,<2",
         "scipy>=1.13.0,<2",
-        "timm>=1.0.17,<2",
-        "tqdm>=4.60,<5",
+        "timm>=1.0.26,<2",
+        "tqdm>=4.66.3,<5",
     ],
     extras_require={
         "mmseg": MMSEG,

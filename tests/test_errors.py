@@ -40,7 +40,7 @@ def raised(call) -> BaseException:
 
 def of_a_type() -> None:
     """oneDNN has no kernel for these types: its words begin as those for want of memory."""
-    given = torch.zeros(2, 4), torch.zeros(3, 4, dtype=torch.float16)
+    given = torch.zeros(2, 4, dtype=torch.bfloat16), torch.zeros(3, 4)
     torch.ops.mkldnn._linear_pointwise(*given, None, "none", [], "")
 
 
