@@ -58,9 +58,12 @@ class ResCLIP(Method):
     temp_thd: Share = 0.25
 
     changes = Changes(
-        "Yang et al., CVPR 2025", "the base's + q-k of middle blocks + labels", layers="L; reads 6..9",
-        residual=False, ffn=False,
-    )  # fmt: skip
+        "Yang et al., CVPR 2025",
+        "the base's + q-k of middle blocks + labels",
+        layers="L; reads 6..9",
+        residual=False,
+        ffn=False,
+    )
 
     def prepare(self) -> None:
         self.wrapped = build_base(self, list(LOGITS), "a last attention that can be added to")
