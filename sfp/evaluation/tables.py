@@ -35,8 +35,8 @@ COLUMNS = {
     "ToylandDataset": ("toyland", "Toyland"),
 }
 _NO_REFINEMENT = dict(pamr_iterations=0, refine=[], prompts=80)
-_SMALL = dict(window=224, stride=112, short_side={"cityscapes": 560, None: 336}, **_NO_REFINEMENT)
-_LARGE = dict(window=448, stride=224, short_side={None: 448}, **_NO_REFINEMENT)
+_SMALL = dict(window=224, stride=112, **_NO_REFINEMENT, short_side={"cityscapes": 560, None: 336})
+_LARGE = dict(window=448, stride=224, **_NO_REFINEMENT, short_side={None: 448})
 _WHOLE_VOC21 = {**_SMALL, "window": {"voc21": 0, None: 224}}
 _WHOLE_VOC = {**_SMALL, "window": {"voc20": 0, "voc21": 0, None: 224}}
 
