@@ -31,6 +31,7 @@ from sfp.page.backend import (
     Settings,
     purifications,
     read_names,
+    refinements,
 )
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -115,6 +116,17 @@ def test_every_method_works_with_the_built_in_model(backend, scene):
         assert backend.segmentation(
             scene, "sea, sky", Settings(method, AS_PUBLISHED, TOYLAND)
         ).areas
+
+
+def test_refiners_can_be_chosen(backend, scene):
+    plain, smooth = (
+        backend.segmentation(scene, "sea, sky", Settings("CLIP", OFF, TOYLAND, refinement))
+        for refinement in ("none", "TLP")
+    )
+    assert (plain.labels != smooth.labels).any()
+    assert refinements() == ["none", *sfp.list_refiners()]
+    with pytest.raises(sfp.SFPError, match="Unknown refiner 'TLPP'"):
+        backend.segmentation(scene, "sea, sky", Settings("CLIP", OFF, TOYLAND, "TLPP"))
 
 
 def test_pictures_are_reduced_turned_and_bounded_in_number(backend, tmp_path):

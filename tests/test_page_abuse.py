@@ -36,7 +36,7 @@ pytest.importorskip(
 from sfp.page.server import allowed_hosts, page_server
 
 TOYLAND = BACKBONES[0].title
-CHOICES = ["CLIP", "as published", TOYLAND]
+CHOICES = ["CLIP", "as published", TOYLAND, "none"]
 SEGMENT = [None, "sea; sky", *CHOICES]
 INSPECT = [None, "SOM", False, 8, None, *CHOICES]
 

@@ -364,7 +364,7 @@ def warn_once(message: str) -> None:
     """A warning, the first time in this process."""
     if message not in _warned:
         _warned.add(message)
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=3)
 
 
 def _plain(value: Any) -> Any:

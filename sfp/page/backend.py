@@ -19,8 +19,9 @@ from sfp.errors import refuse_want_of_memory, unknown_choice
 from sfp.images import read_image
 from sfp.options import parse_names
 from sfp.pipeline import Vocabulary
+from sfp.refiners import list_refiners
 
-AS_PUBLISHED, OFF = "as published", "off"
+AS_PUBLISHED, OFF, NONE = "as published", "off", "none"
 MAX_FILE_BYTES = 20 << 20
 MAX_WORDS, MAX_WORD_LENGTH, MAX_NAMES_LENGTH = 40, 60, 1000
 _MAX_PIXELS = 50_000_000
@@ -66,12 +67,14 @@ class Settings:
         method: a name of ``list_methods()``.
         purification: ``AS_PUBLISHED``, ``OFF`` or the name of a detector.
         backbone: a ``Backbone``'s title.
+        refinement: ``NONE`` or the name of a refiner.
         every_layer: purify after every layer, not only where the method does.
     """
 
     method: str
     purification: str
     backbone: str
+    refinement: str = NONE
     every_layer: bool = False
 
 
@@ -160,7 +163,9 @@ class Backend:
         if settings.backbone not in self.backbones:
             raise unknown_choice("backbone", settings.backbone, self.backbones)
         make = self.load(settings.backbone)
-        return make(settings.method, settings.purification, settings.every_layer)
+        return make(
+            settings.method, settings.purification, settings.refinement, settings.every_layer
+        )
 
     def _segmentation(self, picture: str | None, names: str, settings: Settings) -> Segmentation:
         """A picture, by its key, segmented by names, see ``read_names``.
@@ -179,13 +184,13 @@ class Backend:
         """
         return self.segmenter(settings).inspect(self.picture(picture), detectors=[detector])
 
-    def _load(self, title: str) -> Callable[[str, str, bool], Segmenter]:
+    def _load(self, title: str) -> Callable[[str, str, str, bool], Segmenter]:
         backbone = self.backbones[title]
         clip = load_clip(backbone.model, backbone.pretrained, **backbone.options)
         is_toyland = backbone.model.startswith("Toyland")
 
         @functools.lru_cache(maxsize=4)
-        def make(method: str, purification: str, every_layer: bool) -> Segmenter:
+        def make(method: str, purification: str, refinement: str, every_layer: bool) -> Segmenter:
             options = dict(TOYLAND_OPTIONS.get(method, {})) if is_toyland else {}
             if purification == OFF:
                 options["purify"] = False
@@ -193,6 +198,8 @@ class Backend:
                 options.update(purify=True, pm=purification)
             if every_layer and purification != OFF:
                 options.update(purify=True, purify_layers=tuple(range(1, clip.trunk.layers)))
+            if refinement != NONE:
+                options["refine"] = [refinement]
             return Segmenter(method, clip, text_cache=self._text_cache, **options)
 
         return make
@@ -226,6 +233,11 @@ def read_names(text: str) -> list[str | list[str]]:
 def purifications() -> list[str]:
     """Purifications to choose from."""
     return [AS_PUBLISHED, OFF, *list_detectors()]
+
+
+def refinements() -> list[str]:
+    """Refinements to choose from."""
+    return [NONE, *list_refiners()]
 
 
 def _draw_examples(folder: Path) -> list[Example]:

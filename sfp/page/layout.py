@@ -9,7 +9,14 @@ import gradio as gr
 
 from sfp import SFPError, list_methods
 from sfp.page import views
-from sfp.page.backend import AS_PUBLISHED, MAX_NAMES_LENGTH, Backend, purifications
+from sfp.page.backend import (
+    AS_PUBLISHED,
+    MAX_NAMES_LENGTH,
+    NONE,
+    Backend,
+    purifications,
+    refinements,
+)
 from sfp.page.tabs import SEGMENT_HINT, compare_tab, inspect_tab, segment_tab
 from sfp.page.widgets import QUEUED, QUIET, errors_as_status, picture_widget
 
@@ -126,5 +133,12 @@ def _settings(backend: Backend) -> list[gr.Dropdown]:
                 label="Backbone",
                 info="Toyland knows only its cartoons",
                 elem_id="sfp-backbone",
+            ),
+            gr.Dropdown(
+                refinements(),
+                value=NONE,
+                label="Refinement",
+                info="Fits the scores to the picture",
+                elem_id="sfp-refinement",
             ),
         ]

@@ -14,7 +14,7 @@ import numpy as np
 
 from sfp.errors import SFPError
 from sfp.page import views
-from sfp.page.backend import AS_PUBLISHED, OFF, Settings
+from sfp.page.backend import AS_PUBLISHED, NONE, OFF, Settings
 
 # every event that uses a model waits in one queue
 QUEUED: dict[str, Any] = dict(
@@ -49,6 +49,7 @@ def done_status(image: np.ndarray, settings: Settings, began: float) -> str:
     by = "" if settings.purification in (AS_PUBLISHED, OFF) else "by "
     repair = f"repair {by}{settings.purification}"
     repair += ", after every layer" if settings.every_layer else ""
+    repair += f", refined by {settings.refinement}" if settings.refinement != NONE else ""
     seconds = time.perf_counter() - began
     took = f"in {seconds:.1f} s" if seconds >= 0.05 else "at once"
     return views.status(

@@ -9,8 +9,15 @@ from conftest import ROOT
 
 from sfp.datasets import mmseg_datasets
 from sfp.errors import SFPError
-from sfp.evaluation.config import CONFIGS, method_options, read_config, read_protocol
-from sfp.methods import check_method, list_methods
+from sfp.evaluation import provenance
+from sfp.evaluation.config import (
+    CONFIGS,
+    dataset_options,
+    method_options,
+    read_config,
+    read_protocol,
+)
+from sfp.methods import build_method, check_method, list_methods
 from sfp.pipeline import Vocabulary
 
 DATASETS = sorted(path.stem.removeprefix("cfg_") for path in CONFIGS.glob("cfg_*.py"))
@@ -397,3 +404,33 @@ def test_mmengines_own_precision_is_refused(key, tmp_path):
         read_config(tmp_path / "cfg_mine.py", [])
     (tmp_path / "cfg_mine.py").write_text(f"{base}{key} = dict(type='TestLoop', fp16=False)\n")
     read_config(tmp_path / "cfg_mine.py", [])
+
+
+class TestOptionsOfADataset:
+    """What a method's authors chose for a dataset is no changed option there."""
+
+    def changed(self, clip, *options: str) -> dict:
+        cfg = read("voc21", "model.method=ResCLIP", *options)
+        method = build_method("ResCLIP", clip, **method_options(cfg.model))
+        return provenance._changed_options(method, dataset_options(cfg))
+
+    def test_as_published(self, clip):
+        assert dataset_options(read("voc21", "model.method=ResCLIP"))["temp_thd"] == 0.5
+        assert self.changed(clip) == {}
+
+    def test_another_value_is_changed_also_where_it_is_the_default(self, clip):
+        assert self.changed(clip, "model.temp_thd=0.25") == dict(temp_thd=0.25)
+        assert self.changed(clip, "model.base=SCLIP") == dict(base="SCLIP")
+
+    def test_common_settings_have_none(self, clip):
+        assert dataset_options(read("voc21", "model.method=ResCLIP", "settings=common")) == {}
+        assert self.changed(clip, "settings=tcl") == {}
+
+
+def test_a_wrappers_code_holds_its_bases():
+    alone, wrapped = (
+        provenance.code_fingerprint(*provenance._classes("FSA", options))
+        for options in (dict(base="NACLIP"), dict(base="ProxyCLIP:proxy=colour"))
+    )
+    assert alone != wrapped
+    assert len(provenance._classes("CLIP", {})) == 1
