@@ -132,6 +132,7 @@ _WORDS = {
     float: "a finite number",
     str: "a text",
     dict: "a dict",
+    collections.abc.Mapping: "a dict",
     type(None): "None",
     os.PathLike: "a path",
 }
