@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfp.backbones._backbone import Backbone
 from sfp.clip.clip import FrozenCLIP
+from sfp.clip.registers import Registers
 from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.network import hub, require_published, why_unreached
 
 _EXAMPLE = "vit_base_patch8_224.dino"
+# the register neurons of DINOv2's ViT-L/14 that nickjiang2378/test-time-registers ships
+DINOV2_L14 = {
+    18: [884, 133, 1427, 3464, 2373, 2436, 841, 3574, 2129, 3355, 4047, 3341, 1330, 4031, 844,
+         944, 464],
+    17: [2301, 3576, 1940, 3463, 1244, 407, 3152, 2517, 3465],
+    16: [1714, 3507, 2492, 2680, 131, 720, 3499, 3062, 2625],
+    15: [2110, 1510, 1082, 2711, 2464, 147, 543, 581],
+    14: [2400],
+    13: [3168],
+}  # fmt: skip
 
 
 class TimmViT(Backbone):
@@ -37,14 +51,45 @@ class TimmViT(Backbone):
     def encode(self, windows: Tensor) -> Tensor:
         dtype = next(self.model.parameters()).dtype
         inputs = (windows * self.factor + self.offset).to(dtype)
-        tokens = self.model.forward_features(inputs)[:, self.model.num_prefix_tokens :]
         grid = self.model.patch_embed.dynamic_feat_size(windows.shape[-2:])
+        first = self.model.num_prefix_tokens
+        tokens = self.model.forward_features(inputs)[:, first : first + grid[0] * grid[1]]
         return tokens.transpose(1, 2).unflatten(2, tuple(grid))
 
     @staticmethod
     def cached_file(name: str) -> Path | None:
         """The weights of a timm model in the hub's cache."""
         return next(iter(_cached_files(_repository(name))), None)
+
+    def append_registers(self, given: Mapping[str, Any]) -> None:
+        """Run with test-time registers from now on: zeros after the patches, before the blocks.
+
+        Args:
+            given: arguments of ``Registers`` with their neurons, ``DINOV2_L14`` for example.
+
+        Raises:
+            SFPError: what ``Registers`` refuses, or a model with trained registers.
+        """
+        model, blocks = self.model, self.model.blocks
+        if model.num_prefix_tokens != 1:
+            raise SFPError(
+                f"{self.name} has {model.num_prefix_tokens - 1} trained registers; test-time ones"
+                " are for models without."
+            )
+        registers = Registers.of_blocks(given, len(blocks), blocks[0].mlp.fc1.out_features)
+
+        def append(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            return (F.pad(inputs[0], (0, 0, 0, registers.count)),)
+
+        def edit(units: Sequence[int]) -> Callable[..., Tensor]:
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...], hidden: Tensor) -> Tensor:
+                return registers.edit(hidden, units, hidden.shape[1] - 1 - registers.count)
+
+            return hook
+
+        model.norm_pre.register_forward_pre_hook(append)
+        for layer, units in registers.neurons.items():
+            blocks[layer - 1].mlp.act.register_forward_hook(edit(units))
 
     @classmethod
     def load(cls, name: str, clip: FrozenCLIP, option: str, weights: str | None) -> TimmViT:

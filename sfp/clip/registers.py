@@ -66,17 +66,20 @@ class Registers:
         given = dict(option) if isinstance(option, Mapping) else dict(count=option)
         if given.get("count") == 0:
             return None
-        hints = get_type_hints(cls, include_extras=True)
-        known = {field.name: field.default for field in fields(cls)}
-        for name, value in given.items():
-            if name not in known:
-                raise unknown_choice("argument of registers", name, known)
-            check_type(f"{name} of registers", value, hints[name], known[name])
-        neurons = given.get("neurons")
-        if not isinstance(neurons, Mapping):
-            neurons = read_neurons(neurons or SHIPPED, clip)
-        given["neurons"] = _checked(neurons, clip)
-        found = cls(**given)
+        _check_arguments(given)
+        if not isinstance(given.get("neurons"), Mapping):
+            given["neurons"] = read_neurons(given.get("neurons") or SHIPPED, clip)
+        return cls.of_blocks(given, clip.trunk.layers, clip.trunk.blocks[0].fc.out_features)
+
+    @classmethod
+    def of_blocks(cls, given: Mapping[str, Any], layers: int, hidden: int) -> Registers:
+        """From arguments with their neurons, for a ViT of so many blocks and hidden units.
+
+        Raises:
+            SFPError: see ``of_option``.
+        """
+        _check_arguments(given)
+        found = cls(**{**given, "neurons": _checked(given["neurons"], layers, hidden)})
         if not isinstance(found.scale, (int, float)) and len(found.scale) != found.count:
             raise SFPError(
                 f"scale of registers has {len(found.scale)} numbers for {found.count} tokens;"
@@ -134,6 +137,16 @@ class Registers:
             of_patches[:] = mean if high is True else torch.where(high, mean, of_patches)
 
 
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Raises SFPError for an unknown argument of ``Registers`` or a value of another type."""
+    hints = get_type_hints(Registers, include_extras=True)
+    known = {field.name: field.default for field in fields(Registers)}
+    for name, value in given.items():
+        if name not in known:
+            raise unknown_choice("argument of registers", name, known)
+        check_type(f"{name} of registers", value, hints[name], known[name])
+
+
 def _largest(chosen: Tensor) -> Tensor:
     """The entry of largest size of each image, (B, 1, 1), the negative one among equals."""
     most, least = chosen.amax((1, 2), keepdim=True), chosen.amin((1, 2), keepdim=True)
@@ -178,9 +191,8 @@ def read_entries(file: Path) -> dict[str, Any]:
     return entries
 
 
-def _checked(neurons: Neurons, clip: FrozenCLIP) -> dict[int, list[int]]:
-    """Units by block, ascending; raises SFPError for blocks or units that the trunk lacks."""
-    layers, hidden = clip.trunk.layers, clip.trunk.blocks[0].fc.out_features
+def _checked(neurons: Neurons, layers: int, hidden: int) -> dict[int, list[int]]:
+    """Units by block, ascending; raises SFPError for blocks or units that there are not."""
     found: dict[int, list[int]] = {}
     for layer, units in neurons.items():
         listed = isinstance(units, Sequence) and not isinstance(units, str) and len(units)

@@ -5,16 +5,18 @@ Official repository: mc-lan/ProxyCLIP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfp.backbones import load_backbone
+from sfp.backbones import Backbone, load_backbone
+from sfp.backbones.timm_vit import DINOV2_L14, TimmViT
+from sfp.errors import SFPError
 from sfp.methods import METHODS, Changes, Method
 from sfp.methods._parts import cosine_similarity, masked_similarity_attention
-from sfp.options import Range
+from sfp.options import Count, Range
 from sfp.stages import Text, View
 
 
@@ -32,6 +34,8 @@ class ProxyCLIP(Method):
             "colour", or a callable from normalised windows (B, 3, H, W) float32 to a map
             (B, C, h', w'); see ``load_backbone``.
         proxy_weights: a local file instead of timm's download.
+        proxy_registers: test-time registers of a timm ViT: how many, for DINOv2's ViT-L/14, or a
+            dict of ``Registers``' options with the model's "neurons".
         proxy_beta: beta.
         proxy_gamma: gamma.
         pad_to: for scores, windows are padded with zeros all around to its multiples, the padding
@@ -40,6 +44,7 @@ class ProxyCLIP(Method):
 
     proxy: str | Callable[[Tensor], Tensor] = "vit_base_patch8_224.dino"
     proxy_weights: str | None = None
+    proxy_registers: Count | Mapping[str, Any] = 0
     proxy_beta: float = 1.2
     proxy_gamma: float = 3.0
     pad_to: Annotated[int, Range(1)] = 56
@@ -54,7 +59,27 @@ class ProxyCLIP(Method):
 
     def prepare(self) -> None:
         proxy = load_backbone(self.proxy, self.clip, "proxy", self.proxy_weights)
+        if self.proxy_registers:
+            self._append_registers(proxy)
         self.backbones["proxy"] = proxy
+
+    def _append_registers(self, proxy: Backbone) -> None:
+        given = self.proxy_registers
+        if not isinstance(given, Mapping) and str(self.proxy).startswith(
+            "vit_large_patch14_dinov2"
+        ):
+            given = dict(count=given, neurons=DINOV2_L14)
+        if not isinstance(given, Mapping) or "neurons" not in given:
+            raise SFPError(
+                f"proxy_registers of ProxyCLIP is {given!r}, but the register neurons of"
+                f" {self.proxy} are not known; give dict(count=1, neurons={{BLOCK: [UNIT, ...]}})."
+            )
+        if not isinstance(proxy, TimmViT):
+            raise SFPError(
+                f"proxy_registers of ProxyCLIP is given, but {proxy.name} is no timm ViT; leave it"
+                " out."
+            )
+        proxy.append_registers(given)
 
     def tokens(self, windows: Tensor) -> Tensor:
         return self._mixed(windows)[0]

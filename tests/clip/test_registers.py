@@ -9,16 +9,19 @@ import json
 import numpy as np
 import parity
 import pytest
+import timm
 import torch
 from conftest import parity_clip
 
 import sfp
+from sfp.backbones.timm_vit import TimmViT
 from sfp.clip.clip import l2_normalise
+from sfp.clip.positions import resize_positions
 from sfp.clip.registers import SHIPPED, Registers
 from sfp.clip.trunk import Attention, Hook
 from sfp.datasets import toyland
 from sfp.errors import SFPError
-from sfp.experiments.register_neurons import Rule, neuron_scores, order_of
+from sfp.experiments.register_neurons import Rule, neuron_scores, order_of, unit_scores
 from sfp.methods import build_method
 
 INDEX = parity.read_index("index_registers")
@@ -28,7 +31,7 @@ FINDS = [run for run in FILE["finds"] if "dino" not in run]
 ATOL = dict(
     logits=1e-5, cc_logits=1e-5, ccdrop_logits=1e-5, attn=1e-5, scores=1e-5, feat=5e-5,
     feat_full=5e-5, cls=5e-5, cc_feat=5e-5, pre=2e-4, stream=4e-4, reg=4e-4, norms=7e-4,
-    regval=1e-4,
+    regval=1e-4, pen=2e-4,
 )  # fmt: skip
 
 
@@ -36,7 +39,7 @@ def options(case: str) -> dict:
     """What the index says of a case, as the option ``registers``."""
     settings = FILE["settings"][case]
     neurons = {int(block) + 1: units for block, units in settings["neurons"].items()}
-    value = "per_neuron" if settings["ours"] else "joint"
+    value = "per_neuron" if settings.get("ours") else "joint"
     return dict(
         neurons=neurons, count=settings["registers"], value=value,
         patches=settings["normal_values"], scale=settings["scale"],
@@ -157,6 +160,121 @@ def test_finding_equals_official_code(run):
     np.testing.assert_array_equal(order, arrays[f"{run}/order"])
     alone = sum(neuron_scores(clip, image[None], rule)[0] for image in images)
     torch.testing.assert_close(alone, total, atol=1e-5, rtol=1e-5)
+
+
+class TestDINOv2:
+    """A net in DINOv2's layout, made of the toy weights as the index says, run through timm."""
+
+    CASES = [case for case in FILE["settings"] if case.startswith("dino")]
+
+    def build(self, size: list[int]) -> TimmViT:
+        with parity.seeded(INDEX["seed"]):
+            weights = parity.state_dict("vit12")
+            patch_bias = parity._normal("dino.patch_bias", 128, std=0.1)
+            scales = [
+                [1 + parity._normal(f"dino.ls.{i}.{k}", 128, std=0.1) for k in (1, 2)]
+                for i in range(12)
+            ]
+
+        def half(values):
+            return torch.from_numpy(np.array(values, np.float16).astype(np.float32))
+
+        grid = (size[0] // 16, size[1] // 16)
+        positions = resize_positions(weights["visual.positional_embedding"], (14, 14), grid)
+        state = {
+            "cls_token": weights["visual.class_embedding"].view(1, 1, -1),
+            "pos_embed": positions[None],
+            "patch_embed.proj.weight": weights["visual.conv1.weight"],
+            "patch_embed.proj.bias": half(patch_bias),
+            "norm.weight": weights["visual.ln_post.weight"],
+            "norm.bias": weights["visual.ln_post.bias"],
+        }
+        names = {
+            "norm1": "ln_1", "norm2": "ln_2", "attn.proj": "attn.out_proj",
+            "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+        }  # fmt: skip
+        for i in range(12):
+            old, new = f"visual.transformer.resblocks.{i}", f"blocks.{i}"
+            for kind in ("weight", "bias"):
+                state[f"{new}.attn.qkv.{kind}"] = weights[f"{old}.attn.in_proj_{kind}"]
+                for name, theirs in names.items():
+                    state[f"{new}.{name}.{kind}"] = weights[f"{old}.{theirs}.{kind}"]
+            for k in (1, 2):
+                state[f"{new}.ls{k}.gamma"] = half(scales[i][k - 1])
+        model = timm.create_model(
+            "vit_base_patch16_224", img_size=tuple(size), embed_dim=128, depth=12, num_heads=2,
+            init_values=1.0, num_classes=0,
+        )  # fmt: skip
+        model.load_state_dict(state)
+        vit = TimmViT(model.eval(), parity_clip("vit12", INDEX["seed"]))
+        vit.name = "a DINOv2"
+        return vit
+
+    @pytest.mark.parametrize("together", [False, True], ids=["alone", "batch"])
+    @pytest.mark.parametrize("case", CASES)
+    @torch.inference_mode()
+    def test_the_edit_equals_official_code(self, case, together):
+        arrays, vit = parity.golden("registers"), self.build(FILE["settings"][case]["size"])
+        vit.append_registers(options(case))
+        streams = []
+        for place in (-2, -1):
+            vit.model.blocks[place].register_forward_hook(lambda m, i, out: streams.append(out[-1]))
+        windows = pair(case) if together else picture(case)
+        tokens, tok = vit.model.forward_features(windows)[-1], 1 + arrays[f"{case}/tok"]
+        before, last = streams
+        count = FILE["settings"][case]["registers"]
+        equal(tokens[tok], arrays, case, "feat")
+        equal(tokens[0], arrays, case, "cls")
+        equal(before[tok], arrays, case, "pen")
+        equal(last[-count:], arrays, case, "reg")
+        equal(last.norm(dim=1), arrays, case, "norms")
+
+    def test_the_map_has_patches_alone(self):
+        vit = self.build([224, 224])
+        plain = vit(parity.case_image("vit12/win0"))
+        vit.append_registers(dict(neurons=NEURONS, count=2))
+        found = vit(parity.case_image("vit12/win0"))
+        assert found.shape == plain.shape == (1, 128, 14, 14)
+        assert not torch.allclose(found, plain, atol=1e-3)
+
+    @pytest.mark.parametrize("run", [run for run in FILE["finds"] if "dino" in run])
+    @torch.inference_mode()
+    def test_finding_equals_official_code(self, run):
+        arrays, settings = parity.golden("registers"), FILE["finds"][run]
+        vit, hidden, outputs = self.build(settings["size"]), [], []
+        for block in vit.model.blocks:
+            block.mlp.act.register_forward_hook(lambda m, i, out: hidden.append(out))
+            block.register_forward_hook(lambda m, i, out: outputs.append(out))
+        with parity.seeded(INDEX["seed"]):
+            images = [parity.image(name, *settings["size"]) for name in settings["images"]]
+        vit.model.forward_features(torch.stack(images))
+        norms = outputs[settings["layer"]].norm(dim=-1)
+        equal(norms, arrays, run, "norms")
+        outliers = norms > settings["threshold"]
+        np.testing.assert_array_equal(outliers.nonzero(), arrays[f"{run}/outliers"])
+        rule = Rule(
+            settings["threshold"], settings["layer"], settings["sparsity_filter"],
+            settings["level"], settings["share"],
+        )  # fmt: skip
+        scores = torch.stack([unit_scores(own, outliers, rule).sum(0) for own in hidden])
+        scores = scores / outliers.any(1).sum()
+        equal(scores, arrays, run, "scores")
+        order = [(block - 1, unit) for block, unit in order_of(scores)[:32]]
+        np.testing.assert_array_equal(order, arrays[f"{run}/order"])
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (dict(proxy="colour", proxy_registers=1), "neurons of colour are not known"),
+            (
+                dict(proxy="colour", proxy_registers=dict(neurons={1: [0]})),
+                "colour is no timm ViT",
+            ),
+        ],
+    )
+    def test_a_proxy_without_them(self, options, words, clip):
+        with pytest.raises(SFPError, match=words):
+            build_method("ProxyCLIP", clip, **options)
 
 
 NEURONS = {2: [5, 7], 6: [1, 0, 30]}
@@ -331,7 +449,7 @@ def test_the_shipped_file_is_of_the_shipped_weights(toyland_clip):
     ("option", "words"),
     [
         (1, "has no register neurons of these weights"),
-        (-1, "count of registers is -1"),
+        (-1, "registers of method CLIP is -1; give a whole number of at least 0, or a dict"),
         (dict(counts=1), "Unknown argument of registers 'counts'; did you mean 'count'"),
         (dict(neurons={12: [0]}), "give blocks from 1 to 11"),
         (dict(neurons={3: [512]}), "hidden units from 0 to 511"),
