@@ -64,7 +64,7 @@ def of_a_type() -> None:
         (ValueError("out of memory"), False),
         (KeyError("x"), False),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_is_want_of_memory(error, expected):
     assert is_want_of_memory(raised(error) if callable(error) else error) == expected
