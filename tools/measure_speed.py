@@ -38,7 +38,7 @@ from sfp.evaluation.markdown import markdown_table
 from sfp.files import whole_file
 from sfp.options import add_weights_arguments, parse_spec, weights_arguments
 
-STAGES = ("decode", "trunk", "method", "text similarity", "stitch", "decode labels")
+STAGES = ("decode", "trunk", "method", "text similarity", "stitch", "refine", "decode labels")
 PLAIN = "open_clip"
 
 
@@ -347,6 +347,10 @@ def measure_images(
                 "stitch": lambda maps=maps: ScoreMap.of_windows(
                     maps, grid, image.shape[1:]
                 ).resized(tuple(args.image)),
+                "refine": lambda segmenter=segmenter, view=view, stitched=stitched: [
+                    refiner(stitched.canvas(), view, text)
+                    for refiner in segmenter.pipeline.protocol.refiners
+                ],
                 "decode labels": lambda stitched=stitched: decode(
                     stitched, torch.arange(args.classes)
                 ),
@@ -420,7 +424,7 @@ def least_bytes(clip, parts: tuple[Tensor, ...], text: Any, stitched: Any) -> di
         "trunk": len(parts) * sum(blocks[:-1]) + pixels + stream,
         "method": len(parts) * blocks[-1] + stream + features,
         "text similarity": features + 4 * text.vectors.numel() + cells,
-        "stitch": 2 * cells, "decode labels": cells + 8 * height * width,
+        "stitch": 2 * cells, "refine": 0, "decode labels": cells + 8 * height * width,
     }  # fmt: skip
 
 
@@ -429,13 +433,13 @@ def floors(
 ) -> dict[str, float]:
     """Milliseconds that each stage takes at least at these rates.
 
-    By its operations or its bytes, whichever is more.
+    By its operations or its bytes, whichever is more; refiners are not counted.
     """
     done = {
         stage: gflop(calls[stage]) * 1e9
         for stage in ("trunk", "encode", "text similarity", "stitch", "decode labels")
     }
-    done |= {"decode": 0.0, "method": done["encode"] - done["trunk"]}
+    done |= {"decode": 0.0, "refine": 0.0, "method": done["encode"] - done["trunk"]}
     return {stage: 1e3 * max(done[stage] / rates[0], least[stage] / rates[1]) for stage in STAGES}
 
 

@@ -51,9 +51,10 @@ def _require_all(dataset: BaseSegDataset) -> None:
     folder = dataset.data_prefix.get("img_path")
     if dataset.ann_file or not folder or not Path(folder).is_dir():
         return
-    taken = {Path(dataset.get_data_info(index)["img_path"]).name for index in range(len(dataset))}
+    ending = dataset.img_suffix
     for path in sorted(Path(folder).rglob("*")):
-        if path.suffix.lower() in PICTURES and path.name not in taken and path.name[0] != ".":
+        hidden, taken = path.name[0] == ".", path.name.endswith(ending)
+        if path.suffix.lower() in PICTURES and not hidden and not taken:
             raise SFPError(
                 f"{path} of {type(dataset).__name__} would be left out, as it doesn't end in"
                 f" {dataset.img_suffix}; rename it, or move it out of the folder."

@@ -34,7 +34,16 @@ START, END = "<!-- made by tools/dev/make_method_tables.py -->", "<!-- end -->"
 SOM = "purify=True,pm=SOM,purify_layers=[" + ",".join(map(str, range(1, 12))) + "]"
 PURIFIED = ("SFP", "SC-CLIP", "ClearCLIP")  # the columns of the detector table
 FEW = 10  # scenes of the detector table: IsolationForest takes seconds for each
+REGISTERS = "purify=False,registers=1"
 VARIANTS = {
+    "RF-CLIP": ["image_weight=0.0,patch_weight=0.0"],
+    "PEARL": ["refine=[]"],
+    "ResCLIP": ["sfr=False", "rcs=False", "base=SCLIP", "base=ClearCLIP"],
+    "FSA": ["base=NACLIP"],
+    "FreeCP": ["base=SCLIP", "base=MaskCLIP"],
+    "SCLIP": [REGISTERS],
+    "ClearCLIP": [REGISTERS],
+    "NACLIP": [REGISTERS],
     "MaskCLIP": ["variant=bare"],
     "CLIPSurgery": ["feature_surgery=True"],
     "CLIPtrase": ["cluster_vote=majority,window=0", "cluster_vote=mean", "cluster_vote=majority"],
@@ -51,6 +60,8 @@ VARIANTS = {
         "purify=False",
         "hai=False",
         "hai=False,purify=False",
+        "refine=[TLP]",
+        REGISTERS,
         "hai_iterations=3",
         "sae_cls_key=True",
         "sae_residual=none",
