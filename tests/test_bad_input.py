@@ -1144,7 +1144,7 @@ def _bytes(name: str, content: bytes | None):
 _LIST = "ImageSets/Segmentation/val.txt"
 DATASET = [
     case("label out of range", _label(200), "b.png", "label 200"),
-    case("label of 16 bits", _label(np.full((64, 80), 261, np.uint16)), "b.png", "I;16"),
+    case("label of 16 bits", _label(np.full((64, 80), 261, np.uint16)), "b.png", "label 261"),
     case("label with colours", _label(np.zeros((64, 80, 3), np.uint8)), "b.png", "RGB"),
     case(
         "label a JPEG inside", _label(np.zeros((64, 80), np.uint8), format="JPEG"), "b.png", "JPEG"

@@ -122,8 +122,8 @@ class Stream:
         height, width = self.grid
         if not (0 <= row < height and 0 <= column < width):
             raise SFPError(
-                f"There is no patch at row {row}, column {column}; rows go from 0 to {height - 1}, "
-                f"columns to {width - 1}."
+                f"There is no patch at row {row}, column {column}; give a row from 0 to"
+                f" {height - 1} and a column from 0 to {width - 1}."
             )
         return int(row) * width + int(column)
 

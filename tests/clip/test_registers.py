@@ -23,6 +23,7 @@ from sfp.datasets import toyland
 from sfp.errors import SFPError
 from sfp.experiments.register_neurons import Rule, neuron_scores, order_of, unit_scores
 from sfp.methods import build_method
+from sfp.page.backend import TOYLAND_OPTIONS
 
 INDEX = parity.read_index("index_registers")
 FILE = INDEX["files"].get("registers", dict(settings={}, finds={}))
@@ -341,7 +342,7 @@ FEW = dict(neurons={3: [5, 7], 7: [1, 0]}, count=2)
 @pytest.mark.parametrize("name", sfp.list_methods())
 def test_every_method_works_with_registers(name, clip):
     """Of its grid, other than without, each picture as alone; one window is not square."""
-    options = dict(proxy="colour") if name == "ProxyCLIP" else {}
+    options = {k: v for k, v in TOYLAND_OPTIONS.get(name, {}).items() if k != "ranking"}
     method = build_method(name, clip, registers=FEW, purify=True, pm="SOM", **options)
     plain = build_method(name, clip, purify=True, pm="SOM", **options)
     windows = torch.stack([parity.image(f"rect.{i}", 112, 144) for i in range(2)])

@@ -279,6 +279,8 @@ class TestMistakes:
 
 
 def test_it_wraps_every_method_that_is_no_wrapper(toyland_clip, tmp_path):
+    from sfp.page.backend import TOYLAND_OPTIONS
+
     words = ("sky", "sea", "sand")
     bank = TextBank(toyland_clip, cache_dir=False)
     text = Text(bank.encode(words), words, bank=bank)
@@ -287,7 +289,7 @@ def test_it_wraps_every_method_that_is_no_wrapper(toyland_clip, tmp_path):
         if name in ("FreeCP", "FLOSS"):
             continue
         file = write_ranking(tmp_path / "ranking.json", toyland_clip, words, base=name)
-        base = dict(type=name, **(dict(proxy="colour") if name == "ProxyCLIP" else {}))
+        base = dict(type=name, **TOYLAND_OPTIONS.get(name, {}))
         scores = build_method("FLOSS", toyland_clip, base=base, ranking=str(file)).scores(
             window, text
         )

@@ -20,6 +20,7 @@ from sfp.methods import METHODS, build_method, list_methods
 from sfp.methods._boxes import boxes_of, mask_of
 from sfp.methods.freecp import affinity as affinity_of
 from sfp.methods.freecp import agreement, refine, rivals, soft_iou, stretch
+from sfp.page.backend import TOYLAND_OPTIONS
 from sfp.stages import Text, View
 
 MAP = Attention.MAP
@@ -256,7 +257,7 @@ def test_it_wraps_every_method_that_is_no_wrapper(toyland_clip):
     for name in list_methods():
         if name in ("FreeCP", "FLOSS"):
             continue
-        base = dict(type=name, **(dict(proxy="colour") if name == "ProxyCLIP" else {}))
+        base = dict(type=name, **TOYLAND_OPTIONS.get(name, {}))
         method = build_method(
             "FreeCP", toyland_clip, base=base, purify=True, pm="SOM", registers=1, rp_thres=0.0
         )

@@ -62,6 +62,7 @@ def test_operations_ratios_and_stages(tool, quick, tmp_path):
         "trunk",
         "method",
         "text similarity",
+        "refine",
         "stitch",
         "decode labels",
     }
