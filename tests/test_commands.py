@@ -146,11 +146,12 @@ def test_a_second_start_encodes_no_text(data, tmp_path):
     code = (
         "import sys; from sfp.segmentor import SFPSegmentor; "
         f"s = SFPSegmentor('Toyland', 'toyland', "
-        f"name_path={str(ROOT / 'configs/cls_toyland.txt')!r}, text_cache=sys.argv[1]); "
+        f"name_path={str(ROOT / 'configs/cls_toyland.txt')!r}, prompts='photo', "
+        "text_cache=sys.argv[1]); "
         "print('encoded', s.frozen.text_tower.encoded)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "cache")]
-    assert "encoded 1280" in run(command, tmp_path).stdout
+    assert "encoded 16" in run(command, tmp_path).stdout
     assert "encoded 0" in run(command, tmp_path).stdout
 
 
@@ -225,19 +226,7 @@ class TestScripts:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return run(["sh", name, *arguments], cwd, PATH=path, **environment)
 
-    def test_from_the_scripts_folder_and_from_elsewhere(self, data, tmp_path):
-        work = str(tmp_path / "work")
-        done = self.script(
-            "test.sh",
-            ROOT / "scripts",
-            "configs/cfg_toyland.py",
-            "--work-dir",
-            work,
-            "--cfg-options",
-            FEW,
-            SFP_DATA=str(data),
-        )
-        assert "mIoU" in done.stdout.splitlines()[-1]
+    def test_from_elsewhere(self, data, tmp_path):
         done = self.script(
             str(ROOT / "scripts/test.sh"),
             tmp_path,
@@ -247,6 +236,7 @@ class TestScripts:
             FEW,
             SFP_DATA=str(data),
         )
+        assert "mIoU" in done.stdout.splitlines()[-1]
         assert (tmp_path / "w/results.json").is_file()
 
     def test_a_machine_without_python_3_10(self, tmp_path):

@@ -1,7 +1,7 @@
 """Every Python block and every command of README.md and docs/*.md runs, in the order of its page;
 every link leads somewhere.
 
-README.md's and the gallery's run each time, the other pages' with ``--slow``.
+README.md's run each time, the other pages' with ``--slow``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ NEED_DATA = {
     "sh scripts/multi_test.sh --methods SCLIP ClearCLIP SC-CLIP SFP --datasets voc21 context60 "
     "coco_object voc20 context59",
 }
-EACH_TIME = ("README.md", "gallery.md")
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def to_run() -> list:
     """The steps that are run, slow ones marked."""
     steps = [step for step in STEPS if step.text not in {*NOT_RUN, *NEED_DATA}]
     return [
-        pytest.param(step, id=str(step), marks=() if step.page in EACH_TIME else pytest.mark.slow)
+        pytest.param(step, id=str(step), marks=() if step.page == "README.md" else pytest.mark.slow)
         for step in steps
     ]
 

@@ -88,7 +88,10 @@ def test_the_area_rule_is_a_share_of_the_foreground_and_strict():
 
 @pytest.mark.parametrize(
     ("queries", "classes", "size", "resized", "mebibytes"),
-    [(847, 847, (1024, 2048), (560, 1120), 200), (150, 81, (480, 640), (336, 448), 60)],
+    [
+        pytest.param(847, 847, (1024, 2048), (560, 1120), 200, marks=pytest.mark.slow),
+        (150, 81, (480, 640), (336, 448), 60),
+    ],
 )
 def test_memory_does_not_grow_with_queries_times_pixels(queries, classes, size, resized, mebibytes):
     """Beyond the label map and the scores on the patch grids.
