@@ -191,10 +191,15 @@ def _changed_options(method: Method, chosen: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def _with_bases(name: str, given: Mapping[str, Any]) -> list[tuple[type, dict[str, Any]]]:
+    """The class and the options of a method, and those of its base where it has one."""
+    options = {**METHODS.options(name), **given}
+    base = options.get("base")
+    return [(METHODS.get(name), options), *(_with_bases(*parse_spec(base)) if base else [])]
+
+
 def _classes(name: str, options: Mapping[str, Any]) -> list[type]:
-    """The class of a method, and those of its base where it has one."""
-    base = options.get("base", METHODS.options(name).get("base"))
-    return [METHODS.get(name), *(_classes(*parse_spec(base)) if base else [])]
+    return [cls for cls, _ in _with_bases(name, options)]
 
 
 def code_fingerprint(*methods: type) -> str:
@@ -235,11 +240,11 @@ def weight_files(cfg: Config) -> dict[str, str]:
     What is not here, because it would be downloaded first, is left out.
     """
     model = cfg.model
-    options = {**METHODS.options(model.method), **model}
     named = model.get("weights") or model.get("pretrained")
     files = {"clip": weights_file(model.clip, named)} if named else {}
-    for key in [key for key in options if f"{key}_weights" in options]:
-        files[key] = backbone_file(options[key], options[f"{key}_weights"])
+    for _, options in _with_bases(model.method, model):
+        for key in [key for key in options if f"{key}_weights" in options]:
+            files[key] = backbone_file(options[key], options[f"{key}_weights"])
     for key, value in model.items():
         if isinstance(value, str) and value.endswith(".json"):
             path = Path(value).expanduser()

@@ -42,8 +42,8 @@ class ResCLIP(Method):
         rcs: whether the middle blocks' attention is added.
         sfr: whether the first segmentation feeds a second pass.
         rcs_layers: blocks of R; 6 to 9 at every depth, scaled where there are fewer than 10.
-        rcs_weights: tau_r and lambda_r.
-        sfr_weights: tau_s and lambda_s.
+        rcs_mix: tau_r and lambda_r.
+        sfr_mix: tau_s and lambda_s.
         sfr_scale: of the first pass' scores before the softmax over queries.
         temp_thd: less probable pixels of the first pass get the first query's label.
     """
@@ -52,8 +52,8 @@ class ResCLIP(Method):
     rcs: bool = True
     sfr: bool = True
     rcs_layers: tuple[int, ...] | None = None
-    rcs_weights: tuple[float, ...] = (2.0, 0.4)
-    sfr_weights: tuple[float, ...] = (1.8, 0.7)
+    rcs_mix: tuple[float, ...] = (2.0, 0.4)
+    sfr_mix: tuple[float, ...] = (1.8, 0.7)
     sfr_scale: Positive = 40.0
     temp_thd: Share = 0.25
 
@@ -73,9 +73,9 @@ class ResCLIP(Method):
         )
         self.rcs_layers = self.check_layers("rcs_layers", self.rcs_layers)
         for part in ("rcs", "sfr"):
-            if len(getattr(self, f"{part}_weights")) != 2:
+            if len(getattr(self, f"{part}_mix")) != 2:
                 raise SFPError(
-                    f"{part}_weights of ResCLIP is {getattr(self, f'{part}_weights')}; give two"
+                    f"{part}_mix of ResCLIP is {getattr(self, f'{part}_mix')}; give two"
                     " numbers, tau and lambda, such as (2.0, 0.4)."
                 )
         if not self.rcs and not self.sfr:
@@ -106,13 +106,13 @@ class ResCLIP(Method):
         q, k, v = block.qkv(block.normed(stream))
         logits = last_logits(self.wrapped, q, k)
         if bias is not None:
-            tau, share = self.sfr_weights
+            tau, share = self.sfr_mix
             after = stream.shape[1] - 1 - bias.shape[1]
             bias = F.pad(share * bias, (1, after, 1, after))[:, None]  # nothing for other tokens
             logits = [tau * ((1 - share) * own + bias) for own in logits]
         maps = summed_softmax(self.wrapped, logits, grid)
         if middle is not None:
-            tau, share = self.rcs_weights
+            tau, share = self.rcs_mix
             maps = tau * ((1 - share) * maps + share * middle)
         patches = slice(1, 1 + grid[0] * grid[1])
         return finish(self.wrapped, stream[:, patches], maps[:, :, patches].to(v.dtype) @ v)

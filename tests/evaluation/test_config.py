@@ -195,7 +195,7 @@ class TestThresholds:
             (
                 "ResCLIP",
                 "voc20",
-                dict(window=0, temp_thd=0.1, rcs_weights=(2.0, 0.6), sfr_weights=(2.1, 0.6)),
+                dict(window=0, temp_thd=0.1, rcs_mix=(2.0, 0.6), sfr_mix=(2.1, 0.6)),
                 336,
             ),
             (

@@ -33,8 +33,8 @@ def build(case: str):
         base=base,
         rcs=own["use_rcs"],
         sfr=own["use_sfr"],
-        rcs_weights=own["attn_rcs_weights"],
-        sfr_weights=own["attn_sfr_weights"],
+        rcs_mix=own["attn_rcs_mix"],
+        sfr_mix=own["attn_sfr_mix"],
         sfr_scale=own["logit_scale"],
         temp_thd=own["temp_thd"],
     )
@@ -155,8 +155,8 @@ def test_the_second_pass_knows_all_queries(clip):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(rcs_weights=(2.0,)), "give two numbers, tau and lambda"),
-        (dict(sfr_weights=(1.0, 2.0, 3.0)), "sfr_weights of ResCLIP is (1.0, 2.0, 3.0)"),
+        (dict(rcs_mix=(2.0,)), "give two numbers, tau and lambda"),
+        (dict(sfr_mix=(1.0, 2.0, 3.0)), "sfr_mix of ResCLIP is (1.0, 2.0, 3.0)"),
         (dict(rcs=False, sfr=False), "leaves NACLIP; name that as the method"),
         (dict(rcs_layers=(6, 12)), "layers from 1 to 11"),
         (dict(temp_thd=1.5), "from 0 to 1"),
