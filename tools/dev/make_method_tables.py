@@ -317,8 +317,9 @@ whether the last block keeps its residual and its FFN (for CLIP-Surgery and GEM:
 Options are `model.method=NAME`.
 
 {markdown_table(heads, methods)}
-ProxyCLIP's proxy is `proxy=colour` here, the mean colours of 8x8 pixels: DINO can't be downloaded
-where this was measured.
+ProxyCLIP's proxy is `proxy=colour` here, the mean colours of 8x8 pixels, and FSA is over that:
+DINO can't be downloaded where this was measured. Flat colours are easy for such a proxy, so their
+rows are no comparison. FLOSS's prompts were ranked on 8 scenes of another split.
 CLIPSeg's layer on Toyland was chosen by `tools/probe_layers.py` on other scenes.
 
 ## Variants
