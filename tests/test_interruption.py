@@ -122,6 +122,7 @@ def test_three_kills_and_the_same_command_again(folder, reference):
     assert result(folder, "killed") == reference
 
 
+@pytest.mark.slow
 def test_a_changed_config_is_refused_and_fresh_starts_again(folder, reference):
     (folder / "changed/counts").mkdir(parents=True)
     (folder / "changed/counts/run.json").write_text('{"config": "another"}')

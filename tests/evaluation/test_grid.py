@@ -306,6 +306,7 @@ def test_groups_are_saved_and_loaded(tmp_path):
     assert both[0].folder.name == "voc20" and ":" not in str(both[0].folder)
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path):
     """A pass that two datasets share and one of them spoils, a cell with a wrong option, and the
     same command again.
