@@ -490,6 +490,8 @@ COMMANDS = [
     ("measure_speed", "--model ViT-X", "ViT-X"),
     ("probe_layers", "TOYLAND --images 0", "--images is 0"),
     ("probe_layers", "TOYLAND --cfg-options model.weights_sha256=00ff", "weights_sha256='00ff'"),
+    ("find_registers", "TOYLAND --cfg-options model.weights_sha256=00ff", "weights_sha256='00ff'"),
+    ("probe_channels", "TOYLAND --cfg-options model.weights_sha256=00ff", "weights_sha256='00ff'"),
     ("probe_layers", "TOYLAND --cfg-options model.prompts=phot", "did you mean 'photo'"),
     ("compare_names", "TOYLAND --cfg-options model.weights_sha256=00ff", "weights_sha256='00ff'"),
     ("measure_speed", f"{_SPEED} --weights-sha256 00ff", "weights_sha256='00ff'"),

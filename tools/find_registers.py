@@ -74,23 +74,14 @@ def find(args: argparse.Namespace) -> None:
         SFPError: wrong arguments, config or data, or no outlier in any picture.
     """
     require_mmseg()
-    from sfp.clip import load_clip
     from sfp.clip.registers import read_entries
-    from sfp.evaluation.config import read_config
+    from sfp.evaluation.config import load_frozen, read_config
     from sfp.evaluation.dataset import build_dataset, spread_over
     from sfp.experiments.register_neurons import Rule, choose_neurons
 
     cfg = read_config(args.config, args.cfg_options)
     entries = read_entries(args.out) if args.out.exists() else {}
-    model = cfg.model
-    clip = load_clip(
-        model.clip,
-        model.pretrained,
-        device=model.get("device"),
-        precision=model.get("precision"),
-        quick_gelu=model.get("quick_gelu"),
-        head_width=model.get("head_width"),
-    )
+    clip = load_frozen(cfg.model)
     layers = clip.trunk.layers
     counts = (args.images, args.lowest, args.highest or 1, args.count or 1)
     if min(counts) < 1 or args.layer == 0 or not -layers <= args.layer <= layers:

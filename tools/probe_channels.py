@@ -49,8 +49,7 @@ def probe(args: argparse.Namespace) -> None:
         SFPError: wrong arguments, config or data, or no channel above the line.
     """
     require_mmseg()
-    from sfp.clip import load_clip
-    from sfp.evaluation.config import read_config, read_protocol
+    from sfp.evaluation.config import load_frozen, read_config, read_protocol
     from sfp.evaluation.dataset import build_dataset, spread_over
     from sfp.experiments.channels import over_active
     from sfp.pipeline.windows import cut, window_grid
@@ -62,9 +61,7 @@ def probe(args: argparse.Namespace) -> None:
         )
     cfg = read_config(args.config, args.cfg_options)
     protocol, dataset = read_protocol(cfg.model), build_dataset(cfg)
-    keys = ("device", "precision", "quick_gelu", "head_width")
-    options = {key: cfg.model.get(key) for key in keys}
-    clip = load_clip(cfg.model.clip, cfg.model.pretrained, **options)
+    clip = load_frozen(cfg.model)
     chosen = spread_over(dataset, args.images)
 
     def batches() -> Iterator[Tensor]:

@@ -20,6 +20,8 @@ from typing import Annotated, Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from sfp.clip import load_clip
+from sfp.clip.clip import FrozenCLIP
 from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
 from sfp.methods import list_methods
 from sfp.options import Range, check_type, parse_options
@@ -212,6 +214,17 @@ def method_options(model: Mapping[str, Any]) -> dict[str, Any]:
     """What a config's ``model`` says to the method: the keys that nothing else takes."""
     others = {"type", *inspect.signature(SFPSegmentor.__init__).parameters}
     return {k: value for k, value in Protocol.split(model)[1].items() if k not in others}
+
+
+def load_frozen(model: Mapping[str, Any]) -> FrozenCLIP:
+    """The CLIP that a config's ``model`` names, by all that it says of the weights.
+
+    Raises:
+        SFPError: what ``load_clip`` refuses.
+    """
+    keys = set(inspect.signature(load_clip).parameters) - {"model", "pretrained"}
+    options = {key: model[key] for key in keys & set(model)}
+    return load_clip(model["clip"], model.get("weights") or model["pretrained"], **options)
 
 
 def read_vocabulary(model: Mapping[str, Any]) -> Vocabulary:
