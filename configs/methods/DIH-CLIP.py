@@ -3,21 +3,8 @@
 Its segmentor fails as released, so the settings could not be tried with its code.
 """
 
-model = dict(method="DIH-CLIP", purify=None, pm=None)
-datasets = dict(
-    voc20=dict(model=dict(name_path="{{ fileDirname }}/../cls_voc20_sclip.txt")),
-    voc21=dict(
-        model=dict(
-            name_path="{{ fileDirname }}/../cls_voc21_sclip.txt",
-            logit_scale=50,
-            prob_thd=0.15,
-            area_thd=0.1,
-        )
-    ),
-    context60=dict(model=dict(prob_thd=0.15)),
-    coco_object=dict(model=dict(logit_scale=55, prob_thd=0.35)),
-    city_scapes=dict(model=dict(name_path="{{ fileDirname }}/../cls_city_scapes_sclip.txt")),
-)
+_base_ = "./SC-CLIP.py"
+model = dict(method="DIH-CLIP")
 backbones = {
     "ViT-L-14": dict(
         voc21=dict(model=dict(prob_thd=0.2)), coco_object=dict(model=dict(prob_thd=0.25))
