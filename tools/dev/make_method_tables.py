@@ -38,7 +38,7 @@ REGISTERS = "purify=False,registers=1"
 VARIANTS = {
     "RF-CLIP": ["image_weight=0.0,patch_weight=0.0"],
     "PEARL": ["refine=[]"],
-    "ResCLIP": ["sfr=False", "rcs=False"],
+    "ResCLIP": ["sfr=False"],
     "FSA": ["base=NACLIP"],
     "FreeCP": ["base=SCLIP", "base=MaskCLIP"],
     "SCLIP": [REGISTERS],
