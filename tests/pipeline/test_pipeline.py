@@ -77,6 +77,7 @@ def test_batches_of_any_size_and_mixed_images_equal_single_ones(clip):
             assert (labels == single).float().mean() > 0.9999
 
 
+@pytest.mark.slow
 def test_a_batch_that_runs_out_of_memory_is_lowered_and_changes_nothing():
     """In a process that may not take more memory than it nearly has.
 
