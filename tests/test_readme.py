@@ -31,7 +31,7 @@ NOT_RUN = {
     "sh scripts/run_tests.sh": "these tests themselves",
     "python tools/dev/draw_pictures.py pictures --only page.png": "drives a browser, as test_page.py does",  # noqa: E501
     "python tools/measure_speed.py --methods CLIP ClearCLIP SC-CLIP SFP --batch 24 --out speed.json": "minutes",  # noqa: E501
-    "python tools/compare_precision.py --scenes 40": "minutes",
+    "python tools/compare_precision.py --scenes 10 --precisions bf16": "minutes",
     "python -m sfp.page": "serves until it is stopped; test_page.py starts it",
     "python -m sfp.page --model ViT-B/16 --pretrained weights/ViT-B-16.pt --port 8000": "needs OpenAI's weights",  # noqa: E501
     'python tools/segment.py photo.jpg --names "cat, sofa, window" --background "background, wall, floor"': "needs OpenAI's weights",  # noqa: E501
