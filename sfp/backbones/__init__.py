@@ -2,5 +2,6 @@
 
 from sfp.backbones._backbone import Backbone
 from sfp.backbones._loading import backbone_file, load_backbone
+from sfp.backbones.timm_vit import Positions
 
-__all__ = ["Backbone", "backbone_file", "load_backbone"]
+__all__ = ["Backbone", "Positions", "backbone_file", "load_backbone"]

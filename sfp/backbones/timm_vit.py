@@ -19,7 +19,7 @@ from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.network import hub, require_published, why_unreached
 
 Reads = Literal["tokens", "queries", "keys", "values", "queries+keys"]
-Positions = Literal["timm", "scale"]
+Positions = Literal["auto", "timm", "scale"]
 _EXAMPLE = "vit_base_patch8_224.dino"
 # the register neurons of DINOv2's ViT-L/14 that nickjiang2378/test-time-registers ships
 DINOV2_L14 = {
@@ -45,7 +45,8 @@ class TimmViT(Backbone):
             its "queries", "keys" or "values" with biases, or "queries+keys"; all heads joined.
         layer: which block, 1-based; the last if None.
         positions: for grids other than the native one "timm" resizes its positional embedding
-            bicubic with antialiasing, "scale" as DINO's own code does (``resize_positions``).
+            bicubic with antialiasing, "scale" as DINO's own code and plain DINOv2's do
+            (``resize_positions``); "auto" is "scale" where the model allows it.
 
     Raises:
         SFPError: no such block, or a model whose positions can't be resized by "scale".
@@ -60,6 +61,14 @@ class TimmViT(Backbone):
         positions: Positions = "timm",
     ):
         super().__init__()
+        can_scale = _is_plain(model)
+        if positions == "auto":
+            positions = "scale" if can_scale else "timm"
+        if positions == "scale" and not can_scale:
+            raise SFPError(
+                "positions='scale' is for ViTs with a class token, no registers and one positional"
+                f" embedding for each patch, such as {_EXAMPLE}; give positions='timm'."
+            )
         self.model, self.reads, self.positions = model, reads, positions
         self.layer = len(model.blocks) if layer is None else layer
         first = 2 if positions == "timm" and reads != "tokens" else 1
@@ -69,14 +78,7 @@ class TimmViT(Backbone):
                 f" asked for; give a layer from {first} to {len(model.blocks)}."
             )
         self.heads = model.blocks[-1].attn.num_heads
-        embedding = getattr(model, "pos_embed", None)
-        places = model.patch_embed.num_patches + 1
-        plain = embedding is not None and embedding.shape[1] == places
-        if positions == "scale" and not (plain and model.num_prefix_tokens == 1):
-            raise SFPError(
-                "positions='scale' is for ViTs with a class token, no registers and one positional"
-                f" embedding for each patch, such as {_EXAMPLE}; give positions='timm'."
-            )
+        (self.patch, _) = model.patch_embed.patch_size
         given = (torch.tensor(v).view(3, 1, 1) for v in (clip.pixel_mean, clip.pixel_std))
         config = model.pretrained_cfg
         wanted = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -196,6 +198,18 @@ class TimmViT(Backbone):
             ) from error
         _require_published(repository)
         return cls(model.to(clip.trunk.dtype), clip, **reading)
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Whether a model has a class token, no registers and one positional embedding for each patch,
+    as DINO has, and no other positions.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    embedding = getattr(model, "pos_embed", None)
+    if not isinstance(model, VisionTransformer) or embedding is None:
+        return False
+    return embedding.shape[1] == model.patch_embed.num_patches + 1 and model.num_prefix_tokens == 1
 
 
 def _project(attention: nn.Module, tokens: Tensor, reads: str) -> Tensor:

@@ -282,6 +282,10 @@ class Method(Registered, ABC):
         """
         return scores
 
+    def refines_pixels(self, text: Text) -> bool:
+        """Whether ``refine_pixels`` does something; what it gets takes memory."""
+        return type(self).refine_pixels is not Method.refine_pixels
+
     def refine(self, scores: Tensor, view: View, text: Text) -> Tensor:
         """Stitched scores (Q, H, W) of one image, refined; by default as they are."""
         return scores

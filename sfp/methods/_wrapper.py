@@ -25,7 +25,7 @@ class Wrapper(Method):
 
     Attributes:
         wrapped: the method below.
-        of_bases: options of bases as the wrapper's authors have them.
+        of_bases: options of bases as the wrapper's authors have them, where they are not given.
     """
 
     base: str | Mapping[str, Any] = "ClearCLIP"
@@ -59,11 +59,13 @@ class Wrapper(Method):
 
     def __post_init__(self):
         name, options = parse_spec(self.base)
+        own = self.of_bases.get(name, {})
         every = {f.name: getattr(self, f.name) for f in fields(Method) if f.kw_only}
         every["compiled"] = None
-        of_base = {**every, **self.of_bases.get(name, {}), **options}
-        self.wrapped = build_method(name, self.clip, **of_base)
-        self.published = {option: self.wrapped._standard[option] for option in PUBLISHED}
+        given = {key: value for key, value in every.items() if value is not None}
+        self.wrapped = build_method(name, self.clip, **{**every, **own, **given, **options})
+        standard = {**self.wrapped._standard, **own}
+        self.published = {option: standard[option] for option in PUBLISHED}
         super().__post_init__()
         self.purifier, self.appended = self.wrapped.purifier, self.wrapped.appended
 

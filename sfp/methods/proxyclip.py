@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfp.backbones import Backbone, load_backbone
+from sfp.backbones import Backbone, Positions, load_backbone
 from sfp.backbones.timm_vit import DINOV2_L14, TimmViT
 from sfp.errors import SFPError
 from sfp.methods import METHODS, Changes, Method
@@ -34,6 +34,7 @@ class ProxyCLIP(Method):
             "colour", or a callable from normalised windows (B, 3, H, W) float32 to a map
             (B, C, h', w'); see ``load_backbone``.
         proxy_weights: a local file instead of timm's download.
+        proxy_positions: how a timm ViT's positions are resized, see ``TimmViT``.
         proxy_registers: test-time registers of a timm ViT: how many, for DINOv2's ViT-L/14, or a
             dict of ``Registers``' options with the model's "neurons".
         proxy_beta: beta.
@@ -44,6 +45,7 @@ class ProxyCLIP(Method):
 
     proxy: str | Callable[[Tensor], Tensor] = "vit_base_patch8_224.dino"
     proxy_weights: str | None = None
+    proxy_positions: Positions = "auto"
     proxy_registers: Count | Mapping[str, Any] = 0
     proxy_beta: float = 1.2
     proxy_gamma: float = 3.0
@@ -58,7 +60,9 @@ class ProxyCLIP(Method):
     )
 
     def prepare(self) -> None:
-        proxy = load_backbone(self.proxy, self.clip, "proxy", self.proxy_weights)
+        proxy = load_backbone(
+            self.proxy, self.clip, "proxy", self.proxy_weights, positions=self.proxy_positions
+        )
         if self.proxy_registers:
             self._append_registers(proxy)
         self.backbones["proxy"] = proxy

@@ -163,7 +163,7 @@ class Pipeline:
         if self.method.joins_windows:
             return ScoreMap.of_pixels(maps.permute(2, 0, 1)).resized(size or own)
         scores = ScoreMap.of_windows(maps.float(), self._windows(view.image), own)
-        if type(self.method).refine_pixels is not Method.refine_pixels:
+        if self.method.refines_pixels(text):
             pixels = self.method.refine_pixels(scores.canvas(), view, text)
             scores = ScoreMap.of_pixels(self._finite(pixels, self.method.name))
         return scores.resized(size or own)
