@@ -108,7 +108,11 @@ class PixelGraph:
         degree = lab.new_zeros(self.size)
         for plane, (down, right) in zip(self.planes, self.shifts, strict=True):
             here, there = _overlap(self.size, down, right)
-            w = (lab[:, *here] - lab[:, *there]).norm(dim=0).div_(-tau).exp_()
+            w = torch.zeros_like(lab[0][here])
+            for channel in lab:
+                difference = channel[here] - channel[there]
+                w.addcmul_(difference, difference)
+            w = w.sqrt_().div_(-tau).exp_()
             plane.view(height, self.pitch)[here] = w
             degree[here] += w
             degree[there] += w
@@ -128,7 +132,7 @@ class PixelGraph:
         return pixels[..., :width]
 
     def product(self, y: Tensor) -> Tensor:
-        """D^-1/2 W D^-1/2 y of rows y (Q, M): every shift and its opposite, some pixels at a time."""
+        """D^-1/2 W D^-1/2 y of rows y (Q, M): each shift and its opposite, some pixels at a time."""
         mixed, length = torch.zeros_like(y), self.planes.shape[1]
         numbers = _CPU_NUMBERS if y.device.type == "cpu" else length * len(y)
         at_once = max(1, numbers // len(y))

@@ -24,10 +24,14 @@ class MaskCLIP(Method):
     changes = Changes("Zhou et al., ECCV 2022", attention="identity")
 
     def tokens(self, windows: Tensor) -> Tensor:
-        stream, block = self.stream(windows), self.last_block
+        return self.unmixed(self.stream(windows))[:, self.patch_rows(windows)]
+
+    def unmixed(self, stream: Tensor) -> Tensor:
+        """Y of all tokens of X^{L-1}, (B, T, C)."""
+        block = self.last_block
         mixed = block.project(block.values(block.normed(stream)))
         if self.variant == "official":
             mixed = stream + mixed
         if self.variant != "bare":
             mixed = mixed + block.mlp(mixed)
-        return mixed[:, self.patch_rows(windows)]
+        return mixed
