@@ -168,7 +168,7 @@ def _settings(cfg: Config, method: str, clip: str) -> list[dict]:
     """What ``configs/methods`` says of a method, then for the config's dataset, then for the
     backbone.
     """
-    if not re.fullmatch(r"[\w.-]{1,100}", str(method)):  # the name of a file
+    if not re.fullmatch(r"[\w.+-]{1,100}", str(method)):  # the name of a file
         raise unknown_choice("method", str(method)[:100], list_methods())
     file = f"methods/{method.removesuffix('-ablation')}.py"  # an ablation has its method's settings
     beside = Path(cfg.filename).parent / file

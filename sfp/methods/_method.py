@@ -276,6 +276,10 @@ class Method(Registered, ABC):
         """
         return linear(view["features"], text.vectors)
 
+    def cosines(self, view: View, text: Text) -> Tensor:
+        """What ``score`` makes its scores of, for methods that wrap this one; by default these."""
+        return self.score(view, text)
+
     def refine_pixels(self, scores: Tensor, view: View, text: Text) -> Tensor:
         """Stitched scores (Q, H, W) at the pixels that the windows slide over, refined before they
         are resized; by default as they are.

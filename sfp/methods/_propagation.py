@@ -132,7 +132,7 @@ class PixelGraph:
         return pixels[..., :width]
 
     def product(self, y: Tensor) -> Tensor:
-        """D^-1/2 W D^-1/2 y of rows y (Q, M): each shift and its opposite, some pixels at a time."""
+        """D^-1/2 W D^-1/2 y of rows y (Q, M): every shift and its opposite, in pieces."""
         mixed, length = torch.zeros_like(y), self.planes.shape[1]
         numbers = _CPU_NUMBERS if y.device.type == "cpu" else length * len(y)
         at_once = max(1, numbers // len(y))

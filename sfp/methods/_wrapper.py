@@ -42,7 +42,10 @@ class Wrapper(Method):
         METHODS.check_options(cls.name, {"base": base})
         name, options = parse_spec(base)
         below = METHODS.get(name)
-        for stage in ("refine", "refine_pixels", "decide", "relabel"):
+        stages = {"refine", "refine_pixels", "decide", "relabel"}
+        if below.cosines is not Method.cosines:
+            stages.remove("decide")
+        for stage in stages:
             changed = getattr(below, stage) is not getattr(Method, stage)
             if changed or issubclass(below, Wrapper) or below.joins_windows:
                 raise SFPError(
@@ -86,4 +89,4 @@ class Wrapper(Method):
         return self.wrapped.look(picture)
 
     def score(self, view: View, text: Text) -> Tensor:
-        return self.wrapped.score(view, text)
+        return self.wrapped.cosines(view, text)

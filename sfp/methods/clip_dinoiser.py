@@ -126,7 +126,7 @@ class CLIPDINOiser(MaskCLIP):
 
     def score(self, view: View, text: Text) -> Tensor:
         """p (n, h, w, Q)."""
-        p = (self.scale * super().score(view, text)).softmax(-1)
+        p = (self.scale * self.cosines(view, text)).softmax(-1)
         if self.background:
             if text.class_of_query[0] != 0:
                 raise SFPError(
@@ -135,6 +135,10 @@ class CLIPDINOiser(MaskCLIP):
                 )
             p[..., 0].masked_fill_((p.amax(-1) < self.delta) & (view["u"] <= 0), 1.0)
         return p
+
+    def cosines(self, view: View, text: Text) -> Tensor:
+        """<F', T>, unit, (n, h, w, Q)."""
+        return super().score(view, text)
 
     def decide(self, scores: Tensor, text: Text) -> Tensor:
         """Scores are probabilities."""

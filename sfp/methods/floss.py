@@ -82,7 +82,7 @@ class FLOSS(Wrapper):
         expert_of_query = torch.tensor(expert_of_query, device=text.vectors.device)
         chosen, surest = None, None
         for number, vectors in enumerate([text.vectors, *experts], -1):
-            scores = self.wrapped.score(view, replace(text, vectors=vectors))
+            scores = self.wrapped.cosines(view, replace(text, vectors=vectors))
             maps = (self.fusion_scale * scores).softmax(-1)  # (n, h, w, Q)
             if chosen is None:  # the default, -1
                 chosen = maps.new_empty(len(maps), *view.size, len(text))

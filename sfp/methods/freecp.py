@@ -100,7 +100,7 @@ class FreeCP(Wrapper):
     def score(self, view: View, text: Text) -> Tensor:
         """Maps of the queries that stay, (n, h, w, Q) in [0, 1]; 0 of background words."""
         grid = self.trunk.grid_of(*view.size)
-        cosines = self.wrapped.score(view, text).permute(0, 3, 1, 2)
+        cosines = self.wrapped.cosines(view, text).permute(0, 3, 1, 2)
         if cosines.shape[-2:] != grid:  # a base may score on another grid
             cosines = F.interpolate(cosines, size=grid, mode="bilinear", antialias=True)
         probabilities = (self.clip.logit_scale * cosines.flatten(2)).softmax(1)  # p, (n, Q, N)

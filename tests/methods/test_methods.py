@@ -29,17 +29,18 @@ PUBLISHED = {
     "CLIP", "MaskCLIP", "CLIPSurgery", "GEM", "SCLIP", "ClearCLIP", "NACLIP", "CLIPtrase",
     "SC-CLIP", "CLIPSeg", "SFP", "SFP-release",
     "ProxyCLIP", "RF-CLIP", "PEARL", "ResCLIP", "DIH-CLIP", "FSA", "FreeCP", "FLOSS",
+    "LPOSS", "LPOSS+", "CLIP-DINOiser",
 }  # fmt: skip
 
 
 def build(name: str, clip, **options):
-    """A method; where it wants a proxy, the windows' mean colours on CLIP's grid."""
+    """A method; where it wants a second model, the windows' mean colours on CLIP's grid."""
 
     def colours(windows: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(windows.float(), clip.trunk.patch)
 
-    if "proxy" in REGISTRY.options(name):
-        options.setdefault("proxy", colours)
+    for second in {"proxy", "dino", "dinoiser"} & set(REGISTRY.options(name)):
+        options.setdefault(second, colours)
     if REGISTRY.options(name).get("base") == "ProxyCLIP":
         options.setdefault("base", dict(type="ProxyCLIP", proxy=colours))
     return build_method(name, clip, **options)
@@ -323,6 +324,7 @@ TEXT_INSIDE = {
     "RF-CLIP": dict(image_weight=0.0, patch_weight=0.0),
     "ResCLIP": dict(sfr=False),
     "FSA": None,  # nothing would be left
+    "CLIP-DINOiser": None,  # probabilities
 }
 
 
