@@ -88,16 +88,16 @@ class LPOSS(Wrapper):
 
     def score(self, view: View, text: Text) -> Tensor:
         """y on DINO's grid, (n, h', w', Q)."""
-        f = view["dino"]
-        grid, c = f.shape[1:3], f.shape[3]
-        start = resized(super().score(self._padded(view), text), grid)  # y0
-        graph = PatchGraph(
-            f.reshape(-1, c), self._places(view, grid), self.neighbours, self.gamma, self.sigma,
-            self.rho,
-        )  # fmt: skip
-        rows = start.flatten(0, 2).T.to(exact(f.device))
-        spread = solve(graph.product, rows, self.alpha, self.iterations, self.tolerance)
+        start = resized(super().score(self._padded(view), text), view["dino"].shape[1:3])  # y0
+        rows = start.flatten(0, 2).T.to(exact(start.device))
+        spread = solve(self.graph(view).product, rows, self.alpha, self.iterations, self.tolerance)
         return spread.T.float().reshape(start.shape)
+
+    def graph(self, view: View) -> PatchGraph:
+        """That of the patches of all windows of an image, in their order."""
+        f = view["dino"].flatten(0, 2)
+        x = self._places(view, view["dino"].shape[1:3])
+        return PatchGraph(f, x, self.neighbours, self.gamma, self.sigma, self.rho)
 
     def _padded(self, view: View) -> View:
         """The view with windows of the size that CLIP got."""
