@@ -343,10 +343,16 @@ def test_more_of_two_scenes_is_right(toyland_clip):
 def test_a_whole_evaluation_by_the_command_line(tool, tmp_path):
     for name, base in (("LPOSS", "MaskCLIP"), ("LPOSS+", "SFP")):
         options = [
-            f"model.method={name}", f"model.base={base}", "test_dataloader.dataset.split=tune",
-            "test_dataloader.dataset.scenes=1", "short_side=64", "model.window=64",
-            "model.stride=32", f"test_dataloader.dataset.data_root={tmp_path / 'data'}",
-        ]  # fmt: skip
+            f"model.method={name}",
+            f"model.base={base}",
+            "model.prompts=['a {}.']",
+            "model.window=64",
+            "model.stride=32",
+            "short_side=64",
+            f"test_dataloader.dataset.data_root={tmp_path / 'data'}",
+            "test_dataloader.dataset.split=tune",
+            "test_dataloader.dataset.scenes=1",
+        ]
         folder = tmp_path / name
         code, _, error = tool(
             "test", ROOT / "configs/cfg_toyland.py", "--work-dir", folder, "--cfg-options", *options
