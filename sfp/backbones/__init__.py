@@ -1,6 +1,7 @@
-"""Second frozen models, which some methods use besides CLIP: timm's ViTs, plain colours."""
+"""Second frozen models, which some methods use besides CLIP: timm's ViTs, SAM, plain colours."""
 
 from sfp.backbones._backbone import Backbone
 from sfp.backbones._loading import backbone_file, load_backbone
+from sfp.backbones.sam import load_sam
 
-__all__ = ["Backbone", "backbone_file", "load_backbone"]
+__all__ = ["Backbone", "backbone_file", "load_backbone", "load_sam"]
