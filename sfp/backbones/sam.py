@@ -341,10 +341,10 @@ def _find(name: str, option: str, weights: str | None) -> tuple[Path | None, Pat
     if weights or local.exists():
         file = _file_of(local)
         if file is None:
-            what, of = (f"{_FILES[1]} in", "_weights") if local.is_dir() else ("file", "")
+            what = f"{_FILES[1]} in" if local.is_dir() else "file"
             raise SFPError(
-                f"There is no {what} {local} ({option}{of if weights else ''}); give the folder or"
-                f" the file of a SAM's weights."
+                f"There is no {what} {local} ({option}{'_weights' if weights else ''}); give the"
+                " folder or the file of a SAM's weights."
             )
         config = file.with_name(_FILES[0])
         return (config if config.is_file() else None), file

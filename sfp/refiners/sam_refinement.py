@@ -49,9 +49,9 @@ class SamRefinement(LabelRefiner):
     other regions, a mask prompt. Of masks that SAM thinks well of, each pixel takes the class with
     the largest sigmoid(mask) times probability; pixels in no mask keep their label.
 
-    The probabilities become those products, of regions whose masks were refused the probabilities
-    themselves. In the authors' code a last rule gives back old labels there; it never fires, so
-    that it isn't here.
+    The probabilities become those products; in regions whose masks were refused, of every class at
+    least the probability itself. In the authors' code a last rule gives back old labels there; it
+    never fires, so that it isn't here.
 
     Args:
         sam: facebook/sam-vit-base, or a folder or file of a SAM, see ``load_sam``; in float32. A
@@ -93,7 +93,8 @@ class SamRefinement(LabelRefiner):
         size, half = tuple(labels.shape), tuple(max(1, side // 2) for side in labels.shape)
         coarse = F.interpolate(labels[None, None].float(), half, mode="nearest")[0, 0].long()
         q = F.interpolate(probabilities[None], half, mode="bilinear", align_corners=False)[0]
-        scores, refused, seen = torch.zeros_like(probabilities), [], None
+        scores, seen = torch.zeros_like(probabilities), None
+        refused, any_accepted = torch.zeros(half, dtype=torch.bool), False
         for found in regions(coarse, q, self.coarse_thresh, self.minimal_area):
             if seen is None:
                 sam = self.backbones["sam"].to(labels.device)
@@ -111,18 +112,15 @@ class SamRefinement(LabelRefiner):
                 best = torch.stack([seen.enlarged(some, size).amax(0) for some in masks]).amax(0)
                 own = best.sigmoid() * probabilities[found.label]
                 scores[found.label] = own.masked_fill(best <= 0, 0.0)
-            failed = found.masks[(~accepted).cpu().numpy()].any(0)
-            refused.append((found.label, failed, bool(accepted.any())))
-        if not any(some for _, _, some in refused):
+                any_accepted = True
+            refused |= torch.from_numpy(found.masks[(~accepted).cpu().numpy()].any(0))
+        if not any_accepted:
             return labels, probabilities
         best, label = scores.max(0)
         labels = torch.where(best > 0, label, labels)
-        for label, failed, _ in refused:
-            union = torch.from_numpy(failed).to(q.device)[None, None].float()
-            union = F.interpolate(union, size, mode="nearest")[0, 0] > 0
-            own = probabilities[label].masked_fill(~union, 0.0)
-            scores[label] = torch.maximum(scores[label], own)
-        return labels, scores
+        union = refused.to(q.device)[None, None].float()
+        union = F.interpolate(union, size, mode="nearest")[0, 0] > 0
+        return labels, torch.maximum(scores, probabilities * union)
 
     def _see(self, sam: Backbone, view: View) -> SamImage:
         """The picture as SAM sees it; as the method has seen it by the same weights, if it has."""

@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 import second_backbone as second
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from sfp.backbones.sam import SamAttention
 from sfp.methods import build_method
-from sfp.methods.trident import affinity
 from sfp.pipeline import Pipeline, Protocol
 from sfp.pipeline.windows import cut, window_grid
 from sfp.stages import Picture, View
