@@ -351,7 +351,7 @@ def _find(name: str, option: str, weights: str | None) -> tuple[Path | None, Pat
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise SFPError(
             f"{option} is {name!r}, which is no file or folder here and no name on Hugging Face;"
-            f" give one such as {SAM_BASE}, or 'colour'."
+            f" give one such as {SAM_BASE}."
         )
     if not all(_cached(name, file) for file in _FILES):
         why = why_unreached(hub())
@@ -363,12 +363,13 @@ def _find(name: str, option: str, weights: str | None) -> tuple[Path | None, Pat
                     hf_hub_download(name, file)
             except Exception as error:  # the hub's, httpx's and the system's have no common base
                 refuse_want_of_memory(error, f"fetching {name}")
-                why = f"they can't be fetched ({str(error).strip().splitlines()[0][:120]})"
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+                why = f"they can't be fetched ({reason})"
         if why:
             raise SFPError(
                 f"The weights of {name} ({option}) are not on this machine and {why}; bring"
                 f" {' and '.join(_FILES)} of it from elsewhere and pass their folder as"
-                f" {option}_weights, or give {option}='colour'."
+                f" {option}_weights."
             )
     config, file = (_cached(name, own) for own in _FILES)
     require_published(file)

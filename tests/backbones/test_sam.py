@@ -276,7 +276,7 @@ def test_mistaken_names(arguments, words):
 
 def test_without_transformers(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(SFPError, match="needs transformers.*extra vision"):
+    with pytest.raises(SFPError, match=r"needs transformers.*extra vision"):
         load_sam(str(folder), "sam")
 
 
@@ -289,5 +289,5 @@ def test_numbers_that_are_not_finite(folder):
     sam = load_sam(str(folder), "sam", dtype=torch.float16)
     seen = sam.see(pixels(96, 128))
     seen.stream = seen.stream * float("inf")
-    with pytest.raises(SFPError, match="NaN or infinite.*precision"):
+    with pytest.raises(SFPError, match=r"NaN or infinite.*precision"):
         seen.attention()
