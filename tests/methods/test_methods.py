@@ -28,18 +28,20 @@ METHODS, DETECTORS = list_methods(), list_detectors()
 PUBLISHED = {
     "CLIP", "MaskCLIP", "CLIPSurgery", "GEM", "SCLIP", "ClearCLIP", "NACLIP", "CLIPtrase",
     "SC-CLIP", "CLIPSeg", "SFP", "SFP-release",
-    "ProxyCLIP", "RF-CLIP", "PEARL", "ResCLIP", "DIH-CLIP", "FSA", "FreeCP", "FLOSS",
+    "ProxyCLIP", "RF-CLIP", "PEARL", "ResCLIP", "DIH-CLIP", "FSA", "FreeCP", "FLOSS", "Trident",
 }  # fmt: skip
 
 
 def build(name: str, clip, **options):
-    """A method; where it wants a proxy, the windows' mean colours on CLIP's grid."""
+    """A method; where it wants a proxy, the windows' mean colours on CLIP's grid; SAM's likewise."""
 
     def colours(windows: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(windows.float(), clip.trunk.patch)
 
     if "proxy" in REGISTRY.options(name):
         options.setdefault("proxy", colours)
+    if "sam" in REGISTRY.options(name):
+        options.setdefault("sam", "colour")
     if REGISTRY.options(name).get("base") == "ProxyCLIP":
         options.setdefault("base", dict(type="ProxyCLIP", proxy=colours))
     return build_method(name, clip, **options)
@@ -329,10 +331,10 @@ TEXT_INSIDE = {
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_are_cosines_unless_asked_otherwise(name, clip):
     """Or where the text is inside the method; then they are others. Of what wraps another method,
-    whose scores have another meaning, its base's.
+    whose scores have another meaning, its base's; of Trident without SAM.
     """
     views, text = windows("win0", "win1"), parity.text_features()
-    plain = TEXT_INSIDE.get(name, {})
+    plain = TEXT_INSIDE.get(name, dict(sam=None) if name == "Trident" else {})
     if plain is not None:
         method = build(name, clip, **plain)
         method = getattr(method, "wrapped", method)
