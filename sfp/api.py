@@ -265,6 +265,7 @@ class Segmenter:
             return self._question(names, background, prob_thd).provenance
         method, prompts = self.pipeline.method, list(self.pipeline.text_bank.prompts)
         clip = method.clip
+        backbones = {**method.backbones, **self.pipeline.protocol.backbones}
         provenance = {
             "sfp": sfp.__version__,
             "method": method.name,
@@ -277,7 +278,7 @@ class Segmenter:
             "quick_gelu": clip.quick_gelu,
             "pixel_mean": clip.pixel_mean,
             "pixel_std": clip.pixel_std,
-            "backbones": {name: own.fingerprint for name, own in method.backbones.items()},
+            "backbones": {name: own.fingerprint for name, own in backbones.items()},
             "precision": clip.precision,
             "prompts": len(prompts),
             "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
@@ -377,7 +378,8 @@ class Segmenter:
         """A picture's number of windows, how many make a batch, and the bytes of its results."""
         _check_scores(pixels, names)
         patch, protocol = self.pipeline.method.trunk.patch, self.pipeline.protocol
-        height, width = resized_size(*pixels.shape[:2], self.short_side, patch)
+        resized = resized_size(*pixels.shape[:2], self.short_side, patch)
+        height, width = self.pipeline.fitted(resized)
         windows = window_grid(height, width, protocol.window, protocol.stride)
         at_once = self.pipeline.batch_of(*windows[0].size)
         return len(windows), at_once, pixels[..., 0].size * (4 * names + 11)

@@ -164,8 +164,11 @@ class SFPSegmentor(BaseSegmentor):
 
     def _forward(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> Tensor:
         """Averaged cosines (B, Q, h, w)."""
-        views = self.pipeline.views(list(inputs))
-        maps = [self.pipeline.score(view, self.task.text).canvas() for view in views]
+        views = zip(self.pipeline.views(list(inputs)), inputs, strict=True)
+        maps = [
+            self.pipeline.score(view, self.task.text, tuple(image.shape[-2:])).canvas()
+            for view, image in views
+        ]
         return torch.stack(maps)
 
     def extract_feat(self, inputs: Tensor) -> Tensor:

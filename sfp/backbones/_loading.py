@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sfp.backbones._backbone import Backbone
 from sfp.backbones.colour import MeanColours
+from sfp.backbones.sam import Sam
 from sfp.backbones.timm_vit import Positions, Reads, TimmViT
 from sfp.clip.clip import FrozenCLIP
 
@@ -16,11 +17,15 @@ BACKBONES: dict[str, type[Backbone]] = {"colour": MeanColours}  # every other na
 
 
 def backbone_file(model: object, weights: str | None = None) -> Path | None:
-    """The file that ``load_backbone`` would read, None where there is none or it isn't here yet."""
+    """The file that ``load_backbone`` or ``load_sam`` would read, None where there is none or it
+    isn't here yet.
+    """
     if weights:
-        path = Path(weights).expanduser()
-        return path if path.is_file() else None
-    return None if callable(model) or model in BACKBONES else TimmViT.cached_file(str(model))
+        return Sam.cached_file(weights) if Path(weights).expanduser().exists() else None
+    if not isinstance(model, str) or model in BACKBONES:
+        return None
+    of_sam = "/" in model or Path(model).exists()  # timm's names have no slash
+    return Sam.cached_file(model) if of_sam else TimmViT.cached_file(model)
 
 
 def load_backbone(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +20,10 @@ class MeanColours(Backbone):
     """
 
     def encode(self, windows: Tensor) -> Tensor:
-        cells = [max(1, side // CELL) for side in windows.shape[-2:]]
-        colours = F.adaptive_avg_pool2d(windows, cells)
-        return torch.cat([colours, torch.full_like(colours[:, :1], 0.1)], 1)
+        return mean_colours(windows, [max(1, side // CELL) for side in windows.shape[-2:]])
+
+
+def mean_colours(planes: Tensor, cells: Sequence[int]) -> Tensor:
+    """Of planes (B, 3, H, W) in a grid of cells (h, w), and the constant: (B, 4, h, w)."""
+    colours = F.adaptive_avg_pool2d(planes, tuple(cells))
+    return torch.cat([colours, torch.full_like(colours[:, :1], 0.1)], 1)

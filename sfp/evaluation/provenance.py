@@ -34,6 +34,7 @@ from sfp.files import file_sha256, whole_file
 from sfp.methods import METHODS, Method, list_methods
 from sfp.options import parse_spec
 from sfp.pipeline import Vocabulary
+from sfp.refiners import REFINERS
 from sfp.segmentor import SFPSegmentor
 
 _PACKAGES = (
@@ -46,7 +47,8 @@ def run_provenance(cfg: Config, model: SFPSegmentor, part: Part) -> dict[str, st
     """What a run's counts depend on, by name: config, names, weights, dataset, code, device."""
     method, frozen = model.pipeline.method, model.frozen
     matmul = torch.get_float32_matmul_precision()
-    further = {name: backbone.fingerprint for name, backbone in method.backbones.items()}
+    backbones = {**method.backbones, **part.task.protocol.backbones}
+    further = {name: backbone.fingerprint for name, backbone in backbones.items()}
     return {
         "config": config_hash(cfg),
         "names": _sha256(part.task.text.words, part.task.text.class_of_query),
@@ -234,17 +236,20 @@ def _code_alone(source: str) -> str:
 
 def weight_files(cfg: Config) -> dict[str, str]:
     """SHA-256 of the files on this machine that a config's ``model`` means: weights of its ``clip``
-    and of each second model by the method's option for it; neurons, rankings and sentences by the
-    keys that name them.
+    and of each second model by the method's or the refiner's option for it; neurons, rankings and
+    sentences by the keys that name them.
 
     What is not here, because it would be downloaded first, is left out.
     """
     model = cfg.model
     named = model.get("weights") or model.get("pretrained")
     files = {"clip": weights_file(model.clip, named)} if named else {}
-    for _, options in _with_bases(model.method, model):
+    users = [("", options) for _, options in _with_bases(model.method, model)]
+    for name, given in map(parse_spec, model.get("refine", ())):
+        users.append((f"{name}.", {**REFINERS.options(name), **given}))
+    for user, options in users:
         for key in [key for key in options if f"{key}_weights" in options]:
-            files[key] = backbone_file(options[key], options[f"{key}_weights"])
+            files[user + key] = backbone_file(options[key], options[f"{key}_weights"])
     for key, value in model.items():
         if isinstance(value, str) and value.endswith(".json"):
             path = Path(value).expanduser()

@@ -66,6 +66,7 @@ PAPERS = {
         {**_SMALL, "window": 384, "short_side": {"cityscapes": 560, None: 448}},
     ),
     "FLOSS": (("README",), _SMALL),
+    "Trident": (("quoted",), dict(prompts=80, precision="fp16")),  # else its own settings
 }
 _BACKBONES = {
     "ViT-B-16": ("ViT-B/16", "ViT-B (CLIP-B, OpenAI)"),

@@ -264,6 +264,14 @@ class Method(Registered, ABC):
         """
         return {"features": l2_normalise(self.features(windows))}
 
+    def fit(self, size: tuple[int, int], window: int, stride: int) -> tuple[int, int]:
+        """(h, w) to which an image of a size is resized before windows are cut; by default its own.
+
+        Raises:
+            SFPError: the method can't take such windows.
+        """
+        return size
+
     def look(self, picture: Picture) -> Any:
         """What ``score`` needs of a whole image, once an image; by default nothing."""
 

@@ -75,14 +75,15 @@ def aggregate(similarity: Tensor, tokens: Tensor) -> Tensor:
 
 
 def masked_similarity_attention(
-    similarity: Tensor, scale: float = 3.0, beta: float = 1.0
+    similarity: Tensor, scale: float = 3.0, beta: float = 1.0, mean: Tensor | None = None
 ) -> Tensor:
     """softmax over rows of B = scale (G - beta mean(G)), negative entries left out; (B, N, N).
 
-    One map for all heads. The mean runs over the entries of one image. A token always keeps itself,
-    so that no row is empty.
+    One map for all heads. The mean runs over the entries of one image, unless ``mean`` is given. A
+    token always keeps itself, so that no row is empty.
     """
-    bias = scale * (similarity - beta * similarity.mean((1, 2), keepdim=True))
+    mean = similarity.mean((1, 2), keepdim=True) if mean is None else mean
+    bias = scale * (similarity - beta * mean)
     diagonal = torch.eye(bias.shape[-1], dtype=torch.bool, device=bias.device)
     return bias.masked_fill((bias < 0) & ~diagonal, float("-inf")).softmax(-1)
 

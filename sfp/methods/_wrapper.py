@@ -85,6 +85,9 @@ class Wrapper(Method):
     def encode(self, windows: Tensor) -> dict[str, Tensor]:
         return self.wrapped.encode(windows)
 
+    def fit(self, size: tuple[int, int], window: int, stride: int) -> tuple[int, int]:
+        return self.wrapped.fit(size, window, stride)
+
     def look(self, picture: Picture) -> Any:
         return self.wrapped.look(picture)
 

@@ -30,10 +30,11 @@ _LONG_SIDE = 1024  # of the pictures that are kept: the models take a short side
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SCENES = (10, 0, 3, 6, 4, 2)
 _FIRST_NAMES = "sky; sea, ocean; sand; sun; boat; house"
-# what has no other default: DINO is a download, FLOSS's ranking is of Toyland's words, no file of
-# CLIP-DINOiser's convolutions is of Toyland's width
+# what has no other default: DINO and SAM are downloads, FLOSS's ranking is of Toyland's words, no
+# file of CLIP-DINOiser's convolutions is of Toyland's width
 TOYLAND_OPTIONS = {
     "ProxyCLIP": {"proxy": "colour"},
+    "Trident": {"proxy": "colour", "sam": "colour"},
     "FSA": {"base": "ProxyCLIP:proxy=colour"},
     "LPOSS": {"dino": "colour"},
     "LPOSS+": {"dino": "colour"},

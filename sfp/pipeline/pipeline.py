@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.clip.text_bank import TextBank
@@ -45,7 +46,8 @@ class Pipeline:
             batch that runs out of memory is tried again by halves.
 
     Raises:
-        SFPError: windows smaller than a patch, or no window at once.
+        SFPError: windows smaller than a patch or such that the method can't take, or no window at
+            once; or a refiner's model can't be loaded.
     """
 
     def __init__(
@@ -70,6 +72,9 @@ class Pipeline:
                 " leave it out for as many as go best."
             )
         self.windows_at_once = windows_at_once
+        method.fit((patch, patch), self.protocol.window, self.protocol.stride)
+        for refiner in self.protocol.refiners:
+            refiner.backbones  # noqa: B018 - loads them, or says why not, before anything runs
 
     @property
     def device(self) -> torch.device:
@@ -87,9 +92,11 @@ class Pipeline:
         Windows of all images that have one size go through the method as one batch of bounded size.
         A bare tensor is a picture of which nothing else is known.
         """
-        pictures = [own if isinstance(own, Picture) else Picture(own) for own in images]
+        pictures = [
+            self._fitted(own if isinstance(own, Picture) else Picture(own)) for own in images
+        ]
         images = [picture.image for picture in pictures]
-        grids = [self._windows(image) for image in images]
+        grids = [self._windows(*image.shape[1:]) for image in images]
         places: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for i, grid in enumerate(grids):
             places[grid[0].size] += [(i, j) for j in range(len(grid))]
@@ -117,8 +124,22 @@ class Pipeline:
             for picture, grid, own in zip(pictures, grids, encoded, strict=True)
         ]
 
-    def _windows(self, image: Tensor) -> list[Window]:
-        return window_grid(*image.shape[1:], self.protocol.window, self.protocol.stride)
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) that windows slide over in an image of a size."""
+        return self.method.fit(size, self.protocol.window, self.protocol.stride)
+
+    def _fitted(self, picture: Picture) -> Picture:
+        size = tuple(picture.image.shape[1:])
+        wanted = self.fitted(size)
+        if wanted == size:
+            return picture
+        image = F.interpolate(
+            picture.image[None].float(), size=wanted, mode="bilinear", align_corners=False
+        )
+        return replace(picture, image=image[0])
+
+    def _windows(self, height: int, width: int) -> list[Window]:
+        return window_grid(height, width, self.protocol.window, self.protocol.stride)
 
     def _look(self, picture: Picture) -> object:
         if type(self.method).look is Method.look:
@@ -150,8 +171,8 @@ class Pipeline:
 
     @torch.inference_mode()
     def score(self, view: View, text: Text, size: tuple[int, int] | None = None) -> ScoreMap:
-        """Averaged scores, usually cosines, of an image: Q queries at ``size`` (H, W), or at its
-        own if None.
+        """Averaged scores, usually cosines, of an image: Q queries at ``size`` (H, W), or at that
+        of ``view.image`` if None.
 
         Raises:
             SFPError: they are NaN or infinite; the layer where that begins is named.
@@ -162,7 +183,7 @@ class Pipeline:
             self._find_not_finite(view)
         if self.method.joins_windows:
             return ScoreMap.of_pixels(maps.permute(2, 0, 1)).resized(size or own)
-        scores = ScoreMap.of_windows(maps.float(), self._windows(view.image), own)
+        scores = ScoreMap.of_windows(maps.float(), self._windows(*own), own)
         if self.method.refines_pixels(text):
             pixels = self.method.refine_pixels(scores.canvas(), view, text)
             scores = ScoreMap.of_pixels(self._finite(pixels, self.method.name))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
+from sfp.backbones import Backbone
 from sfp.errors import SFPError
 from sfp.options import Count, Range, Share, check_type
 from sfp.refiners import LabelRefiner, Refiner, build_refiner
@@ -75,6 +76,15 @@ class Protocol:
             options = dict(iterations=self.pamr_iterations, dilations=self.pamr_dilations)
             found.append(build_refiner(dict(type="PAMR", **options)))
         return tuple(found)
+
+    @property
+    def backbones(self) -> dict[str, Backbone]:
+        """The refiners' further frozen models, by ``REFINER.WHAT``."""
+        return {
+            f"{refiner.name}.{what}": own
+            for refiner in self.refiners
+            for what, own in refiner.backbones.items()
+        }
 
     def require_background(self, first: str, what: str) -> None:
         """Raises SFPError where thresholds would give pixels to a class 0 that is no background.

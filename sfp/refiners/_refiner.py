@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sfp.backbones import Backbone
 from sfp.options import parse_spec
 from sfp.registry import Registered, Registry
 from sfp.stages import Text, View
@@ -15,7 +16,14 @@ from sfp.stages import Text, View
 REFINERS = Registry("refiner", "sfp.refiners")
 
 
-class Refiner(Registered, ABC):
+class _Refines(Registered, ABC):
+    @property
+    def backbones(self) -> Mapping[str, Backbone]:
+        """Further frozen models by what they are for, loaded when first asked for."""
+        return {}
+
+
+class Refiner(_Refines):
     """Base class. A new refiner is one file in this folder that registers its class in
     ``REFINERS``.
 
@@ -27,7 +35,7 @@ class Refiner(Registered, ABC):
         """Refined scores (Q, H, W) float32 of scores at the label map's size."""
 
 
-class LabelRefiner(Registered, ABC):
+class LabelRefiner(_Refines):
     """Base class of refiners that work on labels and probabilities, after all that work on scores.
 
     They stand in the same registry and the same list.

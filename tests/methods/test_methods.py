@@ -29,7 +29,7 @@ PUBLISHED = {
     "CLIP", "MaskCLIP", "CLIPSurgery", "GEM", "SCLIP", "ClearCLIP", "NACLIP", "CLIPtrase",
     "SC-CLIP", "CLIPSeg", "SFP", "SFP-release",
     "ProxyCLIP", "RF-CLIP", "PEARL", "ResCLIP", "DIH-CLIP", "FSA", "FreeCP", "FLOSS",
-    "LPOSS", "LPOSS+", "CLIP-DINOiser",
+    "LPOSS", "LPOSS+", "CLIP-DINOiser", "Trident",
 }  # fmt: skip
 
 
@@ -41,6 +41,8 @@ def build(name: str, clip, **options):
 
     for second in {"proxy", "dino", "dinoiser"} & set(REGISTRY.options(name)):
         options.setdefault(second, colours)
+    if "sam" in REGISTRY.options(name):
+        options.setdefault("sam", "colour")
     if REGISTRY.options(name).get("base") == "ProxyCLIP":
         options.setdefault("base", dict(type="ProxyCLIP", proxy=colours))
     return build_method(name, clip, **options)
@@ -331,10 +333,10 @@ TEXT_INSIDE = {
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_are_cosines_unless_asked_otherwise(name, clip):
     """Or where the text is inside the method; then they are others. Of what wraps another method,
-    whose scores have another meaning, its base's.
+    whose scores have another meaning, its base's; of Trident without SAM.
     """
     views, text = windows("win0", "win1"), parity.text_features()
-    plain = TEXT_INSIDE.get(name, {})
+    plain = TEXT_INSIDE.get(name, dict(sam=None) if name == "Trident" else {})
     if plain is not None:
         method = build(name, clip, **plain)
         method = getattr(method, "wrapped", method)
