@@ -42,7 +42,7 @@ class Wrapper(Method):
         METHODS.check_options(cls.name, {"base": base})
         name, options = parse_spec(base)
         below = METHODS.get(name)
-        for stage in ("refine", "refine_pixels", "decide", "relabel"):
+        for stage in ("part", "refine", "refine_pixels", "decide", "relabel"):
             changed = getattr(below, stage) is not getattr(Method, stage)
             if changed or issubclass(below, Wrapper) or below.joins_windows:
                 raise SFPError(
