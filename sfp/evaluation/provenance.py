@@ -34,6 +34,7 @@ from sfp.files import file_sha256, whole_file
 from sfp.methods import METHODS, Method, list_methods
 from sfp.options import parse_spec
 from sfp.pipeline import Vocabulary
+from sfp.regions import masks_on_disk
 from sfp.segmentor import SFPSegmentor
 
 _PACKAGES = (
@@ -212,7 +213,7 @@ def code_fingerprint(*methods: type) -> str:
     classes = {cls for method in methods for cls in method.__mro__ if issubclass(cls, Method)}
     own = {Path(inspect.getsourcefile(cls)) for cls in classes}
     others = {Path(inspect.getsourcefile(METHODS.get(name))) for name in list_methods()} - own
-    folders = ("backbones", "clip", "outliers", "methods", "refiners", "pipeline")
+    folders = ("backbones", "clip", "outliers", "methods", "refiners", "regions", "pipeline")
     used = {file for folder in folders for file in (package / folder).rglob("*.py")}
     used |= own | {package / name for name in ("evaluation/counts.py", "segmentor.py", "stages.py")}
     digest = hashlib.sha256()
@@ -242,14 +243,16 @@ def weight_files(cfg: Config) -> dict[str, str]:
     model = cfg.model
     named = model.get("weights") or model.get("pretrained")
     files = {"clip": weights_file(model.clip, named)} if named else {}
+    masks: dict[str, str] = {}
     for _, options in _with_bases(model.method, model):
+        masks |= masks_on_disk(options["masks"]) if "masks" in options else {}
         for key in [key for key in options if f"{key}_weights" in options]:
             files[key] = backbone_file(options[key], options[f"{key}_weights"])
     for key, value in model.items():
         if isinstance(value, str) and value.endswith(".json"):
             path = Path(value).expanduser()
             files[key] = path if path.is_file() else None
-    return {key: file_sha256(file) for key, file in files.items() if file}
+    return {key: file_sha256(file) for key, file in files.items() if file} | masks
 
 
 def config_hash(cfg: Config) -> str:

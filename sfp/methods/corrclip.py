@@ -22,9 +22,10 @@ from sfp.clip.trunk import Hook, ImageTrunk, LayerState
 from sfp.errors import SFPError
 from sfp.methods import METHODS, Changes
 from sfp.methods._connected import components
+from sfp.methods._masked import Masked
 from sfp.methods._padded import Padded
 from sfp.options import Count, Positive
-from sfp.regions import load_masks, nearest
+from sfp.regions import nearest
 from sfp.stages import Picture, View
 
 _PADDING = 10000  # the number of the region that padding is
@@ -45,7 +46,7 @@ class Looked:
 
 
 @METHODS.register("CorrCLIP")
-class CorrCLIP(Padded):
+class CorrCLIP(Masked, Padded):
     """F = [LN(Y_main) + a LN(Y_spatial) + b LN(Y_semantic)] P, on the proxy's grid, with LN_post.
 
     E are the proxy's unit features, S = E E^T. The regions of a window whose mean features are
@@ -63,8 +64,7 @@ class CorrCLIP(Padded):
         proxy: a timm ViT, whose queries and keys of the last block are added; "colour", or a
             callable from normalised windows to a map (B, C, h', w'); see ``load_backbone``.
         proxy_weights: a local file instead of timm's download.
-        masks: where regions come from: a folder, a COCO file, a program or a callable, see
-            ``load_masks``; larger masks cover smaller ones.
+        masks: as in ``Masked``; larger masks cover smaller ones.
         join: regions are joined whose cosine is at most so far below the largest one.
         scale: of S before the softmax.
         spatial_layers: n; as published 5 of 12 blocks, 12 of 24, 28 of 32, else L - 4.
@@ -93,6 +93,7 @@ class CorrCLIP(Padded):
     )
 
     def prepare(self) -> None:
+        super().prepare()
         layers = self.trunk.layers
         self.fill(spatial_layers=_SPATIAL.get(layers, max(1, layers - 4)))
         if not 1 <= self.spatial_layers <= layers - 2:
@@ -104,7 +105,6 @@ class CorrCLIP(Padded):
             self.proxy, self.clip, "proxy", self.proxy_weights, reads="queries+keys",
             positions="scale",
         )  # fmt: skip
-        self.backbones["masks"] = load_masks(self.masks, self.clip)
 
     # ------------------------------------------------------------------ stages
     def look(self, picture: Picture) -> Looked:

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,34 +13,28 @@ from torch import Tensor
 
 from sfp.clip.kernels import linear
 from sfp.methods import METHODS, Changes
+from sfp.methods._masked import Masked
 from sfp.methods.sclip import SCLIP
-from sfp.regions import load_masks
 from sfp.stages import Picture, Text, View
 
 
 @METHODS.register("LaVG")
-class LaVG(SCLIP):
+class LaVG(Masked, SCLIP):
     """S_p = g_i T at each pixel p of mask i, g_i the mean of F over the mask's pixels in the window.
 
     F are SCLIP's unit features, bilinear at the window's pixels and not made unit again, T the
-    texts. Of masks that overlap the first counts; one more mask has all that the others leave.
+    texts. Of masks that overlap the first counts; one more mask has all that the others leave. The
+    authors' masks are those of "cut".
 
     Args:
-        masks: where masks come from: a folder, a COCO file, a program or a callable, see
-            ``load_masks``. The authors' are those of "cut", in its order.
         drop_background: whether pixels of the last mask, the rest, get the window's least score for
             all queries but those of the first class; as published on VOC21 alone.
     """
 
-    masks: str | os.PathLike | Mapping[str, Any] | Callable[[Picture], Any] = "cut"
     drop_background: bool = False
 
     joins_windows: ClassVar[bool] = True
     changes = Changes("Kang and Cho, ECCV 2024", "q-q + k-k; mean over masks")
-
-    def prepare(self) -> None:
-        super().prepare()
-        self.backbones["masks"] = load_masks(self.masks, self.clip)
 
     def look(self, picture: Picture) -> Tensor:
         """The masks at the size that the windows slide over, (M, H, W) bool, the rest last."""

@@ -83,11 +83,9 @@ class GivenMasks(MaskSource):
         self.source = source
         if callable(source):
             return
-        self.source = Path(source).expanduser()
+        self.source = _existing(source)
         if self.source.suffix == ".json":
             self.images, self.runs = _read_coco(self.source)
-        elif not self.source.is_dir():
-            raise SFPError(f"There is no folder {self.source} of masks; give {_KINDS}.")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -215,6 +213,17 @@ def load_masks(
     return MadeMasks(PROGRAMS.get(name)(clip, **options))
 
 
+def check_masks(masks: Any) -> None:
+    """Raises SFPError where an option ``masks`` names nothing, or wrong options, before anything is
+    loaded.
+    """
+    program = _program_of(masks)
+    if program is not None:
+        PROGRAMS.check_options(*program)
+    elif not callable(masks):
+        _existing(masks)
+
+
 def list_mask_programs() -> list[str]:
     """Names of all programs that make masks.
 
@@ -253,6 +262,16 @@ def _program_of(masks: Any) -> tuple[str, dict[str, Any]] | None:
         name, options = parse_spec(masks)
     PROGRAMS.get(name)
     return name, options
+
+
+def _existing(source: str | os.PathLike) -> Path:
+    """The path of a folder or a COCO file; raises SFPError where there is none."""
+    path = Path(source).expanduser()
+    coco = path.suffix == ".json"
+    if not (path.is_file() if coco else path.is_dir()):
+        kind = "file" if coco else "folder"
+        raise SFPError(f"There is no {kind} {path} of masks; give {_KINDS}.")
+    return path
 
 
 def _size_of(picture: Picture) -> tuple[int, int]:
@@ -339,8 +358,6 @@ def _read_coco(file: Path) -> tuple[dict[str, tuple[int, int, int]], dict[int, l
         masks: dict[int, list] = {}
         for one in content["annotations"]:
             masks.setdefault(one["image_id"], []).append(one["segmentation"])
-    except FileNotFoundError as error:
-        raise SFPError(f"There is no file {file} of masks; give {_KINDS}.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SFPError(
             f"{file} can't be read as a COCO file of masks ({error!r}); it needs images with id,"
