@@ -9,6 +9,7 @@ from sfp.regions.sources import (
     check_masks,
     list_mask_programs,
     load_masks,
+    mask_files,
     masks_on_disk,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_masks",
     "list_mask_programs",
     "load_masks",
+    "mask_files",
     "masks_on_disk",
     "nearest",
 ]

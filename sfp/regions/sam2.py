@@ -61,6 +61,7 @@ class Sam2Masks(MaskProgram):
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> Regions:
+        pixels = pixels.copy()  # torch wants it writable
         device, processor, size = self.clip.device, self.processor, pixels.shape[:2]
         square = processor.size["height"]
         boxes, points, _, labels = processor.generate_crop_boxes(

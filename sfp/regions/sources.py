@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -244,6 +245,15 @@ def masks_on_disk(masks: Any) -> dict[str, str]:
     name, given = program
     files = PROGRAMS.get(name).weight_files({**PROGRAMS.options(name), **given})
     return {f"masks {key}": file_sha256(file) for key, file in files.items()}
+
+
+def mask_files(folder: Path) -> list[Path]:
+    """The masks that are kept in a folder of the cache: named by digits of hashes."""
+    return [
+        path
+        for path in sorted(folder.glob("*/*.npz"))
+        if re.fullmatch(r"[0-9a-f]{16}/[0-9a-f]{64}\.npz", path.relative_to(folder).as_posix())
+    ]
 
 
 def _program_of(masks: Any) -> tuple[str, dict[str, Any]] | None:
