@@ -1,5 +1,5 @@
-"""See and clear what this toolkit keeps for later: text vectors, downloaded weights and archives,
-compiled code.
+"""See and clear what this toolkit keeps for later: text vectors, region masks, downloaded weights
+and archives, compiled code.
 
 python tools/cache.py
 python tools/cache.py --clear text
@@ -36,7 +36,7 @@ class Cache:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--clear", nargs="+", choices=["text", "downloads", "compiled", "all"], default=[],
+        "--clear", nargs="+", choices=["text", "masks", "downloads", "compiled", "all"], default=[],
         help="delete these caches; all leaves out compiled, which other programs share",
     )  # fmt: skip
     parser.add_argument(
@@ -68,7 +68,7 @@ def show_and_clear(args: argparse.Namespace) -> None:
                 raise SFPError(
                     f"{path} can't be deleted ({error.strerror}); ask its owner."
                 ) from error
-        if cache.name == "text" and cache.folder.is_dir():
+        if cache.name in ("text", "masks") and cache.folder.is_dir():
             sweep(cache.folder)
         print(f"{'':10} cleared")
 
@@ -78,6 +78,7 @@ def caches(data: Path) -> list[Cache]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from sfp.clip.text_bank import cache_bound, default_cache_dir, text_files
+    from sfp.regions import mask_files
 
     compiled = Path(
         os.environ.get(
@@ -91,6 +92,12 @@ def caches(data: Path) -> list[Cache]:
             f"vectors of names; at most {cache_bound() >> 20} MiB",
             default_cache_dir() / "text",
             text_files,
+        ),
+        Cache(
+            "masks",
+            "region masks of pictures; as many as are made",
+            default_cache_dir() / "masks",
+            mask_files,
         ),
         Cache("downloads", "OpenAI's CLIP weights", Path("~/.cache/clip").expanduser(), clip_files),
         Cache(

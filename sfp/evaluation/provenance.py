@@ -35,6 +35,7 @@ from sfp.methods import METHODS, Method, list_methods
 from sfp.options import parse_spec
 from sfp.pipeline import Vocabulary
 from sfp.refiners import REFINERS
+from sfp.regions import masks_on_disk
 from sfp.segmentor import SFPSegmentor
 
 _PACKAGES = (
@@ -214,7 +215,7 @@ def code_fingerprint(*methods: type) -> str:
     classes = {cls for method in methods for cls in method.__mro__ if issubclass(cls, Method)}
     own = {Path(inspect.getsourcefile(cls)) for cls in classes}
     others = {Path(inspect.getsourcefile(METHODS.get(name))) for name in list_methods()} - own
-    folders = ("backbones", "clip", "outliers", "methods", "refiners", "pipeline")
+    folders = ("backbones", "clip", "outliers", "methods", "refiners", "regions", "pipeline")
     used = {file for folder in folders for file in (package / folder).rglob("*.py")}
     used |= own | {package / name for name in ("evaluation/counts.py", "segmentor.py", "stages.py")}
     digest = hashlib.sha256()
@@ -244,17 +245,19 @@ def weight_files(cfg: Config) -> dict[str, str]:
     model = cfg.model
     named = model.get("weights") or model.get("pretrained")
     files = {"clip": weights_file(model.clip, named)} if named else {}
+    masks: dict[str, str] = {}
     users = [("", options) for _, options in _with_bases(model.method, model)]
     for name, given in map(parse_spec, model.get("refine", ())):
         users.append((f"{name}.", {**REFINERS.options(name), **given}))
     for user, options in users:
+        masks |= masks_on_disk(options["masks"]) if "masks" in options else {}
         for key in [key for key in options if f"{key}_weights" in options]:
             files[user + key] = backbone_file(options[key], options[f"{key}_weights"])
     for key, value in model.items():
         if isinstance(value, str) and value.endswith(".json"):
             path = Path(value).expanduser()
             files[key] = path if path.is_file() else None
-    return {key: file_sha256(file) for key, file in files.items() if file}
+    return {key: file_sha256(file) for key, file in files.items() if file} | masks
 
 
 def config_hash(cfg: Config) -> str:

@@ -6,7 +6,7 @@ import os
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -48,8 +48,8 @@ class Method(Registered, ABC):
     ``tokens``.
 
     Annotated attributes of the class body are its options, checked and stored: ``sigma: float =
-    5.0``. What needs more is done in ``prepare``. Stages: ``encode`` knows windows and no text;
-    ``look`` knows the whole image; ``score``, ``refine_pixels``, ``refine`` and ``relabel`` know
+    5.0``. What needs more is done in ``prepare``. Stages: ``look`` knows the whole image;
+    ``encode`` knows windows, the ``part`` of each in what ``look`` saw, and no text; ``score``, ``refine_pixels``, ``refine`` and ``relabel`` know
     one image's ``View``, and all but the last the ``Text``.
 
     Args:
@@ -260,7 +260,8 @@ class Method(Registered, ABC):
     def encode(self, windows: Tensor) -> dict[str, Tensor]:
         """What ``score`` needs of windows (B, 3, H, W), the first axis of each tensor is B.
 
-        By default unit "features" (B, h, w, D) float32. Windows of several images share a batch.
+        By default unit "features" (B, h, w, D) float32. Windows of several images share a batch. A
+        method with ``part`` gets the windows' parts (B, ...) as a second argument.
         """
         return {"features": l2_normalise(self.features(windows))}
 
@@ -273,7 +274,16 @@ class Method(Registered, ABC):
         return size
 
     def look(self, picture: Picture) -> Any:
-        """What ``score`` needs of a whole image, once an image; by default nothing."""
+        """What the other stages need of a whole image, once an image; by default nothing."""
+
+    def part(self, looked: Any, box: Sequence[int]) -> Tensor:
+        """What of an image as ``look`` saw it belongs to a window, for ``encode``: of one shape in
+        windows of one size. Only for methods that need it; ``box`` is top, left, bottom, right.
+
+        Raises:
+            NotImplementedError: the method has none.
+        """
+        raise NotImplementedError
 
     def score(self, view: View, text: Text) -> Tensor:
         """Scores of the windows of one image, (n, h, w, Q) float32, on any grid.
@@ -330,10 +340,20 @@ class Method(Registered, ABC):
         return torch.cat([self._free(self.features(some)) for some in self._groups(windows)])
 
     @torch.inference_mode()
-    def run(self, windows: Tensor) -> dict[str, Tensor]:
-        """``encode`` of windows in groups, as ``__call__``."""
-        groups = [self.encode(some) for some in self._groups(windows)]
+    def run(self, windows: Tensor, parts: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+        """``encode`` of windows, and of the ``part`` of each, in groups, as ``__call__``."""
+        groups, first = [], 0
+        for some in self._groups(windows):
+            own = parts[first : first + len(some)]
+            groups.append(self.encode(some, torch.stack(own)) if own else self.encode(some))
+            first += len(some)
         return {name: torch.cat([self._free(g[name]) for g in groups]) for name in groups[0]}
+
+    def parts(self, looked: Sequence[Any], boxes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """The part of each window; none where the method has no ``part``."""
+        if type(self).part is Method.part:
+            return []
+        return [self.part(own, box) for own, box in zip(looked, boxes, strict=True)]
 
     @torch.inference_mode()
     def scores(self, windows: Tensor, text: Text | Tensor) -> Tensor:
@@ -341,14 +361,15 @@ class Method(Registered, ABC):
         own.
         """
         windows = windows.to(self.clip.device)
-        text = text if isinstance(text, Text) else Text(text)
-        encoded, text = self.run(windows), text.to(self.clip.device)
-        box = torch.tensor([[0, 0, *windows.shape[-2:]]])
+        text = (text if isinstance(text, Text) else Text(text)).to(self.clip.device)
+        pictures = [Picture(window) for window in windows]
+        looked = [self.look(picture) for picture in pictures]
+        box = [0, 0, *windows.shape[-2:]]
+        encoded = self.run(windows, self.parts(looked, [box] * len(windows)))
         found = []
-        for i, window in enumerate(windows):
+        for i, picture in enumerate(pictures):
             own = {name: value[i : i + 1] for name, value in encoded.items()}
-            picture = Picture(window)
-            found.append(self.score(View(picture, box, own, self.look(picture)), text))
+            found.append(self.score(View(picture, torch.tensor([box]), own, looked[i]), text))
         return torch.stack(found) if self.joins_windows else torch.cat(found)
 
     def _groups(self, windows: Tensor) -> list[Tensor]:

@@ -42,7 +42,7 @@ class Wrapper(Method):
         METHODS.check_options(cls.name, {"base": base})
         name, options = parse_spec(base)
         below = METHODS.get(name)
-        stages = {"refine", "refine_pixels", "decide", "relabel"}
+        stages = {"part", "refine", "refine_pixels", "decide", "relabel"}
         if below.cosines is not Method.cosines:
             stages.remove("decide")
         for stage in stages:

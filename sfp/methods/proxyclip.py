@@ -6,7 +6,7 @@ Official repository: mc-lan/ProxyCLIP.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,14 +14,14 @@ from torch import Tensor
 from sfp.backbones import Backbone, Positions, load_backbone
 from sfp.backbones.timm_vit import DINOV2_L14, TimmViT
 from sfp.errors import SFPError
-from sfp.methods import METHODS, Changes, Method
+from sfp.methods import METHODS, Changes
+from sfp.methods._padded import Padded
 from sfp.methods._parts import cosine_similarity, masked_similarity_attention
-from sfp.options import Count, Range
-from sfp.stages import Text, View
+from sfp.options import Count
 
 
 @METHODS.register("ProxyCLIP")
-class ProxyCLIP(Method):
+class ProxyCLIP(Padded):
     """Y = W_o concat(A V) + b_o on the proxy's grid, A = softmax of B = gamma (S - beta mean(S)) >
     0.
 
@@ -39,8 +39,6 @@ class ProxyCLIP(Method):
             dict of ``Registers``' options with the model's "neurons".
         proxy_beta: beta.
         proxy_gamma: gamma.
-        pad_to: for scores, windows are padded with zeros all around to its multiples, the padding
-            cut off again.
     """
 
     proxy: str | Callable[[Tensor], Tensor] = "vit_base_patch8_224.dino"
@@ -49,7 +47,6 @@ class ProxyCLIP(Method):
     proxy_registers: Count | Mapping[str, Any] = 0
     proxy_beta: float = 1.2
     proxy_gamma: float = 3.0
-    pad_to: Annotated[int, Range(1)] = 56
 
     changes = Changes(
         "Lan et al., ECCV 2024",
@@ -118,31 +115,3 @@ class ProxyCLIP(Method):
     def encode(self, windows: Tensor) -> dict[str, Tensor]:
         """Unit features of the padded windows."""
         return super().encode(self.padded(windows))
-
-    def score(self, view: View, text: Text) -> Tensor:
-        """Cosines on the proxy's grid; where the windows were padded, at their pixels."""
-        return self.cropped(super().score(view, text), view.size)
-
-    def padded(self, windows: Tensor) -> Tensor:
-        """Windows with zeros all around, up to multiples of ``pad_to``."""
-        top, left, down, right = self._padding(*windows.shape[-2:])
-        return F.pad(windows, (left, right - left, top, down - top))
-
-    def cropped(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        """Scores (n, h', w', Q) of padded windows at the pixels of windows of a size."""
-        height, width = size
-        top, left, down, right = self._padding(height, width)
-        if not down and not right:
-            return scores
-        pixels = F.interpolate(
-            scores.permute(0, 3, 1, 2),
-            size=(height + down, width + right),
-            mode="bilinear",
-            align_corners=False,
-        )
-        return pixels[..., top : top + height, left : left + width].permute(0, 2, 3, 1)
-
-    def _padding(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Zeros above, at the left, and in all in each direction."""
-        down, right = -height % self.pad_to, -width % self.pad_to
-        return down // 2, right // 2, down, right

@@ -30,6 +30,7 @@ _LONG_SIDE = 1024  # of the pictures that are kept: the models take a short side
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SCENES = (10, 0, 3, 6, 4, 2)
 _FIRST_NAMES = "sky; sea, ocean; sand; sun; boat; house"
+_CUT = {"type": "cut", "backbone": "colour", "side": 160}  # masks from 20x20 patches' colours
 # what has no other default: DINO and SAM are downloads, FLOSS's ranking is of Toyland's words, no
 # file of CLIP-DINOiser's convolutions is of Toyland's width
 TOYLAND_OPTIONS = {
@@ -39,6 +40,8 @@ TOYLAND_OPTIONS = {
     "LPOSS": {"dino": "colour"},
     "LPOSS+": {"dino": "colour"},
     "CLIP-DINOiser": {"dinoiser": "colour"},
+    "LaVG": {"masks": _CUT},
+    "CorrCLIP": {"proxy": "colour", "masks": _CUT},
     "FLOSS": {"ranking": str(Path(toyland.__file__).with_name("toyland_prompts.json"))},
 }
 

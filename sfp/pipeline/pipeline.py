@@ -87,7 +87,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def views(self, images: Sequence[Tensor | Picture]) -> list[View]:
-        """Each image's view: normalised images (3, H, W) through the method's encode and look.
+        """Each image's view: normalised images (3, H, W) through the method's look and encode.
 
         Windows of all images that have one size go through the method as one batch of bounded size.
         A bare tensor is a picture of which nothing else is known.
@@ -97,6 +97,7 @@ class Pipeline:
         ]
         images = [picture.image for picture in pictures]
         grids = [self._windows(*image.shape[1:]) for image in images]
+        boxes, looked = [_boxes(grid) for grid in grids], [self._look(own) for own in pictures]
         places: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for i, grid in enumerate(grids):
             places[grid[0].size] += [(i, j) for j in range(len(grid))]
@@ -106,7 +107,9 @@ class Pipeline:
                 chunk = members[: self.batch_of(*size)]
                 try:
                     windows = torch.stack([cut(images[i], grids[i][j]) for i, j in chunk])
-                    found = self.method.run(windows)
+                    where = [boxes[i][j].tolist() for i, j in chunk]
+                    parts = self.method.parts([looked[i] for i, _ in chunk], where)
+                    found = self.method.run(windows, parts)
                 except (RuntimeError, MemoryError) as error:
                     self._lower(len(chunk), error)
                     continue
@@ -115,13 +118,8 @@ class Pipeline:
                         encoded[i][name].append(value)
                 members = members[len(chunk) :]
         return [
-            View(
-                picture,
-                _boxes(grid),
-                {k: torch.stack(v) for k, v in own.items()},
-                self._look(picture),
-            )
-            for picture, grid, own in zip(pictures, grids, encoded, strict=True)
+            View(picture, own_boxes, {k: torch.stack(v) for k, v in own.items()}, seen)
+            for picture, own_boxes, own, seen in zip(pictures, boxes, encoded, looked, strict=True)
         ]
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from conftest import ROOT
 
 OWN = {
     "text": [f"sfp/text/{'0' * 64}.safetensors"],
+    "masks": [f"sfp/masks/{'0' * 16}/{'0' * 64}.npz"],
     "downloads": [
         "home/.cache/clip/ViT-B-16.pt",
         "hub/models--laion--CLIP-ViT-B-16-laion2B-s34B-b88K/blobs/0",
@@ -19,7 +20,7 @@ OWN = {
     "compiled": ["inductor/ab/code.py"],
 }
 FOREIGN = [
-    "sfp/text/mine.safetensors", "sfp/notes.txt", "home/.cache/clip/mine.pt",
+    "sfp/text/mine.safetensors", "sfp/masks/mine/a.npz", "sfp/notes.txt", "home/.cache/clip/mine.pt",
     "hub/models--me--my-model/blobs/0", "hub/version.txt",
     "data/downloads/mine.zip", "data/VOCdevkit/VOC2012/JPEGImages/a.jpg",
 ]  # fmt: skip
@@ -43,20 +44,21 @@ def world(tmp_path, monkeypatch):
     [
         ([], []),
         (["--clear", "text"], ["text"]),
+        (["--clear", "masks"], ["masks"]),
         (["--clear", "downloads"], ["downloads"]),
         (["--clear", "compiled"], ["compiled"]),
-        (["--clear", "all"], ["text", "downloads"]),
-        (["--clear", "all", "compiled"], ["text", "downloads", "compiled"]),
+        (["--clear", "all"], ["text", "masks", "downloads"]),
+        (["--clear", "all", "compiled"], ["text", "masks", "downloads", "compiled"]),
     ],
 )
 def test_what_is_listed_and_cleared(arguments, gone, world, tool):
     code, out, _ = tool("cache", *arguments)
     assert code == 0 and out.count("cleared") == sum(
-        {"text": 1, "downloads": 3, "compiled": 1}[name] for name in gone
+        {"text": 1, "masks": 1, "downloads": 3, "compiled": 1}[name] for name in gone
     )
     for line, words in zip(
         (line for line in out.splitlines() if " files " in line),
-        ("1 files", "1 files", "2 files", "2 files", "1 files"),
+        ("1 files", "1 files", "1 files", "2 files", "2 files", "1 files"),
         strict=True,
     ):
         assert words in line and f"{words[0]}.0 MiB" in line and str(world) in line

@@ -1,0 +1,162 @@
+"""SAM 2's automatic masks, through transformers (Ravi et al., 2024).
+
+CorrCLIP's masks are made by it: 8 points a side, IoU and stability 0.4, one mask a point
+(zdk258/CorrCLIP); its paper's tables have 32 points, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from huggingface_hub import try_to_load_from_cache
+from pycocotools import mask as coco_mask
+
+from sfp.errors import SFPError, refuse_want_of_memory
+from sfp.network import hub, require_published, why_unreached
+from sfp.options import Range, Share
+from sfp.regions._program import PROGRAMS, MaskProgram
+from sfp.regions.regions import Regions
+
+_WEIGHTS = "model.safetensors"
+
+
+@PROGRAMS.register("sam2")
+class Sam2Masks(MaskProgram):
+    """Masks of a grid of points, in float32: unsure, unstable and double ones dropped.
+
+    In the order of their areas, the smallest first. Needs the extra ``vision``.
+
+    Args:
+        model: a SAM 2 on Hugging Face, or a folder with its config.json and model.safetensors.
+        points: so many a side of the picture.
+        iou: masks that the model thinks are no better are dropped.
+        stability: and those whose IoU is no larger between the thresholds -1 and 1.
+        overlap: of two masks whose boxes have a larger IoU the one is dropped that the model thinks
+            the worse.
+        multimask: three masks a point instead of one.
+        points_at_once: how many go through the model as one batch.
+    """
+
+    model: str = "facebook/sam2.1-hiera-large"
+    points: Annotated[int, Range(1)] = 8
+    iou: Share = 0.4
+    stability: Share = 0.4
+    overlap: Share = 0.7
+    multimask: bool = False
+    points_at_once: Annotated[int, Range(1)] = 64
+
+    of_speed: ClassVar[frozenset[str]] = frozenset({"points_at_once", "model"})
+
+    def __post_init__(self):
+        self.network, self.processor = _load(self.model)
+        self.network.eval().requires_grad_(False).to(self.clip.device)
+
+    @property
+    def precision(self) -> str:
+        return "fp32"
+
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray) -> Regions:
+        pixels = pixels.copy()  # torch wants it writable
+        device, processor, size = self.clip.device, self.processor, pixels.shape[:2]
+        square = processor.size["height"]
+        boxes, points, _, labels = processor.generate_crop_boxes(
+            pixels, square, points_per_crop=self.points, device=device
+        )
+        points, labels = points.transpose(1, 2)[0], labels.transpose(1, 2)[0]  # (1, n, 2), (1, n)
+        inputs = processor(images=pixels, return_tensors="pt")["pixel_values"].to(device)
+        embeddings = self.network.get_image_embeddings(inputs)
+        runs: list[dict] = []
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for first in range(0, points.shape[1], self.points_at_once):
+            some = slice(first, first + self.points_at_once)
+            out = self.network(
+                input_points=points[:, some, None],
+                input_labels=labels[:, some, None],
+                image_embeddings=list(embeddings),
+                multimask_output=self.multimask,
+            )
+            (masks,) = processor.post_process_masks(out.pred_masks, [size], binarize=False)
+            few, scores, places = processor.filter_masks(
+                masks, out.iou_scores[0], size, boxes[0], self.iou, self.stability
+            )
+            runs += few
+            found.append((scores, places))
+        if not runs:
+            return Regions(size)
+        scores, places = (torch.cat(own) for own in zip(*found, strict=True))
+        *_, kept, _ = processor.post_process_for_mask_generation(
+            runs, scores, places.float(), self.overlap
+        )
+        every = Regions.of_runs(size, [coco_mask.frPyObjects(one, *size) for one in kept])
+        order = np.argsort(every.areas, kind="stable")
+        return Regions(size, tuple(every.runs[place] for place in order))
+
+    @classmethod
+    def weight_files(cls, options: Mapping[str, Any]) -> dict[str, Path]:
+        file = _file_of(options["model"])
+        return {"model": file} if file else {}
+
+
+def _file_of(model: str) -> Path | None:
+    """The weights in a folder, or of a model in the hub's cache; None where they aren't here."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder / _WEIGHTS if (folder / _WEIGHTS).is_file() else None
+    if model.startswith(("/", ".", "~")):
+        return None
+    kept = try_to_load_from_cache(model, _WEIGHTS)
+    return Path(kept) if isinstance(kept, str) else None
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    """The network and what prepares its pictures.
+
+    Raises:
+        SFPError: transformers is not installed, the weights can't be had, or they are another
+            model's.
+    """
+    try:
+        from transformers import Sam2Config, Sam2Model
+        from transformers.models.sam2.image_processing_sam2 import Sam2ImageProcessor
+    except ImportError as error:
+        raise SFPError(
+            f"The mask program sam2 needs transformers ({error}); install the extra:"
+            " pip install 'sfp[vision]'."
+        ) from error
+    hint = f"bring config.json and {_WEIGHTS} and name their folder as model=FOLDER"
+    file = _file_of(model)
+    if file is not None and not Path(model).expanduser().is_dir():
+        require_published(file)
+    elif file is None:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            raise SFPError(f"The folder {model} of a SAM 2 has no {_WEIGHTS}; {hint}.")
+        if model.startswith(("/", ".", "~")):
+            raise SFPError(f"There is no folder {model} of a SAM 2; {hint}.")
+        if why := why_unreached(hub()):
+            raise SFPError(
+                f"The weights of SAM 2 {model!r} are not on this machine and {why}; {hint}, or give"
+                " masks of your own."
+            )
+    source = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
+    try:
+        config = Sam2Config.from_pretrained(source)
+        network, told = Sam2Model.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # the hub's, safetensors' and torch's errors have no common base
+        refuse_want_of_memory(error, f"loading SAM 2 {model}")
+        reason = str(error).strip().split("\n")[0][:160]
+        raise SFPError(f"SAM 2 {model!r} can't be loaded ({reason}); {hint}.") from error
+    if missing := sorted(told["missing_keys"]):
+        raise SFPError(
+            f"{model!r} is no SAM 2: {len(missing)} weights such as {missing[0]} are missing;"
+            f" {hint}."
+        )
+    height, width = network.config.vision_config.backbone_config.image_size
+    return network, Sam2ImageProcessor(size=dict(height=height, width=width))
