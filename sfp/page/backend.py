@@ -30,9 +30,10 @@ _LONG_SIDE = 1024  # of the pictures that are kept: the models take a short side
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SCENES = (10, 0, 3, 6, 4, 2)
 _FIRST_NAMES = "sky; sea, ocean; sand; sun; boat; house"
-# what has no other default: ProxyCLIP's is a download, FLOSS's ranking is of Toyland's words
+# what has no other default: second models are downloads, FLOSS's ranking is of Toyland's words
 TOYLAND_OPTIONS = {
     "ProxyCLIP": {"proxy": "colour"},
+    "CASS": {"dino": "colour"},
     "FSA": {"base": "ProxyCLIP:proxy=colour"},
     "FLOSS": {"ranking": str(Path(toyland.__file__).with_name("toyland_prompts.json"))},
 }

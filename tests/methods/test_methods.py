@@ -29,17 +29,26 @@ PUBLISHED = {
     "CLIP", "MaskCLIP", "CLIPSurgery", "GEM", "SCLIP", "ClearCLIP", "NACLIP", "CLIPtrase",
     "SC-CLIP", "CLIPSeg", "SFP", "SFP-release",
     "ProxyCLIP", "RF-CLIP", "PEARL", "ResCLIP", "DIH-CLIP", "FSA", "FreeCP", "FLOSS",
+    "CASS",
 }  # fmt: skip
 
 
 def build(name: str, clip, **options):
-    """A method; where it wants a proxy, the windows' mean colours on CLIP's grid."""
+    """A method; where it wants a proxy, the windows' mean colours on CLIP's grid, where keys of
+    DINO, the windows' cells.
+    """
 
     def colours(windows: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(windows.float(), clip.trunk.patch)
 
     if "proxy" in REGISTRY.options(name):
         options.setdefault("proxy", colours)
+    if "dino" in REGISTRY.options(name):
+
+        def cells(windows: torch.Tensor) -> torch.Tensor:
+            return F.pixel_unshuffle(F.interpolate(windows.float(), (112, 112)), 8)
+
+        options.setdefault("dino", cells)
     if REGISTRY.options(name).get("base") == "ProxyCLIP":
         options.setdefault("base", dict(type="ProxyCLIP", proxy=colours))
     return build_method(name, clip, **options)
@@ -320,6 +329,7 @@ def test_positions_can_be_resized_in_another_way(name, clip):
 
 # methods whose scores need more of the text than its cosines, and what leaves that out
 TEXT_INSIDE = {
+    "CASS": dict(image_weight=0.0, patch_weight=0.0),
     "RF-CLIP": dict(image_weight=0.0, patch_weight=0.0),
     "ResCLIP": dict(sfr=False),
     "FSA": None,  # nothing would be left
