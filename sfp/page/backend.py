@@ -34,6 +34,8 @@ _FIRST_NAMES = "sky; sea, ocean; sand; sun; boat; house"
 TOYLAND_OPTIONS = {
     "ProxyCLIP": {"proxy": "colour"},
     "CASS": {"dino": "colour"},
+    # Toyland's class token says little of one thing, and its words are among the background's
+    "CaR": {"background_words": (), "confidence_threshold": 0.0},
     "FSA": {"base": "ProxyCLIP:proxy=colour"},
     "FLOSS": {"ranking": str(Path(toyland.__file__).with_name("toyland_prompts.json"))},
 }

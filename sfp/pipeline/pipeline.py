@@ -45,7 +45,8 @@ class Pipeline:
             batch that runs out of memory is tried again by halves.
 
     Raises:
-        SFPError: windows smaller than a patch, or no window at once.
+        SFPError: windows smaller than a patch, or of a method that takes whole images; or no window
+            at once.
     """
 
     def __init__(
@@ -62,6 +63,11 @@ class Pipeline:
             raise SFPError(
                 f"window={self.protocol.window} is smaller than one patch ({patch});"
                 f" give at least {patch}, or 0 for whole images."
+            )
+        if self.protocol.window and method.whole_images:
+            raise SFPError(
+                f"{method.name} takes whole images, but window is {self.protocol.window};"
+                " give window=0."
             )
         check_type("windows_at_once", windows_at_once, int | None)
         if windows_at_once is not None and windows_at_once < 1:
