@@ -26,7 +26,7 @@ from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
 from sfp.images import ImageLike, read_image, resize_short_side, resized_size
 from sfp.inspection import Inspection, inspect_image
-from sfp.methods import build_method, check_method
+from sfp.methods import METHODS, build_method, check_method
 from sfp.options import check_type
 from sfp.outliers import Detector
 from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
@@ -106,6 +106,8 @@ class Segmenter:
         **options: Any,
     ):
         resized_size(224, 224, short_side)  # raises for what is no number of pixels
+        if METHODS.get(method).whole_images:
+            options.setdefault("window", 0)
         protocol, of_method = Protocol.split(options)
         clip = model
         if not isinstance(model, FrozenCLIP):

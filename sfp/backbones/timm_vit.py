@@ -89,7 +89,11 @@ class TimmViT(Backbone):
     def encode(self, windows: Tensor) -> Tensor:
         dtype = next(self.model.parameters()).dtype
         inputs = (windows * self.factor + self.offset).to(dtype)
-        grid = self.model.patch_embed.dynamic_feat_size(windows.shape[-2:])
+        embed = self.model.patch_embed
+        grid = embed.dynamic_feat_size(windows.shape[-2:])
+        # remainders smaller than a patch are dropped, as CLIP's trunk does; timm refuses them
+        height, width = (n * p for n, p in zip(grid, embed.patch_size, strict=True))
+        inputs = inputs[..., :height, :width]
         last = self.layer == len(self.model.blocks)
         if self.reads == "tokens":
             tokens = self._stream(inputs, grid, self.layer)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfp.options import check_type
 
-Resize = Literal["scale", "size", "antialias", "bilinear"]
+Resize = Literal["scale", "size", "antialias", "bilinear", "bilinear-half"]
 
 
 def resize_positions(
@@ -21,7 +21,8 @@ def resize_positions(
     The class position and a native grid stay as they are. ``scale`` is DINO's way, which SCLIP,
     NACLIP, ClearCLIP, ProxyCLIP, CLIPtrase, SC-CLIP and SFP use: bicubic with the scale factors
     ((h + 0.1) / g, (w + 0.1) / g), which also place the samples. The others go to the exact size:
-    ``size`` bicubic, ``antialias`` bicubic with antialiasing (GEM), ``bilinear`` (CLIP-Surgery).
+    ``size`` bicubic, ``antialias`` bicubic with antialiasing (GEM), ``bilinear`` (CLIP-Surgery),
+    ``bilinear-half`` with values rounded to half precision besides (CaR).
     """
     check_type("The positional resize", resize, Resize)
     if grid == native:
@@ -32,9 +33,11 @@ def resize_positions(
         factors = tuple((new + 0.1) / old for new, old in zip(grid, native, strict=True))
         patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
     else:
-        mode = "bilinear" if resize == "bilinear" else "bicubic"
+        mode = "bilinear" if resize.startswith("bilinear") else "bicubic"
         patches = F.interpolate(
             patches, size=grid, mode=mode, align_corners=False, antialias=resize == "antialias"
         )
+    if resize == "bilinear-half":
+        patches = patches.half().float()
     assert patches.shape[-2:] == grid
     return torch.cat([positions[:1].float(), patches.flatten(2)[0].T])

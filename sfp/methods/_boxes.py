@@ -1,4 +1,4 @@
-"""Bounding boxes of what stands out in a map, as FreeCP takes them from OpenCV's contours."""
+"""Boxes of what stands out in a map, as CaR and FreeCP take them from OpenCV's contours."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def boxes_of(heat: np.ndarray, share: float = 0.4) -> list[Box]:
     return found
 
 
-def mask_of(heat: np.ndarray) -> np.ndarray:
+def mask_of(heat: np.ndarray, share: float = 0.4) -> np.ndarray:
     """The union of ``boxes_of``, (h, w) bool."""
     mask = np.zeros(heat.shape, bool)
-    for left, top, right, bottom in boxes_of(heat):
+    for left, top, right, bottom in boxes_of(heat, share):
         mask[top:bottom, left:right] = True
     return mask

@@ -69,6 +69,7 @@ class Method(Registered, ABC):
     Attributes:
         changes: what it changes in CLIP.
         joins_windows: whether ``score`` returns one map of the whole image.
+        whole_images: whether it takes whole images alone, ``window=0``.
         published: the options of every method, as its authors have them; ``PUBLISHED`` where they
             follow none of their own.
         trunk: the frozen CLIP's image trunk.
@@ -92,6 +93,7 @@ class Method(Registered, ABC):
 
     changes: ClassVar[Changes] = Changes()
     joins_windows: ClassVar[bool] = False
+    whole_images: ClassVar[bool] = False
     published: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self):

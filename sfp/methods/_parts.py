@@ -99,6 +99,13 @@ def sinkhorn(matrix: Tensor, iterations: int, epsilon: float = 1e-6) -> Tensor:
     return matrix
 
 
+def propagation(attention: Tensor) -> Tensor:
+    """A (B, N, N) of summed attention among patches: Sinkhorn, symmetric, two steps."""
+    balanced = sinkhorn(attention.mT, 3).mT  # columns first, rows last
+    balanced = (balanced + balanced.mT) / 2
+    return balanced @ balanced
+
+
 def second_path(
     method: Method, windows: Tensor, blocks: int, term: Callable[[LayerState], Tensor]
 ) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ from sfp.methods import METHODS, Changes
 from sfp.methods._boxes import boxes_of, mask_of
 from sfp.methods._connected import components
 from sfp.methods._method import _warned
-from sfp.methods._parts import sinkhorn
+from sfp.methods._parts import propagation
 from sfp.methods._wrapper import Wrapper
 from sfp.options import Share
 from sfp.stages import Text, View
@@ -95,7 +95,7 @@ class FreeCP(Wrapper):
         if total is None or total.shape[1] != h * w:  # the base pads its windows
             total = None
             self.wrapped.stream(windows, hook)
-        return {**encoded, "affinity": affinity(total)}
+        return {**encoded, "affinity": propagation(total)}
 
     def score(self, view: View, text: Text) -> Tensor:
         """Maps of the queries that stay, (n, h, w, Q) in [0, 1]; 0 of background words."""
@@ -178,13 +178,6 @@ class FreeCP(Wrapper):
         background = ~self.foreground(text).to(scores.device)
         left = 1 - scores.amax(-1, keepdim=True)
         return torch.where(background, left, scores)
-
-
-def affinity(attention: Tensor) -> Tensor:
-    """A (B, N, N) of summed attention among patches: Sinkhorn, symmetric, two steps."""
-    balanced = sinkhorn(attention.mT, 3).mT  # columns first, rows last
-    balanced = (balanced + balanced.mT) / 2
-    return balanced @ balanced
 
 
 def stretch(probabilities: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ AAAI 2026; liblacklucy/RF-CLIP, whose order and constants are followed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +14,11 @@ from torch import Tensor
 from sfp.clip.clip import l2_normalise
 from sfp.clip.trunk import Hook, LayerState
 from sfp.errors import SFPError
-from sfp.methods import METHODS, Changes, Method
+from sfp.methods import METHODS, Changes
+from sfp.methods._adapted_text import AdaptedText
 from sfp.methods._method import warn_once
 from sfp.methods._parts import attention_map, cosine_similarity, cut_below
-from sfp.methods._rf_clip_parts import adapt_text, cluster_queries, refocus
 from sfp.options import Count, Positive, Share
-from sfp.stages import Picture, Text, View
 
 # (blocks, width, patch): channels from 0
 PUBLISHED_CHANNELS = {
@@ -30,7 +28,7 @@ PUBLISHED_CHANNELS = {
 
 
 @METHODS.register("RF-CLIP")
-class RFCLIP(Method):
+class RFCLIP(AdaptedText):
     """Y = (last(X^{L-1}) + last(G)) / 2, with both streams' patches mixed by S before.
 
     After every block a patch x with max over the channels D of (x_j - min x) / sum(x - min x) above
@@ -38,10 +36,8 @@ class RFCLIP(Method):
     layers' outputs, S = thr_beta(cos(G, G)) without normalisation, and last(Z) = W_o concat(A V) +
     b_o, A the mean over all layers of softmax(K K^T / sqrt(d_h)), patches alone.
 
-    Scores: (1 - w) <F_i, T'_q> + w <c, T_q>, c the class token's vector of the whole image. In each
-    cluster of queries the one that is the most like c moves towards the two patches that are the
-    most like it, T'_q = unit((1 - a) T_q + a mu). The authors choose w, a and h for each dataset;
-    the defaults are those of Context.
+    Scores are those of ``AdaptedText``, whose groups are CASS's but for complete linkage. The
+    authors choose its b, a and h for each dataset; the defaults are those of Context.
 
     Args:
         channels: D, from 0; published for B/16 and L/14, elsewhere all channels, as the paper's
@@ -49,10 +45,6 @@ class RFCLIP(Method):
         sigma: how much of a token's sum one channel may have, in units of 1 / C.
         alpha: share of the neighbourhood.
         beta: similarities below it are cut.
-        image_weight: w; 0 leaves c out.
-        patch_weight: a; 0 leaves the text as it is.
-        cluster_distance: h, the largest cosine distance in a cluster (complete linkage).
-        class_vector: c of the whole "image", or of each "window", as on Cityscapes.
         refocus: in blocks 1 to L-1, take attention off columns that draw much of it; present in the
             code, but never on.
         refocus_threshold: the share of all attention that makes a column such a sink.
@@ -63,10 +55,6 @@ class RFCLIP(Method):
     sigma: Positive = 5.0
     alpha: Share = 0.4
     beta: float = 0.4
-    image_weight: Share = 0.25
-    patch_weight: Share = 0.04
-    cluster_distance: Positive = 0.09
-    class_vector: Literal["image", "window"] = "image"
     refocus: bool = False
     refocus_threshold: Share = 0.1
     refocus_share: Share = 0.6
@@ -167,34 +155,28 @@ class RFCLIP(Method):
         features = l2_normalise(self.trunk.readout(y)).unflatten(1, self.grid(windows))
         return {"features": features, "cls": l2_normalise(self.trunk.readout(cls))}
 
-    def look(self, picture: Picture) -> Tensor | None:
-        """The class token's unit vector of the whole image, (1, D)."""
-        if self.class_vector == "window" or not self.image_weight + self.patch_weight:
-            return None
-        tokens = self.all_blocks(picture.image[None], self.denoise)
-        return l2_normalise(self.trunk.readout(tokens[:, 0]))
-
-    def score(self, view: View, text: Text) -> Tensor:
-        """(1 - w) <F, T'> + w <c, T>, (n, h, w, Q)."""
-        likeness, adapted = self.adapted(view, text)
-        features = view["features"].flatten(1, 2)
-        scores = torch.lerp(
-            features @ adapted.transpose(1, 2), likeness[:, None], self.image_weight
-        )
-        return scores.unflatten(1, view["features"].shape[1:3])
-
-    def adapted(self, view: View, text: Text) -> tuple[Tensor, Tensor]:
-        """<c, T_q> of each window (n, Q), and T' (n, Q, D)."""
-        features = view["features"].flatten(1, 2)
-        cls = view["cls"] if view.looked is None else view.looked.expand(len(features), -1)
-        likeness = cls @ text.vectors.T
-        if not self.patch_weight:
-            return likeness, text.vectors.expand(len(features), -1, -1)
-        clusters = cluster_queries(text.vectors, self.cluster_distance)
-        return likeness, adapt_text(features, text.vectors, likeness, clusters, self.patch_weight)
+    def class_tokens(self, windows: Tensor) -> Tensor:
+        return self.all_blocks(windows, self.denoise)[:, 0]
 
 
 def _counts(state: LayerState) -> list[int]:
     """How many class tokens, patches and further tokens a state has."""
     patches = state.grid[0] * state.grid[1]
     return [1, patches, state.tokens.shape[1] - 1 - patches]
+
+
+def refocus(maps: Tensor, rows: slice, threshold: float, share: float) -> Tensor:
+    """Attention (B, heads, T, T) with less weight of patches, ``rows``, on sinks.
+
+    Sinks are the patches whose column, summed over the patches' rows, is above threshold (1 + N);
+    they keep ``share`` of their weight, and the row's other patches get the rest in proportion.
+    """
+    patches = maps[:, :, rows, rows]
+    sinks = patches.sum(2, keepdim=True) / rows.stop > threshold
+    taken = patches * sinks
+    others = patches * ~sinks
+    freed = (1 - share) * taken.sum(-1, keepdim=True)
+    given = freed * others / (others.sum(-1, keepdim=True) + 1e-8)
+    maps = maps.clone()
+    maps[:, :, rows, rows] = share * taken + others + given
+    return maps

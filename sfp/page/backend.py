@@ -31,11 +31,14 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SCENES = (10, 0, 3, 6, 4, 2)
 _FIRST_NAMES = "sky; sea, ocean; sand; sun; boat; house"
 _CUT = {"type": "cut", "backbone": "colour", "side": 160}  # masks from 20x20 patches' colours
-# what has no other default: DINO and SAM are downloads, FLOSS's ranking is of Toyland's words, no
+# what has no other default: second models are downloads, FLOSS's ranking is of Toyland's words, no
 # file of CLIP-DINOiser's convolutions is of Toyland's width
 TOYLAND_OPTIONS = {
     "ProxyCLIP": {"proxy": "colour"},
     "Trident": {"proxy": "colour", "sam": "colour"},
+    "CASS": {"dino": "colour"},
+    # Toyland's class token says little of one thing, and its words are among the background's
+    "CaR": {"background_words": (), "confidence_threshold": 0.0},
     "FSA": {"base": "ProxyCLIP:proxy=colour"},
     "LPOSS": {"dino": "colour"},
     "LPOSS+": {"dino": "colour"},

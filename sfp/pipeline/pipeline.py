@@ -46,7 +46,7 @@ class Pipeline:
             batch that runs out of memory is tried again by halves.
 
     Raises:
-        SFPError: windows smaller than a patch or such that the method can't take, or no window at
+        SFPError: windows smaller than a patch, or such that the method can't take, or no window at
             once; or a refiner's model can't be loaded.
     """
 
@@ -64,6 +64,11 @@ class Pipeline:
             raise SFPError(
                 f"window={self.protocol.window} is smaller than one patch ({patch});"
                 f" give at least {patch}, or 0 for whole images."
+            )
+        if self.protocol.window and method.whole_images:
+            raise SFPError(
+                f"{method.name} takes whole images, but window is {self.protocol.window};"
+                " give window=0."
             )
         check_type("windows_at_once", windows_at_once, int | None)
         if windows_at_once is not None and windows_at_once < 1:

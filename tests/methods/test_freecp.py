@@ -18,8 +18,8 @@ from sfp.datasets import toyland
 from sfp.errors import SFPError
 from sfp.methods import METHODS, build_method, list_methods
 from sfp.methods._boxes import boxes_of, mask_of
+from sfp.methods._parts import propagation as affinity_of
 from sfp.methods._wrapper import Wrapper
-from sfp.methods.freecp import affinity as affinity_of
 from sfp.methods.freecp import agreement, refine, rivals, soft_iou, stretch
 from sfp.page.backend import TOYLAND_OPTIONS
 from sfp.stages import Picture, Text, View

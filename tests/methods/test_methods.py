@@ -29,20 +29,23 @@ PUBLISHED = {
     "CLIP", "MaskCLIP", "CLIPSurgery", "GEM", "SCLIP", "ClearCLIP", "NACLIP", "CLIPtrase",
     "SC-CLIP", "CLIPSeg", "SFP", "SFP-release",
     "ProxyCLIP", "RF-CLIP", "PEARL", "ResCLIP", "DIH-CLIP", "FSA", "FreeCP", "FLOSS",
-    "LPOSS", "LPOSS+", "CLIP-DINOiser", "Trident", "LaVG", "CorrCLIP",
+    "LPOSS", "LPOSS+", "CLIP-DINOiser", "Trident", "LaVG", "CorrCLIP", "CASS", "CaR",
 }  # fmt: skip
 
 
 def build(name: str, clip, **options):
-    """A method; where it wants a second model, the windows' mean colours on CLIP's grid, and cuts
-    of them where it wants masks.
+    """A method; where it wants a second model, the windows' mean colours on CLIP's grid (CASS: its
+    cells), and cuts of them where it wants masks.
     """
 
     def colours(windows: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(windows.float(), clip.trunk.patch)
 
+    def cells(windows: torch.Tensor) -> torch.Tensor:
+        return F.pixel_unshuffle(F.interpolate(windows.float(), (112, 112)), 8)
+
     for second in {"proxy", "dino", "dinoiser"} & set(REGISTRY.options(name)):
-        options.setdefault(second, colours)
+        options.setdefault(second, cells if name == "CASS" else colours)
     if "sam" in REGISTRY.options(name):
         options.setdefault("sam", "colour")
     if "masks" in REGISTRY.options(name):
@@ -328,6 +331,7 @@ def test_positions_can_be_resized_in_another_way(name, clip):
 
 # methods whose scores need more of the text than its cosines, and what leaves that out
 TEXT_INSIDE = {
+    "CASS": dict(image_weight=0.0, patch_weight=0.0),
     "RF-CLIP": dict(image_weight=0.0, patch_weight=0.0),
     "ResCLIP": dict(sfr=False),
     "FSA": None,  # nothing would be left
@@ -336,7 +340,8 @@ TEXT_INSIDE = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+# CaR's scores are maps of its own sentences: test_car.py
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "CaR"])
 def test_scores_are_cosines_unless_asked_otherwise(name, clip):
     """Or where the text is inside the method; then they are others. Of what wraps another method,
     whose scores have another meaning, its base's; of Trident without SAM.

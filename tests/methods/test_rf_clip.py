@@ -19,8 +19,9 @@ from sfp.clip.trunk import Hook
 from sfp.datasets import toyland
 from sfp.errors import SFPError
 from sfp.methods import build_method
+from sfp.methods._adapted_text import adapt_text, cluster_queries
 from sfp.methods._parts import attention_map, cosine_similarity
-from sfp.methods._rf_clip_parts import adapt_text, cluster_queries, refocus
+from sfp.methods.rf_clip import refocus
 from sfp.pipeline import Pipeline, Protocol, Task
 from sfp.stages import Picture, Text
 
@@ -142,7 +143,7 @@ def test_the_text_moves_as_a_slow_reading_says(patches):
 
 
 def test_the_clusters_of_a_vocabulary_are_made_once(monkeypatch):
-    calls, module = [], sys.modules["sfp.methods._rf_clip_parts"]
+    calls, module = [], sys.modules["sfp.methods._adapted_text"]
     linkage = module.linkage
     monkeypatch.setattr(module, "linkage", lambda *a, **k: calls.append(1) or linkage(*a, **k))
     vectors = l2_normalise(torch.randn(6, 9))

@@ -47,6 +47,8 @@ def test_fp16_overflow(method, overflowing, tmp_path):
         ranking = write_ranking(tmp_path / "ranking.json", overflowing, NAMES)
         options = dict(ranking=str(ranking))
     purifier = sfp.build_method(method, overflowing, **options).purifier
+    if METHODS.get(method).whole_images:
+        options = dict(options, window=0)
     prompts = "imagenet80" if method == "FLOSS" else "photo"
     layer = 11 if purifier and purifier.layers == {11} else 7
     words = f"tokens of layer {layer} .* in float16; give precision='fp32' or 'bf16'"
