@@ -697,13 +697,11 @@ def second_models(result: dict[str, Any]) -> str:
         passes = models.pop("CLIP")["passes"]
         further = ", ".join(f"{name} {own['passes']}" for name, own in models.items())
         spent = sum(own["gflop"] for own in models.values())
-        over = row["over_clip"]
-        body.append(
-            [row["method"], str(row["windows"]), str(passes), further,
-             number(row["gflop"] / row["clip_gflop"], 2), number(row["gflop"], 0),
-             number(spent, 0), *(number(over[key], 2) for key in ("ratio", "ratio_min", "ratio_max")),
-             number(row["peak_mib"])]
-        )  # fmt: skip
+        share = row["gflop"] / row["clip_gflop"]
+        over = [number(row["over_clip"][key], 2) for key in ("ratio", "ratio_min", "ratio_max")]
+        counts = [number(share, 2), number(row["gflop"]), number(spent)]
+        start = [row["method"], str(row["windows"]), str(passes), further]
+        body.append([*start, *counts, *over, number(row["peak_mib"])])
     head = [
         "method",
         "#windows",
