@@ -6,7 +6,9 @@ python tools/measure_speed.py --methods SFP SFP-release:pm=LOF --model ViT-B/16 
 --device cpu
 python tools/measure_speed.py --methods CLIP SCLIP SC-CLIP --layout table9
 
-Weights are made up unless --pretrained names some: they change no timing but that of detectors.
+Weights are made up unless --pretrained names some: they change no timing but that of detectors. So
+are those of second models that no option names, of the sizes of the method's default; the passes
+and operations of each model are counted for one picture.
 Quote ratios, not seconds.
 """
 
@@ -22,14 +24,15 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfp.clip.clip import PRECISIONS
@@ -121,11 +124,13 @@ def measure(args: argparse.Namespace) -> None:
 
     plain, clip = load_both(args)
     segmenters = {}
-    for text in args.methods:
-        name, options = parse_spec(text)
-        segmenters[text] = Segmenter(
-            name, clip, short_side=args.short_side, prompts="photo", text_cache=False, **options
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        for text in args.methods:
+            name, options = parse_spec(text)
+            options = with_made_up(name, options, clip, Path(folder))
+            segmenters[text] = Segmenter(
+                name, clip, short_side=args.short_side, prompts="photo", text_cache=False, **options
+            )
     methods = {text: segmenter.pipeline.method for text, segmenter in segmenters.items()}
     side = clip.model.visual.image_size[0]
     windows = torch.randn(
@@ -205,6 +210,58 @@ def load_both(args: argparse.Namespace):
     return plain.to(dtype), clip
 
 
+def with_made_up(name: str, options: Mapping[str, Any], clip, folder: Path) -> dict[str, Any]:
+    """Options with files of made-up weights for the second models of a method, and of its base,
+    that have no file; of the sizes that the method names.
+    """
+    from sfp.methods import METHODS
+
+    known, found = METHODS.options(name), dict(options)
+    for option in known:
+        file, model = f"{option}_weights", found.get(option, known[option])
+        if file in known and found.get(file) is None and isinstance(model, str):
+            path = made_up(model, clip, folder / f"{len(list(folder.iterdir()))}.safetensors")
+            if path is not None:
+                found[file] = str(path)
+    if "base" in known:
+        base, of_base = parse_spec(found.get("base", known["base"]))
+        found["base"] = dict(type=base, **with_made_up(base, of_base, clip, folder))
+    return found
+
+
+def made_up(model: str, clip, path: Path) -> Path | None:
+    """A file, or a folder, of made-up weights of a second model by the name that an option has for
+    it; None for what needs no weights.
+    """
+    import open_clip
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    if timm.is_model(model.split(".")[0]):
+        network = timm.create_model(model.split(".")[0], pretrained=False, num_classes=0)
+        weights = network.state_dict()
+    elif model.startswith("facebook/sam-vit-base"):
+        from transformers import SamConfig, SamModel
+
+        SamModel(SamConfig()).save_pretrained(path.with_suffix(""))
+        return path.with_suffix("")
+    elif model.replace("/", "-") in open_clip.list_models():
+        weights = open_clip.create_model(model.replace("/", "-"), load_weights=False).state_dict()
+    elif model == "convolutions":  # CLIP-DINOiser's two
+        width = clip.trunk.width
+        weights = {
+            "obj_proj.weight": torch.randn(256, width, 3, 3) * (9 * width) ** -0.5,
+            "obj_proj.bias": torch.zeros(256),
+            "bkg_decoder.weight": torch.randn(1, width, 1, 1),
+            "bkg_decoder.bias": torch.zeros(1),
+        }
+    else:
+        return None
+    save_file({name: value.contiguous() for name, value in weights.items()}, path)
+    return path
+
+
 def in_rounds(
     calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warm: bool = True
 ) -> dict[str, list[float]]:
@@ -245,6 +302,13 @@ def spread(seconds: list[float], plain: list[float]) -> dict[str, float]:
 
 def gflop(call: Callable[[], Any]) -> float:
     """10^9 operations, two for a multiplication with addition, of matmuls and convolutions."""
+    return operations(call)[0]
+
+
+def operations(
+    call: Callable[[], Any], models: Mapping[str, nn.Module] | None = None
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """``gflop``, and what of it each model has, see ``counting``."""
 
     def of_linear(x: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return 2 * int(np.prod(x)) * weight[0]
@@ -254,13 +318,52 @@ def gflop(call: Callable[[], Any]) -> float:
         False
     )  # one operator for a whole attention, which the counter doesn't know
     try:
-        with FlopCounterMode(
-            display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: of_linear}
-        ) as counter:
+        with (
+            FlopCounterMode(
+                display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: of_linear}
+            ) as counter,
+            counting(models or {}, counter) as counts,
+        ):
             call()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return counter.get_total_flops() / 1e9
+    return counter.get_total_flops() / 1e9, counts
+
+
+@contextmanager
+def counting(
+    models: Mapping[str, nn.Module], counter: FlopCounterMode
+) -> Iterator[dict[str, dict[str, float]]]:
+    """While it lasts, count for each model its "passes", windows and pictures through its patch
+    embedding, and the 10^9 operations, "gflop", of all that is called of it.
+    """
+    counts = {name: dict(passes=0, gflop=0.0) for name in models}
+    depth, handles = dict.fromkeys(models, 0), []
+
+    def enter(name: str, *_: Any) -> None:
+        depth[name] += 1
+        if depth[name] == 1:
+            counts[name]["gflop"] -= counter.get_total_flops() / 1e9
+
+    def leave(name: str, *_: Any) -> None:
+        depth[name] -= 1
+        if depth[name] == 0:
+            counts[name]["gflop"] += counter.get_total_flops() / 1e9
+
+    def embed(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        counts[name]["passes"] += len(inputs[0])
+
+    for name, model in models.items():
+        for module in model.modules():
+            handles.append(module.register_forward_pre_hook(partial(enter, name)))
+            handles.append(module.register_forward_hook(partial(leave, name), always_call=True))
+            if isinstance(module, nn.Conv2d) and module.stride == module.kernel_size > (4, 4):
+                handles.append(module.register_forward_pre_hook(partial(embed, name)))
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
@@ -295,7 +398,7 @@ def measure_images(
     args: argparse.Namespace, clip, plain, segmenters: dict, rates: tuple[float, float]
 ) -> list[dict[str, Any]]:
     """Milliseconds of each stage for one JPEG, beside the plain forward of its windows as one
-    batch.
+    batch, and beside that of this trunk; passes and operations of each model.
 
     The whole is ``Segmenter`` on the file, its text known.
     """
@@ -305,7 +408,7 @@ def measure_images(
     from sfp.pipeline.decode import decode
     from sfp.pipeline.score_map import ScoreMap
     from sfp.pipeline.windows import cut, window_grid
-    from sfp.stages import Text
+    from sfp.stages import Picture, Text
 
     names = [f"thing {i}" for i in range(args.classes)]
     vectors = torch.randn(args.classes, clip.embed_dim)
@@ -324,33 +427,54 @@ def measure_images(
             ).to(clip.device)
 
         image = load()
-        grid = window_grid(*image.shape[1:], 224, 112)
-        windows = torch.stack([cut(image, window) for window in grid])
-        for_plain = windows.to(plain.visual.conv1.weight.dtype)
-        size = clip.model.visual.image_size[0]
-        if windows.shape[-1] != size:  # open_clip takes its native size alone
-            for_plain = torch.nn.functional.interpolate(for_plain, size=size)
-        parts = windows.split(clip.trunk.windows_at_once(*windows.shape[-2:]))
+        picture = Picture(image, read_image(path), str(path))
         for name, segmenter in segmenters.items():
-            method = segmenter.pipeline.method
-            (view,) = segmenter.pipeline.views([image])
+            pipeline, method = segmenter.pipeline, segmenter.pipeline.method
+            protocol = pipeline.protocol
+            grid = window_grid(*image.shape[1:], protocol.window, protocol.stride)
+            windows = torch.stack([cut(image, window) for window in grid])
+            for_plain = windows.to(plain.visual.conv1.weight.dtype)
+            size = clip.model.visual.image_size[0]
+            if windows.shape[-1] != size:  # open_clip takes its native size alone
+                for_plain = torch.nn.functional.interpolate(for_plain, size=size)
+            parts = windows.split(clip.trunk.windows_at_once(*windows.shape[-2:]))
+            (view,) = pipeline.views([picture])
             maps = method.score(view, text)
-            stitched = ScoreMap.of_windows(maps, grid, image.shape[1:]).resized(tuple(args.image))
+
+            def stitch(
+                maps: Tensor = maps, grid: list = grid, joined: bool = method.joins_windows
+            ) -> ScoreMap:
+                if joined:
+                    return ScoreMap.of_pixels(maps.permute(2, 0, 1)).resized(tuple(args.image))
+                scores = ScoreMap.of_windows(maps, grid, image.shape[1:])
+                return scores.resized(tuple(args.image))
+
+            stitched = stitch()
+            small = None
+            if method.refines_pixels(text):
+                small = ScoreMap.of_windows(maps, grid, image.shape[1:]).canvas()
+
+            def refine(
+                segmenter=segmenter, view=view, stitched: ScoreMap = stitched, small=small
+            ) -> None:
+                if small is not None:
+                    segmenter.pipeline.method.refine_pixels(small.clone(), view, text)
+                for refiner in segmenter.pipeline.protocol.refiners:
+                    refiner(stitched.canvas(), view, text)
+
             calls = {
-                "plain": lambda: plain.encode_image(for_plain),
+                "plain": lambda for_plain=for_plain: plain.encode_image(for_plain),
                 "decode": load,
-                "trunk": lambda: [
+                "trunk": lambda parts=parts: [
                     clip.trunk.run(part, last=clip.trunk.layers - 1) for part in parts
                 ],
-                "encode": lambda method=method: method.run(windows),
-                "text similarity": lambda method=method, view=view: method.score(view, text),
-                "stitch": lambda maps=maps: ScoreMap.of_windows(
-                    maps, grid, image.shape[1:]
-                ).resized(tuple(args.image)),
-                "refine": lambda segmenter=segmenter, view=view, stitched=stitched: [
-                    refiner(stitched.canvas(), view, text)
-                    for refiner in segmenter.pipeline.protocol.refiners
+                "CLIP": lambda parts=parts: [
+                    clip.trunk.readout(clip.trunk.run(part)) for part in parts
                 ],
+                "encode": lambda method=method, windows=windows: method.run(windows),
+                "text similarity": lambda method=method, view=view: method.score(view, text),
+                "stitch": stitch,
+                "refine": refine,
                 "decode labels": lambda stitched=stitched: decode(
                     stitched, torch.arange(args.classes)
                 ),
@@ -373,7 +497,12 @@ def measure_images(
                 "plain_seconds": statistics.median(seconds["plain"]),
                 **spread(seconds["image"], seconds["plain"]),
             }
-            row["gflop"] = gflop(calls["image"])
+            models = {"CLIP": clip.model, **method.backbones}
+            row["gflop"], row["models"] = operations(calls["image"], models)
+            row["over_clip"] = spread(seconds["image"], seconds["CLIP"])
+            row["clip_gflop"] = gflop(calls["CLIP"])
+            if method.backbones:
+                row["peak_mib"] = peak_memory(calls["image"], clip.device)
             row["floor_ms"] = floors(calls, least_bytes(clip, parts, text, stitched), rates)
             row["decode_peak_mib"] = peak_memory(calls["decode labels"], clip.device)
             rows.append(row)
@@ -551,7 +680,44 @@ def tables(result: dict[str, Any]) -> str:
         f"{markdown_table(head, body)}\nOne JPEG of {height}x{width} with {result['classes']} "
         f"classes, {windows} windows; "
         f"milliseconds, and the whole over open_clip's forward of these windows\n\n"
-        f"{markdown_table(of_stages, stages)}{words}"
+        f"{markdown_table(of_stages, stages)}{words}{second_models(result)}"
+    )
+
+
+def second_models(result: dict[str, Any]) -> str:
+    """What methods with second models cost for the picture: passes of windows, or of the picture,
+    through each model, operations, and time over that of CLIP's own forward of the windows.
+    """
+    rows = [row for row in result["images"] if set(row["models"]) != {"CLIP"}]
+    if not rows:
+        return ""
+    body = []
+    for row in rows:
+        models = dict(row["models"])
+        passes = models.pop("CLIP")["passes"]
+        further = ", ".join(f"{name} {own['passes']}" for name, own in models.items())
+        spent = sum(own["gflop"] for own in models.values())
+        share = row["gflop"] / row["clip_gflop"]
+        over = [number(row["over_clip"][key], 2) for key in ("ratio", "ratio_min", "ratio_max")]
+        counts = [number(share, 2), number(row["gflop"]), number(spent)]
+        start = [row["method"], str(row["windows"]), str(passes), further]
+        body.append([*start, *counts, *over, number(row["peak_mib"])])
+    head = [
+        "method",
+        "#windows",
+        "#CLIP's passes",
+        "others' passes",
+        "#GFLOP over CLIP's",
+        "#GFLOP",
+        "#others' GFLOP",
+        "#time over CLIP's",
+        "#least",
+        "#largest",
+        "#peak MiB",
+    ]
+    return (
+        "\nMethods with second models, the same picture; CLIP's is this trunk's own forward of the"
+        f" windows. Elementwise products are no operations here.\n\n{markdown_table(head, body)}"
     )
 
 

@@ -75,7 +75,7 @@ class Cell:
         return Path(
             self.out,
             *(
-                re.sub(r"[^\w.=,@-]+", "-", part)
+                re.sub(r"[^\w.=,@+-]+", "-", part)
                 for part in (self.method, self.backbone, self.dataset)
             ),
         )

@@ -1,5 +1,5 @@
 """Label propagation over a graph: y of (I - alpha D^-1/2 W D^-1/2) y = y0 by a few steps of
-conjugate gradients. Graphs of patches and of pixels; none is ever a dense matrix.
+conjugate gradients. Graphs of patches and of pixels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _ROWS_BYTES = 64 << 20  # of similarities at a time
+_DENSE_BYTES = 256 << 20  # of a whole matrix; a larger one is kept as its entries
 _STATE_BYTES = 256 << 20  # of the solver's four vectors, all queries of a group
 _CPU_NUMBERS = 1 << 16  # that one product of a shift touches, so that they stay in a cache
 # of CIE 1931, sRGB's primaries and white D65
@@ -55,21 +56,36 @@ class PatchGraph:
             likeness, j = (features[rows] @ features.T).topk(k, sorted=False)
             distance = (places[rows, None] - places[j]).norm(dim=-1)
             w = likeness.clamp(min=0) ** gamma * torch.exp(-sigma * distance**rho)
-            i = rows[:, None].expand_as(j)
-            kept = (w != 0) & (i != j)
-            found.append((i[kept], j[kept], w[kept]))
-        i, j, w = (torch.cat(parts) for parts in zip(*found, strict=True))
+            found.append((w.to(exact(device)), j))
+        w, j = (torch.cat(parts) for parts in zip(*found, strict=True))  # (n, k)
+        dense = self.count**2 * w.element_size() <= _DENSE_BYTES
+        self.matrix = self._dense(w, j) if dense else None
+        if not dense:
+            self._sparse(w, j)
+
+    def _dense(self, w: Tensor, j: Tensor) -> Tensor:
+        """D^-1/2 W D^-1/2, (n, n)."""
+        own = w.new_zeros(self.count, self.count).scatter_(1, j, w)
+        joined = (own + own.T).fill_diagonal_(0)
+        scale = _scale(joined.sum(1))
+        return joined.mul_(scale).mul_(scale[:, None])
+
+    def _sparse(self, w: Tensor, j: Tensor) -> None:
+        """Its entries, row after row: ``weights`` in ``columns``, and where rows start."""
+        i = torch.arange(self.count, device=j.device)[:, None].expand_as(j)
+        kept = (w != 0) & (i != j)
+        i, j, w = i[kept], j[kept], w[kept]
         rows, order = torch.cat([i, j]).sort(stable=True)
-        self.columns = torch.cat([j, i])[order]
-        weights = torch.cat([w, w])[order].to(exact(device))
-        degree = weights.new_zeros(self.count).index_add_(0, rows, weights)  # s
-        scale = torch.where(degree > 0, degree, 1).rsqrt()
+        self.columns, weights = torch.cat([j, i])[order], torch.cat([w, w])[order]
+        scale = _scale(weights.new_zeros(self.count).index_add_(0, rows, weights))
         self.weights = weights * scale[rows] * scale[self.columns]
         counts = torch.bincount(rows, minlength=self.count)
         self.starts = counts.cumsum(0) - counts
 
     def product(self, y: Tensor) -> Tensor:
         """D^-1/2 W D^-1/2 y of rows y (Q, n)."""
+        if self.matrix is not None:
+            return y @ self.matrix
         if not len(self.columns):
             return torch.zeros_like(y)
         mixed = F.embedding_bag(
@@ -116,7 +132,7 @@ class PixelGraph:
             plane.view(height, self.pitch)[here] = w
             degree[here] += w
             degree[there] += w
-        scale = self.flat(torch.where(degree > 0, degree, 1).rsqrt()[None])[0]
+        scale = self.flat(_scale(degree)[None])[0]
         for plane, step in zip(self.planes, self.steps, strict=True):
             plane.mul_(scale[: len(plane)]).mul_(scale[step : step + len(plane)])
 
@@ -150,6 +166,11 @@ class PixelGraph:
         height, _ = self.size
         bytes_each = 4 * self.planes.element_size() * (height + self.radius) * self.pitch
         return max(1, _STATE_BYTES // bytes_each)
+
+
+def _scale(degree: Tensor) -> Tensor:
+    """s^-1/2, 1 where s is 0."""
+    return torch.where(degree == 0, 1, degree).rsqrt()
 
 
 def _overlap(

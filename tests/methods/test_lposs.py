@@ -131,12 +131,14 @@ def slow_solve(laplacian: np.ndarray, start: np.ndarray, iterations: int) -> np.
     return np.array(rows)
 
 
+@pytest.mark.parametrize("dense", [0, 1 << 28])
 @pytest.mark.parametrize("k", [1, 5, 23, 400])
-def test_a_plain_reading_of_the_patch_graph(k, monkeypatch):
+def test_a_plain_reading_of_the_patch_graph(k, dense, monkeypatch):
     """23 patches; 400 neighbours are all of them, one is the patch itself: nothing is joined."""
     features = l2_normalise(torch.randn(23, 4) + torch.tensor([1.0, 0, 0, 0]))
     places = torch.randint(0, 100, (23, 2)).float()
     monkeypatch.setattr("sfp.methods._propagation._ROWS_BYTES", 4 * 23 * 5)  # five rows at a time
+    monkeypatch.setattr("sfp.methods._propagation._DENSE_BYTES", dense)
     graph = PatchGraph(features, places, k, gamma=3.0, sigma=0.02, rho=1.5)
     f, x, w = features.double().numpy(), places.numpy(), np.zeros((23, 23))
     for i in range(23):

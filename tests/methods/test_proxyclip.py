@@ -146,6 +146,37 @@ class TestTimm:
         with pytest.raises(SFPError, match=words):
             build_method("ProxyCLIP", clip, proxy=name, proxy_weights=weights)
 
+    @pytest.mark.parametrize(
+        ("name", "given", "resolved"),
+        [
+            (TINY, "auto", "scale"),
+            (TINY, "timm", "timm"),
+            ("vit_small_patch14_dinov2", "auto", "scale"),
+            ("vit_small_patch14_reg4_dinov2", "auto", "timm"),
+            ("vit_small_patch16_dinov3", "auto", "timm"),  # rotary positions
+            ("eva02_tiny_patch14_224", "auto", "timm"),  # both kinds
+        ],
+    )
+    def test_positions_by_the_rule_that_the_model_allows(self, name, given, resolved, clip):
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0, dynamic_img_size=True)
+        found = TimmViT(model, clip, positions=given)
+        assert found.positions == resolved and found.patch in (14, 16)
+
+    def test_positions_of_other_grids(self, weights, clip):
+        """DINO's scale factors by default; a native grid is left as it is."""
+        window = parity.image("rect.0", 224, 320)[None]
+        maps = {
+            rule: build_method(
+                "ProxyCLIP", clip, proxy=TINY, proxy_weights=str(weights), proxy_positions=rule
+            ).backbones["proxy"]
+            for rule in ("auto", "scale", "timm")
+        }
+        assert torch.equal(maps["auto"](window), maps["scale"](window))
+        assert not torch.allclose(maps["auto"](window), maps["timm"](window), atol=1e-3)
+        native = window[..., :224]
+        torch.testing.assert_close(maps["auto"](native), maps["timm"](native), atol=1e-4, rtol=1e-4)
+
 
 def test_colour_needs_no_weights(clip):
     window = torch.zeros(1, 3, 224, 224)

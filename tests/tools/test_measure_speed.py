@@ -71,6 +71,31 @@ def test_operations_ratios_and_stages(tool, quick, tmp_path):
     assert result["texts"]["texts"] == 160 and min(map(float, result["texts"].values())) > 0
 
 
+def test_passes_and_operations_of_second_models(tool, quick, tmp_path):
+    """Those of made-up weights of the sizes that the option names, read by the method itself."""
+    out, tiny = tmp_path / "speed.json", "LPOSS:dino=vit_tiny_patch16_224"
+    methods = [tiny, "CLIP-DINOiser"]
+    code, text, error = tool(
+        "measure_speed", *quick, "--methods", *methods, "--batch", 1, "--out", out
+    )
+    assert code == 0, error
+    assert "Methods with second models" in text and f"| {tiny} | 2 | 2 | dino 2 |" in text
+    spread, learned = json.loads(out.read_text())["images"]
+    assert spread["models"]["CLIP"]["passes"] == learned["models"]["CLIP"]["passes"] == 2
+    # 11 blocks of 197 tokens of 192 channels; queries, keys and values of the twelfth; 2 windows
+    tokens, width = 197, 192
+    block = tokens * (24 * width**2 + 4 * tokens * width)
+    wanted = 11 * block + 196 * 6 * width**2 + 2 * 196 * 3 * 16 * 16 * width
+    dino = spread["models"]["dino"]
+    assert dino == dict(passes=2, gflop=pytest.approx(2 * wanted / 1e9, rel=1e-3))
+    assert spread["gflop"] > 0.9 * spread["clip_gflop"] + dino["gflop"]
+    convolution = 2 * 2 * 49 * 256 * 9 * 768
+    assert learned["models"]["dinoiser"] == dict(
+        passes=0, gflop=pytest.approx(convolution / 1e9, rel=1e-3)
+    )
+    assert spread["over_clip"]["ratio"] > 0 and spread["clip_gflop"] > 0
+
+
 def test_table_9(tool, quick):
     code, text, _ = tool(
         "measure_speed", *quick, "--methods", "SCLIP", "--batch", 1, "--layout", "table9"
