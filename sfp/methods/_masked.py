@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sfp.methods._method import Method
+from sfp.methods._method import METHODS, Method
 from sfp.regions import check_masks, load_masks
 from sfp.stages import Picture
 
@@ -25,7 +25,8 @@ class Masked(Method):
     def check_given(cls, given: Mapping[str, Any]) -> None:
         """Raises SFPError for masks that are nowhere, or a program's wrong options."""
         super().check_given(given)
-        if given.get("masks") is not None:
+        if "masks" in given:
+            METHODS.check_options(cls.name, {"masks": given["masks"]})
             check_masks(given["masks"])
 
     def prepare(self) -> None:

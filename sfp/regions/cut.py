@@ -12,7 +12,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 import scipy.linalg
 import scipy.ndimage
-import scipy.sparse.linalg
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,8 +24,9 @@ from sfp.regions.regions import Regions
 
 _EPSILON = 1e-5  # what unlike patches have in common
 _FEWEST = 5  # free patches; with no more of them the cutting ends
-_DENSE = 1024  # patches up to which all of the matrix is decomposed
-_TIE = 1e-6  # of the largest: what lies nearer is as large
+_STEPS = 400  # Lanczos steps at most
+_ROUNDING = 1e-13  # what is left of the eigenproblem when they end
+_TIE = 1e-9  # of the largest entry: what differs by less is equal
 _LEAST_IOU = 0.5  # of a mask with its refined self
 
 
@@ -115,7 +115,7 @@ def _piece(like: Tensor, free: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     places = torch.from_numpy(np.flatnonzero(free)).to(like.device)
     v = second_eigenvector(like[places][:, places])
     side, values = np.zeros(len(free), bool), np.full(len(free), np.abs(v).min())
-    side[free], values[free] = v > v.mean(), v
+    side[free], values[free] = v - v.mean() > _TIE * np.abs(v).max(), v
     h, w = grid
     corners = side[[0, w - 1, (h - 1) * w, h * w - 1]].sum()
     if corners >= 3 or not side[_first_largest(np.abs(values))]:
@@ -134,9 +134,9 @@ def _first_largest(values: np.ndarray) -> int:
 def second_eigenvector(like: Tensor) -> np.ndarray:
     """v (n,) of (D - A) v = lambda D v for the second smallest lambda, its largest |v_i| positive.
 
-    Solved as u of D^-1/2 A D^-1/2 with the second largest eigenvalue, v = D^-1/2 u: up to 1024
-    patches by a full decomposition, beyond by Lanczos steps from a fixed start to the rounding of
-    float64, and by a full decomposition where those don't end.
+    Solved as u of D^-1/2 A D^-1/2 with the second largest eigenvalue, v = D^-1/2 u, by Lanczos
+    steps from a fixed start to the rounding of float64; by a full decomposition where they don't
+    end. Of several such u it is the one nearest to the start, whatever the machine.
 
     Args:
         like: which patches are alike, (n, n) bool, symmetric; A is 1 there, else 1e-5.
@@ -144,34 +144,40 @@ def second_eigenvector(like: Tensor) -> np.ndarray:
     weights = like.double()
     weights.mul_(1 - _EPSILON).add_(_EPSILON)  # A
     scale = weights.sum(1).rsqrt()
-    u = _lanczos(weights, scale) if len(weights) > _DENSE else None
+    u = _lanczos(weights, scale)
     if u is None:
         matrix = (scale[:, None] * weights * scale).cpu().numpy()
-        last = len(matrix) - 2
-        u = scipy.linalg.eigh(matrix, subset_by_index=[last, last])[1][:, 0]
-    v = scale.cpu().numpy() * u
+        u = torch.from_numpy(scipy.linalg.eigh(matrix)[1][:, -2]).to(scale)
+    v = (scale * u).cpu().numpy()
     return v * np.sign(v[_first_largest(np.abs(v))])
 
 
-def _lanczos(weights: Tensor, scale: Tensor) -> np.ndarray | None:
-    """The second eigenvector of the scaled weights; None where the steps don't converge."""
-    first = 1 / scale  # the eigenvector of the largest eigenvalue, 1
-    first /= first.norm()
-
-    def product(x: np.ndarray) -> np.ndarray:
-        given = torch.from_numpy(np.ascontiguousarray(x.ravel())).to(weights)
-        given = given - first * (first @ given)
-        found = scale * (weights @ (scale * given))
-        return (found - first * (first @ found)).cpu().numpy()
-
+def _lanczos(weights: Tensor, scale: Tensor) -> Tensor | None:
+    """The second eigenvector of the scaled weights; None where the steps don't end."""
     n = len(weights)
-    start = np.cos(np.arange(n, dtype=np.float64))
-    operator = scipy.sparse.linalg.LinearOperator((n, n), matvec=product, dtype=np.float64)
-    try:
-        value, found = scipy.sparse.linalg.eigsh(
-            operator, k=1, which="LA", v0=start, tol=0, ncv=40, maxiter=60
-        )
-    except scipy.sparse.linalg.ArpackError:
-        return None
-    u = found[:, 0]
-    return u if np.abs(product(u) - value[0] * u).max() < 1e-10 else None
+    steps = min(n - 1, _STEPS)
+    basis = weights.new_zeros(steps + 1, n)  # the first eigenvector, then the Lanczos vectors
+    basis[0] = 1 / scale / (1 / scale).norm()
+    places = torch.arange(n, dtype=torch.float64)
+    found = (2 * places / n - 1 + places.cos()).to(weights)
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for step in range(1, steps + 1):
+        known = basis[:step]
+        for _ in range(2):  # once leaves rounding behind
+            found = found - known.T @ (known @ found)
+        beside.append(float(found.norm()))
+        basis[step] = found / beside[-1]
+        found = scale * (weights @ (scale * basis[step]))
+        diagonal.append(float(basis[step] @ found))
+        if step % 8 == 0 or step == steps or step < 8:
+            known, rest = basis[: step + 1], found
+            for _ in range(2):
+                rest = rest - known.T @ (known @ rest)
+            largest = (step - 1, step - 1)
+            _, s = scipy.linalg.eigh_tridiagonal(
+                diagonal, beside[1:], select="i", select_range=largest
+            )
+            if float(rest.norm()) * abs(s[-1, 0]) < _ROUNDING:
+                return basis[1 : step + 1].T @ torch.from_numpy(s[:, 0].copy()).to(basis)
+    return None

@@ -63,11 +63,13 @@ class Sam2Masks(MaskProgram):
     def __call__(self, pixels: np.ndarray) -> Regions:
         pixels = pixels.copy()  # torch wants it writable
         device, processor, size = self.clip.device, self.processor, pixels.shape[:2]
-        square = processor.size["height"]
-        boxes, points, _, labels = processor.generate_crop_boxes(
-            pixels, square, points_per_crop=self.points, device=device
-        )
-        points, labels = points.transpose(1, 2)[0], labels.transpose(1, 2)[0]  # (1, n, 2), (1, n)
+        # in the square that the picture is squeezed to; transformers' generate_crop_boxes places
+        # them as for SAM 1, whose square is padded, so that a wide picture's bottom has none
+        side = processor.size["height"]
+        centres = (torch.arange(self.points, device=device) + 0.5) * side / self.points
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        points = torch.stack([x, y], -1).view(1, -1, 1, 2)
+        box = torch.tensor([0.0, 0.0, size[1], size[0]], device=device)
         inputs = processor(images=pixels, return_tensors="pt")["pixel_values"].to(device)
         embeddings = self.network.get_image_embeddings(inputs)
         runs: list[dict] = []
@@ -75,14 +77,13 @@ class Sam2Masks(MaskProgram):
         for first in range(0, points.shape[1], self.points_at_once):
             some = slice(first, first + self.points_at_once)
             out = self.network(
-                input_points=points[:, some, None],
-                input_labels=labels[:, some, None],
+                input_points=points[:, some],
                 image_embeddings=list(embeddings),
                 multimask_output=self.multimask,
             )
             (masks,) = processor.post_process_masks(out.pred_masks, [size], binarize=False)
             few, scores, places = processor.filter_masks(
-                masks, out.iou_scores[0], size, boxes[0], self.iou, self.stability
+                masks, out.iou_scores[0], size, box, self.iou, self.stability
             )
             runs += few
             found.append((scores, places))
