@@ -29,6 +29,11 @@ def main() -> int:
         help="whose published numbers: SFP, SC-CLIP, CLIPSeg; each method's own paper if not given",
     )
     parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="with the published rows of methods that aren't run here, such as trained ones",
+    )
+    parser.add_argument(
         "--out", type=Path, help="write the table to this file instead of printing it"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -42,7 +47,7 @@ def make(args: argparse.Namespace) -> None:
         SFPError: no results, broken ones, or two for one cell.
     """
     require_mmseg()
-    from sfp.evaluation.tables import as_csv, collect, latex, markdown
+    from sfp.evaluation.tables import as_csv, collect, latex, markdown, peers
 
     found = [
         path.parent for folder in args.folders for path in sorted(folder.rglob("results.json"))
@@ -52,9 +57,10 @@ def make(args: argparse.Namespace) -> None:
             f"There is no results.json in {', '.join(map(str, args.folders))}; give the "
             f"--work-dir or --out of an evaluation."
         )
-    text = {"markdown": markdown, "csv": as_csv, "latex": latex}[args.format](
-        collect(found, args.paper)
-    )
+    entries = collect(found, args.paper)
+    if args.peers:
+        entries += peers(entries, args.paper)
+    text = {"markdown": markdown, "csv": as_csv, "latex": latex}[args.format](entries)
     if args.out is None:
         print(text, end="")
         return

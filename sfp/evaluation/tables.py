@@ -67,6 +67,17 @@ PAPERS = {
     ),
     "FLOSS": (("README",), _SMALL),
     "Trident": (("quoted",), dict(prompts=80, precision="fp16")),  # else its own settings
+    "CASS": (("quoted",), _WHOLE_VOC21),
+    "CaR": (("quoted",), dict(window=0, precision="fp16")),
+}
+# methods of those tables that have no file in sfp/methods, and why
+NOT_RUN = {
+    "GroupViT": "trained",
+    "SegCLIP": "trained",
+    "TCL": "trained",
+    "SAM-CLIP": "trained",
+    "ReCo": "not run: it retrieves pictures of each class from ImageNet's training set",
+    "PnP-OVSS": "not run: BLIP in place of CLIP, and lists of each picture's classes by GPT-4o",
 }
 _BACKBONES = {
     "ViT-B-16": ("ViT-B/16", "ViT-B (CLIP-B, OpenAI)"),
@@ -77,7 +88,7 @@ _BACKBONES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One evaluation beside its paper.
+    """One evaluation beside its paper, or a paper's number of a method that isn't run here.
 
     Attributes:
         method, backbone, dataset: row and column; the method with its changed options.
@@ -91,7 +102,7 @@ class Entry:
     method: str
     backbone: str
     dataset: str
-    measured: float
+    measured: float | None
     published: float | None = None
     paper: str | None = None
     differs: tuple[str, ...] = ()
@@ -100,7 +111,7 @@ class Entry:
 
     @property
     def difference(self) -> float | None:
-        return None if self.published is None else self.measured - self.published
+        return None if None in (self.published, self.measured) else self.measured - self.published
 
 
 @functools.cache
@@ -154,6 +165,35 @@ def collect(folders: Iterable[Path], paper: str | None = None) -> list[Entry]:
             continue
         entries.append(read_results(path, lambda result: _entry(result, paper)))
     return entries
+
+
+def peers(entries: Sequence[Entry], paper: str | None = None) -> list[Entry]:
+    """The published numbers of ``NOT_RUN`` on the datasets of entries, for rows below theirs."""
+    backbone, datasets = next(iter(_BACKBONES)), dict.fromkeys(entry.dataset for entry in entries)
+    found = []
+    for method, reason in NOT_RUN.items():
+        for dataset in datasets:
+            number, where = find_published(method, backbone, dataset, paper) or (None, None)
+            if where is not None:
+                found.append(Entry(method, backbone, dataset, None, number, where, (reason,)))
+    return found
+
+
+def peers_table() -> str:
+    """All published numbers of ``NOT_RUN`` in Markdown, for docs/peers.md."""
+    columns = [key for key, _ in COLUMNS.values() if key != "toyland"]
+    cells = {
+        (own.method, own.dataset): own
+        for own in peers([Entry("", "", key, None) for key in columns])
+    }
+    body = []
+    for method, reason in NOT_RUN.items():
+        own = [cells.get((method, key)) for key in columns]
+        papers = ", ".join(dict.fromkeys(entry.paper for entry in own if entry))
+        numbers = [_number(entry and entry.published) for entry in own]
+        body.append([method, reason, papers, *numbers])
+    heads = [f"#{head}" for key, head in COLUMNS.values() if key in columns]
+    return markdown_table(["method", "why", "published in", *heads], body)
 
 
 def read_results(path: Path, read: Callable[[dict[str, Any]], Value]) -> Value:
@@ -310,11 +350,16 @@ def _cells(entry: Entry | None, beside: bool) -> list[str]:
 def _notes(entries: Sequence[Entry]) -> list[str]:
     lines = []
     for entry in entries:
+        if entry.measured is None:
+            lines.append(
+                f"{entry.method}, {entry.backbone}: published in {entry.paper}; {entry.differs[0]}"
+            )
+            continue
         where = f"published in {entry.paper}, {entry.images} images" if entry.paper else ""
         notes = [where, *entry.differs] if where else list(entry.differs)
         if notes:
             lines.append(f"{entry.method}, {entry.backbone}, {entry.dataset}: {'; '.join(notes)}")
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def markdown(entries: Sequence[Entry]) -> str:

@@ -50,15 +50,15 @@ class AdaptedText(Method):
         """Whether g of each window is asked for."""
         return self.class_vector == "window" and bool(self.image_weight + self.patch_weight)
 
-    def class_tokens(self, windows: Tensor) -> Tensor:
-        """X^L_cls (B, C) of windows (B, 3, H, W)."""
-        return self.stream(windows, last=self.trunk.layers)[:, 0]
+    def image_vectors(self, windows: Tensor) -> Tensor:
+        """The class token's vectors (B, D) of windows (B, 3, H, W), not normalised."""
+        return self.trunk.readout(self.stream(windows, last=self.trunk.layers)[:, 0])
 
     def look(self, picture: Picture) -> Tensor | None:
         """g of the whole image, (1, D)."""
         if self.class_vector == "window" or not self.image_weight + self.patch_weight:
             return None
-        return l2_normalise(self.trunk.readout(self.class_tokens(picture.image[None])))
+        return l2_normalise(self.image_vectors(picture.image[None]))
 
     def score(self, view: View, text: Text) -> Tensor:
         """(1 - b) <F, T'> + b <g, T>, (n, h, w, Q)."""

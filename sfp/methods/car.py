@@ -5,6 +5,7 @@ Sun et al., CVPR 2024; google-research/google-research, clip_as_rnn.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from sfp.backbones.second_clip import SecondCLIP
 from sfp.clip.clip import FrozenCLIP, l2_normalise
 from sfp.clip.text_bank import TextBank
-from sfp.clip.trunk import Attention, Hook, LayerState
+from sfp.clip.trunk import Attention, Hook, ImageTrunk, LayerState
 from sfp.errors import SFPError
 from sfp.methods import METHODS, Changes, Method
 from sfp.methods._boxes import mask_of
@@ -59,12 +60,14 @@ class Looked:
         tokens: X^{L-1}, (1, T, C).
         affinity: T T of the patches, (N, N).
         grid: (h, w).
+        rows: the patches' among the tokens.
     """
 
     pixels: np.ndarray
     tokens: Tensor
     affinity: Tensor
     grid: tuple[int, int]
+    rows: slice
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class CaR(Method):
 
     def prepare(self) -> None:
         self._asked: dict[tuple, Sentences] = {}  # of the vocabulary asked for last
+        self._copy: ImageTrunk | None = None
         if self.scorer is not None:
             second = SecondCLIP.load(self.scorer, self.scorer_weights, self.clip)
             self.backbones["scorer"] = second
@@ -168,17 +172,17 @@ class CaR(Method):
         image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         window = self._normalised([np.asarray(image)], self.clip)
         first, total = max(1, self.trunk.layers - _MAPS + 1), 0.0
+        block, rows = self.last_block, self.patch_rows(window)
 
         def add(state: LayerState) -> None:
             nonlocal total
-            total = total + state.attention[:, 1:, 1:]
+            total = total + state.attention[:, rows, rows]
 
         tokens = self.stream(window, Hook(add, range(first, self.trunk.layers), Attention.MAP))
-        block, rows = self.last_block, self.patch_rows(window)
         q, k = block.qkv(block.normed(tokens), "qk")
         total = total + attention_map(q, k).mean(1)[:, rows, rows]
         balanced = propagation(total / (self.trunk.layers - first + 1))[0]
-        return Looked(pixels, tokens, balanced, self.grid(window))
+        return Looked(pixels, tokens, balanced, self.grid(window), rows)
 
     def _pixels(self, picture: Picture) -> np.ndarray:
         """A normalised picture as (H, W, 3) uint8."""
@@ -206,17 +210,17 @@ class CaR(Method):
         return found, z
 
     def _cam(self, looked: Looked, texts: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
-        block, count = self.last_block, len(looked.affinity)
-        rows = slice(1, 1 + count)
+        trunk, rows = self._differentiable, looked.rows
+        block = trunk.blocks[-1]
         with torch.inference_mode(False), torch.enable_grad():
             tokens = looked.tokens.clone()
             every = torch.cat([texts, background]).clone()
             normed = block.normed(tokens).detach()
             a = normed[:, rows].clone().requires_grad_()
-            q, k, v = block.qkv(torch.cat([normed[:, :1], a, normed[:, 1 + count :]], 1))
+            q, k, v = block.qkv(torch.cat([normed[:, : rows.start], a, normed[:, rows.stop :]], 1))
             tokens = tokens + block.project(attention_map(q, k).to(v.dtype) @ v)
             tokens = tokens + block.mlp(tokens)
-            vector = l2_normalise(self.trunk.readout(tokens[:, rows]).float().mean(1))
+            vector = l2_normalise(trunk.readout(tokens[:, rows]).float().mean(1))
             z = likelihood(vector, every, self.clip.logit_scale)[0]
             # in half precision small gradients would vanish; the maps' scale is taken off again
             scale = 1024.0 if a.dtype == torch.float16 else 1.0
@@ -227,6 +231,19 @@ class CaR(Method):
                 alphas.append(grad[:, 0].float().mean(1) / scale)
         found = (torch.cat(alphas) @ a[0].detach().float().T).clamp(min=0)
         return scaled(scaled(found)), z.detach()  # twice as coded: tiny ones reach 1, too
+
+    @property
+    def _differentiable(self) -> ImageTrunk:
+        """The trunk; a copy of one that was loaded in inference mode, whose weights autograd
+        refuses.
+        """
+        visual = self.trunk.visual
+        if not any(own.is_inference() for own in visual.parameters()):
+            return self.trunk
+        if self._copy is None or self._copy.visual.proj.device != self.clip.device:
+            with torch.inference_mode(False):
+                self._copy = ImageTrunk(copy.deepcopy(visual))
+        return self._copy
 
     def spread(self, maps: Tensor, looked: Looked) -> Tensor:
         """M (K, H, W) of maps (K, N): from the boxes of each along the affinity, at the pixels."""
@@ -306,7 +323,7 @@ class CaR(Method):
         if len(things):
             stay, masks = self.recur(looked, known, things, known.background, self.visual_prompts)
             best = masks.amax(0)
-            over = best >= (1 - best) ** self.bg_factor  # painted over stuff
+            over = best > (1 - best) ** self.bg_factor  # painted over stuff
             found[stay] = masks * over if len(stuff) else masks
             found[stuff] *= ~over
         return found.permute(1, 2, 0)

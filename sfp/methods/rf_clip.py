@@ -155,8 +155,8 @@ class RFCLIP(AdaptedText):
         features = l2_normalise(self.trunk.readout(y)).unflatten(1, self.grid(windows))
         return {"features": features, "cls": l2_normalise(self.trunk.readout(cls))}
 
-    def class_tokens(self, windows: Tensor) -> Tensor:
-        return self.all_blocks(windows, self.denoise)[:, 0]
+    def image_vectors(self, windows: Tensor) -> Tensor:
+        return self.trunk.readout(self.all_blocks(windows, self.denoise)[:, 0])
 
 
 def _counts(state: LayerState) -> list[int]:

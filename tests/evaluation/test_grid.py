@@ -29,14 +29,18 @@ from sfp.evaluation.grid import Cell, load_group, plan, run_group, save_group
 from sfp.evaluation.provenance import dataset_fingerprint, weight_files
 from sfp.evaluation.tables import (
     COLUMNS,
+    NOT_RUN,
     Entry,
     as_csv,
     collect,
     find_published,
     latex,
     markdown,
+    peers,
+    peers_table,
     prompts_sha256,
 )
+from sfp.methods import list_methods
 from sfp.pipeline import Vocabulary
 
 NAN = float("nan")
@@ -556,6 +560,27 @@ class TestTable:
         folder = self.result(tmp_path / "a", **changes)
         with pytest.raises(SFPError, match=f"a/results.json .*{next(iter(changes))} is .*measure"):
             collect([folder])
+
+    def test_published_rows_of_what_is_not_run_here(self, tmp_path):
+        entries = collect([self.result(tmp_path / "a"), self.result(tmp_path / "b", **VOC20)])
+        below = peers(entries)
+        text = markdown([*entries, *below])
+        for row in (
+            "| GroupViT | ViT-B-16 |  | 50.4 |  |  | 79.7 |  |",
+            "| ReCo | ViT-B-16 |  | 25.1 |  |  | 57.7 |  |",
+            "| PnP-OVSS | ViT-B-16 |  |  |  |  | 51.3 |  |",
+            "- TCL, ViT-B-16: published in SFP Tab1; trained",
+            "- PnP-OVSS, ViT-B-16: published in SFP Tab1; not run: BLIP",
+        ):
+            assert text.count(row) == 1
+        assert "GroupViT & ViT-B-16 &  {\\scriptsize(50.4)}" in latex([*entries, *below])
+        assert "ReCo,ViT-B-16,voc21,,25.1000,,SC-CLIP Tab1,not run" in as_csv(below)
+        assert {entry.method for entry in below} == set(NOT_RUN)
+        assert not set(NOT_RUN) & set(list_methods())
+        assert not peers(collect([self.result(tmp_path / "c", dataset="ToylandDataset")]))
+        assert {own.paper for own in peers(entries, "SC-CLIP")} == {"SC-CLIP Tab1"}
+        table = peers_table().splitlines()
+        assert len(table) == 2 + len(NOT_RUN) and table[0].count("|") == table[-1].count("|") == 14
 
     def test_columns_stand_in_the_papers_order(self, tmp_path):
         folders = [

@@ -1,4 +1,5 @@
-"""Measure every method and detector on Toyland and write docs/methods.md and the README's table.
+"""Measure every method and detector on Toyland and write docs/methods.md and the README's table;
+and into docs/peers.md the published numbers of methods that are not run here.
 
     python tools/dev/make_method_tables.py            # measures what docs/toyland.json lacks, then
     writes the tables
@@ -24,12 +25,14 @@ from tqdm import tqdm
 from sfp.clip.loading import BUILT_IN
 from sfp.errors import SFPError, run_command
 from sfp.evaluation.markdown import markdown_table
+from sfp.evaluation.tables import peers_table
 from sfp.files import whole_file
 from sfp.methods import METHODS, list_methods
 from sfp.outliers import DETECTORS, list_detectors
 
 ROOT = Path(__file__).parent.parent.parent
 FIGURES, PAGE, README = ROOT / "docs/toyland.json", ROOT / "docs/methods.md", ROOT / "README.md"
+PEERS = ROOT / "docs/peers.md"
 START, END = "<!-- made by tools/dev/make_method_tables.py -->", "<!-- end -->"
 SOM = "purify=True,pm=SOM,purify_layers=[" + ",".join(map(str, range(1, 12))) + "]"
 PURIFIED = ("SFP", "SC-CLIP", "ClearCLIP")  # the columns of the detector table
@@ -211,9 +214,10 @@ def make(args: argparse.Namespace) -> None:
             partial.write_text(
                 json.dumps({key: figures[key] for key in wanted if key in figures}, indent=1) + "\n"
             )
-    before, rest = README.read_text().split(START)
-    after = rest.split(END)[1]
-    texts = {PAGE: page(figures), README: f"{before}{START}\n{short_table(figures)}{END}{after}"}
+    texts = {PAGE: page(figures)}
+    for path, table in ((README, short_table(figures)), (PEERS, peers_table())):
+        before, rest = path.read_text().split(START)
+        texts[path] = f"{before}{START}\n{table}{END}{rest.split(END)[1]}"
     for path, text in texts.items():
         if args.check and (not path.is_file() or path.read_text() != text):
             raise SFPError(
