@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfp.clip.text_tower import TextTower
+from sfp.clip.towers import family_of
 from sfp.clip.trunk import ImageTrunk
 from sfp.errors import SFPError, unknown_choice
 
@@ -65,7 +66,7 @@ class FrozenCLIP:
         self.precision = precision
         self.model = model.float().eval().requires_grad_(False)
         self.fingerprint = weights_sha256(model)  # of the weights as loaded, before any rounding
-        _round_weights(model.visual, PRECISIONS[precision])
+        family_of(model.visual).round_weights(model.visual, PRECISIONS[precision])
         self.model = model.to(device)
         self.trunk, self.text_tower = ImageTrunk(model.visual), TextTower(model)
         self.logit_scale = float(model.logit_scale.exp())
@@ -77,7 +78,7 @@ class FrozenCLIP:
     @property
     def embed_dim(self) -> int:
         """D, the width of the joint image-text space."""
-        return self.model.visual.proj.shape[1]
+        return self.trunk.tower.embed_dim
 
     @functools.cached_property
     def tokenizer(self) -> open_clip.SimpleTokenizer:
@@ -116,8 +117,9 @@ class FrozenCLIP:
 
     @torch.inference_mode()
     def encode_image(self, windows: Tensor) -> Tensor:
-        """Class-token embedding of windows (B, 3, H, W): (B, D) float32, not normalised."""
-        return self.trunk.readout(self.trunk.run(windows)[:, 0]).float()
+        """Image embeddings of windows (B, 3, H, W): (B, D) float32, not normalised."""
+        grid = self.trunk.grid_of(*windows.shape[-2:])
+        return self.trunk.pooled(self.trunk.run(windows), grid).float()
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB (..., 3, H, W), uint8 or float in [0, 255], normalised to float32."""
@@ -133,18 +135,6 @@ class FrozenCLIP:
             f"FrozenCLIP({self.name!r}, {self.pretrained!r}, {trunk.layers} layers of "
             f"{trunk.width}, patch {trunk.patch}, {activation}, {self.precision} on {self.device})"
         )
-
-
-def _round_weights(visual: nn.Module, dtype: torch.dtype) -> None:
-    """Convolution, linear, attention weights and projection to ``dtype``; the others stay."""
-    for module in visual.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.to(dtype)
-        elif isinstance(module, nn.MultiheadAttention):
-            for parameter in (module.in_proj_weight, module.in_proj_bias):
-                if parameter is not None:
-                    parameter.data = parameter.data.to(dtype)
-    visual.proj.data = visual.proj.data.to(dtype)
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -69,7 +69,7 @@ class Registers:
         _check_arguments(given)
         if not isinstance(given.get("neurons"), Mapping):
             given["neurons"] = read_neurons(given.get("neurons") or SHIPPED, clip)
-        return cls.of_blocks(given, clip.trunk.layers, clip.trunk.blocks[0].fc.out_features)
+        return cls.of_blocks(given, clip.trunk.layers, clip.trunk.blocks[0].hidden_width)
 
     @classmethod
     def of_blocks(cls, given: Mapping[str, Any], layers: int, hidden: int) -> Registers:

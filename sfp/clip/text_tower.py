@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfp.clip.block import Block
+from sfp.clip.block import open_clip_block
 from sfp.clip.kernels import attend, layer_norm, linear, require_precision
 
 
@@ -18,7 +18,7 @@ class TextTower:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.blocks = [Block(module) for module in model.transformer.resblocks]
+        self.blocks = [open_clip_block(module) for module in model.transformer.resblocks]
         self.encoded = 0
 
     def __call__(self, ids: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def neuron_scores(clip: FrozenCLIP, windows: Tensor, rule: Rule) -> tuple[Tensor
     """
     norms = token_norms(clip, windows)[:, rule.layer if rule.layer < 0 else rule.layer - 1]
     outliers = norms > rule.threshold
-    total = torch.zeros(clip.trunk.layers, clip.trunk.blocks[0].fc.out_features)
+    total = torch.zeros(clip.trunk.layers, clip.trunk.blocks[0].hidden_width)
 
     def observe(state: LayerState) -> None:
         hidden = state.hidden.float() / clip.trunk.blocks[state.layer - 1].factor
