@@ -32,7 +32,7 @@ from sfp.outliers import Detector
 from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
 from sfp.pipeline.windows import window_grid
 from sfp.result import Segmentation
-from sfp.stages import Text
+from sfp.stages import Picture, Text
 
 Names: TypeAlias = Sequence[str | Sequence[str]]
 _MOST_SCORES = 4 << 30  # bytes of one picture's scores
@@ -48,6 +48,18 @@ class _Question:
     names: tuple[str, ...]
     task: Task
     provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """An image as it was read, (H, W, 3) uint8 RGB, and its file, "" where it came from none."""
+
+    pixels: np.ndarray
+    path: str
+
+    @classmethod
+    def read(cls, image: ImageLike) -> _Photo:
+        return cls(read_image(image), str(image) if isinstance(image, (str, os.PathLike)) else "")
 
 
 class Segmenter:
@@ -145,7 +157,7 @@ class Segmenter:
                 don't fit each other.
         """
         question = self._question(names, background, prob_thd)
-        return self._answer([read_image(image)], [question], keep_scores)[0][0]
+        return self._answer([_Photo.read(image)], [question], keep_scores)[0][0]
 
     def many(
         self,
@@ -204,7 +216,7 @@ class Segmenter:
         questions = [self._question(names, background, prob_thd) for names in vocabularies]
         if not questions:
             return []
-        answers = self._answer([read_image(image)], questions, keep_scores)
+        answers = self._answer([_Photo.read(image)], questions, keep_scores)
         return [results[0] for results in answers]
 
     def inspect(
@@ -301,33 +313,34 @@ class Segmenter:
         return _Question(vocabulary.names, Task(text, protocol), provenance)
 
     def _answer(
-        self, pictures: Sequence[np.ndarray], questions: Sequence[_Question], keep_scores: bool
+        self, photos: Sequence[_Photo], questions: Sequence[_Question], keep_scores: bool
     ) -> list[list[Segmentation]]:
         """For each question a result for each picture."""
         kept = sum(len(question.names) for question in questions) if keep_scores else 0
-        for pixels in pictures:
-            _check_scores(pixels, kept)
-        clip = self.pipeline.method.clip
-        normalised = [
-            clip.normalise(resize_short_side(pixels, self.short_side, clip.trunk.patch))
-            for pixels in pictures
-        ]
-        sizes = [pixels.shape[:2] for pixels in pictures]
+        for photo in photos:
+            _check_scores(photo.pixels, kept)
+        sizes = [photo.pixels.shape[:2] for photo in photos]
         tasks = [question.task for question in questions]
-        found = self.pipeline.segment(normalised, tasks, sizes, keep_scores)
+        pictures = [self._picture(photo) for photo in photos]
+        found = self.pipeline.segment(pictures, tasks, sizes, keep_scores)
         return [
             [
                 Segmentation(
                     labels.cpu().numpy(),
                     question.names,
                     scores.cpu().numpy() if keep_scores else None,
-                    pixels,
+                    photo.pixels,
                     question.provenance,
                 )
-                for pixels, (labels, scores) in zip(pictures, maps, strict=True)
+                for photo, (labels, scores) in zip(photos, maps, strict=True)
             ]
             for question, maps in zip(questions, found, strict=True)
         ]
+
+    def _picture(self, photo: _Photo) -> Picture:
+        clip = self.pipeline.method.clip
+        resized = resize_short_side(photo.pixels, self.short_side, clip.trunk.patch)
+        return Picture(clip.normalise(resized), photo.pixels, photo.path)
 
     def _stream(
         self,
@@ -337,25 +350,25 @@ class Segmenter:
         yield_errors: bool,
     ) -> Iterator[Segmentation | SFPError]:
         names = len(question.names) if keep_scores else 0
-        batch: list[np.ndarray] = []
+        batch: list[_Photo] = []
         windows = size = 0
-        for picture in _read_ahead(images):
+        for photo in _read_ahead(images):
             more_windows = more_size = most = 0
-            if isinstance(picture, np.ndarray):
+            if isinstance(photo, _Photo):
                 try:
-                    more_windows, most, more_size = self._cost(picture, names)
+                    more_windows, most, more_size = self._cost(photo.pixels, names)
                 except SFPError as error:
-                    picture = error
+                    photo = error
             full = windows + more_windows > most or size + more_size > _BATCH_BYTES
-            if batch and (full or isinstance(picture, SFPError)):
+            if batch and (full or isinstance(photo, SFPError)):
                 yield from self._answer(batch, [question], keep_scores)[0]
                 batch, windows, size = [], 0, 0
-            if isinstance(picture, SFPError):
+            if isinstance(photo, SFPError):
                 if not yield_errors:
-                    raise picture
-                yield picture
+                    raise photo
+                yield photo
             else:
-                batch.append(picture)
+                batch.append(photo)
                 windows, size = windows + more_windows, size + more_size
         if batch:
             yield from self._answer(batch, [question], keep_scores)[0]
@@ -394,16 +407,18 @@ def _check_scores(pixels: np.ndarray, names: int) -> None:
         )
 
 
-def _read_ahead(images: Iterable[ImageLike]) -> Iterator[np.ndarray | SFPError]:
+def _read_ahead(images: Iterable[ImageLike]) -> Iterator[_Photo | SFPError]:
     """The pictures in order, or the error of one, a few of them read before they are asked for."""
     waiting: deque[Future] = deque()
     left = iter(images)
     with ThreadPoolExecutor(_READERS, "read images") as readers:
         try:
-            waiting.extend(readers.submit(read_image, image) for image in islice(left, _READ_AHEAD))
+            waiting.extend(
+                readers.submit(_Photo.read, image) for image in islice(left, _READ_AHEAD)
+            )
             while waiting:
                 future = waiting.popleft()
-                waiting.extend(readers.submit(read_image, image) for image in islice(left, 1))
+                waiting.extend(readers.submit(_Photo.read, image) for image in islice(left, 1))
                 error = future.exception()
                 if error is not None and not isinstance(error, SFPError):
                     raise error

@@ -20,6 +20,7 @@ from sfp.errors import SFPError
 from sfp.methods import build_method, check_method
 from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
 from sfp.result import palette_for
+from sfp.stages import Picture
 
 
 @MODELS.register_module()
@@ -33,6 +34,16 @@ class UnevenSegDataPreProcessor(SegDataPreProcessor):
         for image in data["inputs"]:
             images.append(super().forward({"inputs": [image]}, training)["inputs"][0])
         return dict(inputs=images, data_samples=data.get("data_samples"))
+
+
+def pictures(inputs: Tensor | Sequence[Tensor], samples: Sequence[SegDataSample]) -> list[Picture]:
+    """Preprocessed images (3, h, w) without the padding of the preprocessor, with their files."""
+    found = []
+    for image, sample in zip(inputs, samples, strict=True):
+        height, width = sample.metainfo.get("img_shape", image.shape[-2:])[:2]
+        path = sample.metainfo.get("img_path") or ""
+        found.append(Picture(image[:, :height, :width], path=path))
+    return found
 
 
 @MODELS.register_module()
@@ -145,12 +156,8 @@ class SFPSegmentor(BaseSegmentor):
         if data_samples is None:
             shapes = [tuple(image.shape[-2:]) for image in inputs]
             data_samples = [SegDataSample(metainfo=dict(ori_shape=shape)) for shape in shapes]
-        images = []
-        for image, sample in zip(inputs, data_samples, strict=True):
-            height, width = sample.metainfo.get("img_shape", image.shape[-2:])[:2]
-            images.append(image[:, :height, :width])  # without the preprocessor's padding, if any
         sizes = [tuple(sample.metainfo["ori_shape"][:2]) for sample in data_samples]
-        (results,) = self.pipeline.segment(images, [self.task], sizes)
+        (results,) = self.pipeline.segment(pictures(inputs, data_samples), [self.task], sizes)
         for sample, (labels, _) in zip(data_samples, results, strict=True):
             sample.set_data({"pred_sem_seg": PixelData(data=labels[None])})
         return data_samples

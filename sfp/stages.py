@@ -9,11 +9,48 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sfp.errors import SFPError
+from sfp.images import read_image
+
 if TYPE_CHECKING:
     from sfp.clip.text_bank import TextBank
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as the windows slide over it, and as it was before it was resized.
+
+    Attributes:
+        image: normalised, (3, H, W), as large as the windows slide over it; on the device that it
+            came on.
+        pixels: as it was read, (H0, W0, 3) uint8 RGB; None where only its file is known, or
+            neither.
+        path: its file, "" where it came from none.
+    """
+
+    image: Tensor
+    pixels: np.ndarray | None = None
+    path: str = ""
+
+    def original(self) -> np.ndarray:
+        """The pixels as they were read, (H0, W0, 3) uint8 RGB; from the file where they aren't at
+        hand.
+
+        Raises:
+            SFPError: there is no file either, or it can't be read.
+        """
+        if self.pixels is not None:
+            return self.pixels
+        if not self.path:
+            raise SFPError(
+                "The original pixels of an image are asked for, and only its normalised tensor is"
+                " known; give Picture(image, pixels=...) or its path."
+            )
+        return read_image(self.path)
 
 
 @dataclass(frozen=True)
@@ -22,17 +59,21 @@ class View:
     ``encoded``.
 
     Attributes:
-        image: normalised, (3, H, W), as large as the windows slide over it; on the device that it
-            came on.
+        picture: the image.
         boxes: top, left, bottom, right of each window in its pixels, (n, 4) int64; all of one size.
         encoded: what ``Method.encode`` returned, the first axis of each tensor is n.
         looked: what ``Method.look`` returned of the whole image, None by default.
     """
 
-    image: Tensor
+    picture: Picture
     boxes: Tensor
     encoded: Mapping[str, Tensor]
     looked: Any = None
+
+    @property
+    def image(self) -> Tensor:
+        """Normalised, (3, H, W)."""
+        return self.picture.image
 
     def __getitem__(self, name: str) -> Tensor:
         return self.encoded[name]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfp.clip.clip import l2_normalise
 from sfp.methods import Method
-from sfp.stages import Text, View
+from sfp.stages import Picture, Text, View
 
 INDEX = parity.read_index("index_clip_only")
 ATOL = {
@@ -78,7 +78,7 @@ def view_of(method: Method, windows: Tensor) -> View:
     count, _, height, width = windows.shape
     image = windows.transpose(0, 1).transpose(1, 2).reshape(3, height, count * width)
     boxes = [[0, i * width, height, (i + 1) * width] for i in range(count)]
-    view = View(image, torch.tensor(boxes), method.run(windows))
+    view = View(Picture(image), torch.tensor(boxes), method.run(windows))
     assert torch.equal(view.crops(), windows)
     return view
 

@@ -34,8 +34,14 @@ def read_index(name: str) -> dict:
 
 def spec_sizes(spec: str) -> tuple[int, int]:
     """Layers and patch of a network such as "vit24-p14"; the patch is 16 by default."""
-    layers, patch = re.fullmatch(r"vit(\d+)(?:-p(\d+))?", spec).groups()
+    layers, patch = re.fullmatch(r"vit(\d+)(?:-p(\d+))?(?:-w\d+)?", spec).groups()
     return int(layers), int(patch or 16)
+
+
+def spec_width(spec: str) -> int:
+    """Width of a network such as "vit12-w256"; 128 by default."""
+    found = re.search(r"-w(\d+)$", spec)
+    return int(found.group(1)) if found else WIDTH
 
 
 INDEX = read_index("index")
@@ -47,6 +53,8 @@ TESTED = {
     "segmentor_sfp", "segmentor_scclip",
     "rfclip", "segmentor_rfclip", "resclip", "pearl", "tlp", "segmentor_pearl", "dihclip", "fsa",
     "freecp", "floss", "registers",
+    "lavg", "trident", "trident_refine", "cass", "lposs", "corrclip", "clip_dinoiser", "car",
+    "reco",  # has no method here: it needs an ImageNet to retrieve from (docs/peers.md)
 }  # fmt: skip
 # name: (layers, patch); all have width 128, 64-wide heads, 224-pixel images, embedding 64, text
 # width 64 with 2 layers
@@ -131,32 +139,33 @@ def _block(prefix: str, width: int, layers: int, vision: bool) -> dict[str, np.n
     }
 
 
-def _positions(grid: int) -> np.ndarray:
+def _positions(grid: int, channels: int) -> np.ndarray:
     """The class position, then a few waves over the grid plus noise: (1 + grid², width)."""
     t = (np.arange(grid, dtype=np.float64) + 0.5) / grid
-    waves = np.zeros((grid, grid, WIDTH))
+    waves = np.zeros((grid, grid, channels))
     for a, b in ((a, b) for a in range(3) for b in range(3) if a or b):
         wave = np.cos(np.pi * a * t)[:, None] * np.cos(np.pi * b * t)[None, :]
-        waves += wave[:, :, None] * _direction(f"visual.pos.{a}.{b}", WIDTH) * 2.0
-    patches = (waves + _normal("visual.pos.noise", grid, grid, WIDTH, std=0.10)).reshape(-1, WIDTH)
-    return np.concatenate([_normal("visual.pos.cls", WIDTH, std=0.3)[None], patches])
+        waves += wave[:, :, None] * _direction(f"visual.pos.{a}.{b}", channels) * 2.0
+    noise = _normal("visual.pos.noise", grid, grid, channels, std=0.10)
+    patches = (waves + noise).reshape(-1, channels)
+    return np.concatenate([_normal("visual.pos.cls", channels, std=0.3)[None], patches])
 
 
 def state_dict(spec: str) -> dict[str, Tensor]:
     """OpenAI-layout weights of a spec, float32 numbers that float16 holds exactly."""
-    layers, patch = spec_sizes(spec)
+    (layers, patch), width = spec_sizes(spec), spec_width(spec)
     pixels = 3.0 * patch * patch
     weights = {
-        "visual.class_embedding": _normal("visual.class_embedding", WIDTH, std=0.3)
-        + 5.0 * _direction("visual.class_direction", WIDTH),
-        "visual.positional_embedding": _positions(224 // patch),
+        "visual.class_embedding": _normal("visual.class_embedding", width, std=0.3)
+        + 5.0 * _direction("visual.class_direction", width),
+        "visual.positional_embedding": _positions(224 // patch, width),
         "visual.conv1.weight": _normal(
-            "visual.conv1.weight", WIDTH, 3, patch, patch, std=1.2 / np.sqrt(pixels)
+            "visual.conv1.weight", width, 3, patch, patch, std=1.2 / np.sqrt(pixels)
         )
-        + _normal("visual.conv1.mean", WIDTH, 3, 1, 1, std=1.1 / pixels),
-        **_layer_norm("visual.ln_pre", WIDTH),
-        **_layer_norm("visual.ln_post", WIDTH),
-        "visual.proj": _normal("visual.proj", WIDTH, EMBED, std=WIDTH**-0.5),
+        + _normal("visual.conv1.mean", width, 3, 1, 1, std=1.1 / pixels),
+        **_layer_norm("visual.ln_pre", width),
+        **_layer_norm("visual.ln_post", width),
+        "visual.proj": _normal("visual.proj", width, EMBED, std=width**-0.5),
         "token_embedding.weight": _normal(
             "token_embedding.weight", VOCABULARY, TEXT_WIDTH, std=0.3
         ),
@@ -166,7 +175,7 @@ def state_dict(spec: str) -> dict[str, Tensor]:
         "logit_scale": np.asarray(4.60546875),
     }
     for i in range(layers):
-        weights.update(_block(f"visual.transformer.resblocks.{i}.", WIDTH, layers, vision=True))
+        weights.update(_block(f"visual.transformer.resblocks.{i}.", width, layers, vision=True))
     for i in range(TEXT_LAYERS):
         weights.update(_block(f"transformer.resblocks.{i}.", TEXT_WIDTH, TEXT_LAYERS, vision=False))
     for i in {
@@ -176,10 +185,10 @@ def state_dict(spec: str) -> dict[str, Tensor]:
     }:  # hidden units that push a few tokens far out
         mlp = f"visual.transformer.resblocks.{i}.mlp."
         for u in range(2):
-            weights[f"{mlp}c_fc.weight"][u] = 3.0 * _direction(f"{mlp}outlier.in.{u}", WIDTH)
+            weights[f"{mlp}c_fc.weight"][u] = 3.0 * _direction(f"{mlp}outlier.in.{u}", width)
             weights[f"{mlp}c_fc.bias"][u] = -4.5
-            away = 0.85 * _direction("visual.outlier_direction", WIDTH) + 0.5 * _direction(
-                f"{mlp}outlier.out.{u}", WIDTH
+            away = 0.85 * _direction("visual.outlier_direction", width) + 0.5 * _direction(
+                f"{mlp}outlier.out.{u}", width
             )
             weights[f"{mlp}c_proj.weight"][:, u] = 6.0 * away
     return {

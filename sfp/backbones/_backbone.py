@@ -18,13 +18,15 @@ class Backbone(nn.Module):
 
     Attributes:
         name: what it was loaded as.
+        heads: of its attention, whose channels lie side by side in the map's; None where that is
+            not known.
         fingerprint: SHA-256 of its weights, of a plain callable its name; part of a run's
             provenance.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor] | None = None, name: str = ""):
         super().__init__()
-        self.function = function
+        self.function, self.heads = function, None
         self.name = name or getattr(function, "__qualname__", repr(function))
 
     @property

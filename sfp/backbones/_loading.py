@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sfp.backbones._backbone import Backbone
 from sfp.backbones.colour import MeanColours
-from sfp.backbones.timm_vit import TimmViT
+from sfp.backbones.timm_vit import Positions, Reads, TimmViT
 from sfp.clip.clip import FrozenCLIP
 
 BACKBONES: dict[str, type[Backbone]] = {"colour": MeanColours}  # every other name is timm's
@@ -28,6 +28,10 @@ def load_backbone(
     clip: FrozenCLIP,
     option: str,
     weights: str | None = None,
+    *,
+    reads: Reads = "tokens",
+    layer: int | None = None,
+    positions: Positions = "timm",
 ) -> Backbone:
     """A frozen backbone on the CLIP's device and in its precision.
 
@@ -36,6 +40,7 @@ def load_backbone(
         clip: whose windows it gets.
         option: the method's option that names it, for errors; its weights are ``option_weights``.
         weights: a local file for a timm model; its own download otherwise.
+        reads, layer, positions: see ``TimmViT``; a callable, and colours, give what they give.
 
     Raises:
         SFPError: unknown name, another kind of model, or weights that can't be had.
@@ -47,6 +52,8 @@ def load_backbone(
     if model in BACKBONES:
         backbone = BACKBONES[model]()
     else:
-        backbone = TimmViT.load(model, clip, option, weights)
+        backbone = TimmViT.load(
+            model, clip, option, weights, reads=reads, layer=layer, positions=positions
+        )
     backbone.name = model
     return backbone.eval().requires_grad_(False).to(clip.device)

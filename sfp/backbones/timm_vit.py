@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from sfp.backbones._backbone import Backbone
 from sfp.clip.clip import FrozenCLIP
+from sfp.clip.positions import resize_positions
 from sfp.clip.registers import Registers
 from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.network import hub, require_published, why_unreached
 
+Reads = Literal["tokens", "queries", "keys", "values", "queries+keys"]
+Positions = Literal["timm", "scale"]
 _EXAMPLE = "vit_base_patch8_224.dino"
 # the register neurons of DINOv2's ViT-L/14 that nickjiang2378/test-time-registers ships
 DINOV2_L14 = {
@@ -31,16 +34,49 @@ DINOV2_L14 = {
 
 
 class TimmViT(Backbone):
-    """A timm ViT's last tokens after its final norm, class and register tokens dropped.
+    """What a timm ViT has in one of its blocks, class and register tokens dropped.
 
-    Windows come normalised for CLIP and go in with the model's own mean and deviation. For grids
-    other than the native one timm resizes positions bicubic with antialiasing, which is not the
-    authors' way bit for bit.
+    Windows come normalised for CLIP and go in with the model's own mean and deviation.
+
+    Args:
+        model: the network.
+        clip: whose windows it gets.
+        reads: the block's output "tokens", after the final norm where the block is the last; or
+            its "queries", "keys" or "values" with biases, or "queries+keys"; all heads joined.
+        layer: which block, 1-based; the last if None.
+        positions: for grids other than the native one "timm" resizes its positional embedding
+            bicubic with antialiasing, "scale" as DINO's own code does (``resize_positions``).
+
+    Raises:
+        SFPError: no such block, or a model whose positions can't be resized by "scale".
     """
 
-    def __init__(self, model: nn.Module, clip: FrozenCLIP):
+    def __init__(
+        self,
+        model: nn.Module,
+        clip: FrozenCLIP,
+        reads: Reads = "tokens",
+        layer: int | None = None,
+        positions: Positions = "timm",
+    ):
         super().__init__()
-        self.model = model
+        self.model, self.reads, self.positions = model, reads, positions
+        self.layer = len(model.blocks) if layer is None else layer
+        first = 2 if positions == "timm" and reads != "tokens" else 1
+        if not first <= self.layer <= len(model.blocks):
+            raise SFPError(
+                f"The {reads} of layer {layer} of a second model of {len(model.blocks)} blocks are"
+                f" asked for; give a layer from {first} to {len(model.blocks)}."
+            )
+        self.heads = model.blocks[-1].attn.num_heads
+        embedding = getattr(model, "pos_embed", None)
+        places = model.patch_embed.num_patches + 1
+        plain = embedding is not None and embedding.shape[1] == places
+        if positions == "scale" and not (plain and model.num_prefix_tokens == 1):
+            raise SFPError(
+                "positions='scale' is for ViTs with a class token, no registers and one positional"
+                f" embedding for each patch, such as {_EXAMPLE}; give positions='timm'."
+            )
         given = (torch.tensor(v).view(3, 1, 1) for v in (clip.pixel_mean, clip.pixel_std))
         config = model.pretrained_cfg
         wanted = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -52,9 +88,32 @@ class TimmViT(Backbone):
         dtype = next(self.model.parameters()).dtype
         inputs = (windows * self.factor + self.offset).to(dtype)
         grid = self.model.patch_embed.dynamic_feat_size(windows.shape[-2:])
-        first = self.model.num_prefix_tokens
-        tokens = self.model.forward_features(inputs)[:, first : first + grid[0] * grid[1]]
+        last = self.layer == len(self.model.blocks)
+        if self.reads == "tokens":
+            tokens = self._stream(inputs, grid, self.layer)
+            tokens = self.model.norm(tokens) if last else tokens
+        else:
+            block = self.model.blocks[self.layer - 1]
+            tokens = self._stream(inputs, grid, self.layer - 1)
+            tokens = _project(block.attn, block.norm1(tokens), self.reads)
         return tokens.transpose(1, 2).unflatten(2, tuple(grid))
+
+    def _stream(self, inputs: Tensor, grid: Sequence[int], last: int) -> Tensor:
+        """The patches' rows of the stream after so many blocks, (B, N, C)."""
+        model, first = self.model, self.model.num_prefix_tokens
+        if self.positions == "timm" and last:
+            (tokens,) = model.forward_intermediates(
+                inputs, [last - 1], stop_early=True, output_fmt="NLC", intermediates_only=True
+            )
+            return tokens[:, : grid[0] * grid[1]]
+        tokens = model.patch_embed(inputs).flatten(1, 2)
+        cls = model.cls_token.expand(len(tokens), -1, -1)
+        native = tuple(model.patch_embed.grid_size)
+        places = resize_positions(model.pos_embed[0], native, tuple(grid), "scale")
+        tokens = model.norm_pre(torch.cat([cls, tokens], 1) + places.to(tokens.dtype))
+        for block in model.blocks[:last]:
+            tokens = block(tokens)
+        return tokens[:, first : first + grid[0] * grid[1]]
 
     @staticmethod
     def cached_file(name: str) -> Path | None:
@@ -92,8 +151,10 @@ class TimmViT(Backbone):
             blocks[layer - 1].mlp.act.register_forward_hook(edit(units))
 
     @classmethod
-    def load(cls, name: str, clip: FrozenCLIP, option: str, weights: str | None) -> TimmViT:
-        """See ``load_backbone``."""
+    def load(
+        cls, name: str, clip: FrozenCLIP, option: str, weights: str | None, **reading: Any
+    ) -> TimmViT:
+        """See ``load_backbone``; ``reading`` are ``reads``, ``layer``, ``positions``."""
         import timm
 
         base = name.split(".")[0]
@@ -134,7 +195,27 @@ class TimmViT(Backbone):
                 f" path as {option}_weights, or give {option}='colour'."
             ) from error
         _require_published(repository)
-        return cls(model.to(clip.trunk.dtype), clip)
+        return cls(model.to(clip.trunk.dtype), clip, **reading)
+
+
+def _project(attention: nn.Module, tokens: Tensor, reads: str) -> Tensor:
+    """Queries, keys or values (B, N, C) of a timm attention's inputs, biases included, before any
+    norm or rotation of them.
+    """
+    names = [name[0] for name in reads.split("+") if name]  # q, k, v
+    if attention.qkv is None:
+        found = [getattr(attention, f"{name}_proj")(tokens) for name in ("q", "k", "v")]
+    else:
+        found = list(F.linear(tokens, attention.qkv.weight, _bias(attention)).chunk(3, -1))
+    own = [found["qkv".index(name)] for name in names]
+    return own[0] if len(own) == 1 else own[0] + own[1]
+
+
+def _bias(attention: nn.Module) -> Tensor | None:
+    """The bias of queries, keys and values, which BEiT and EVA keep apart."""
+    if getattr(attention, "q_bias", None) is None:
+        return attention.qkv.bias
+    return torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
 
 
 def _repository(name: str) -> str:

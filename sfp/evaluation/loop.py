@@ -20,7 +20,7 @@ from sfp.evaluation.counts import CountStore, Figures, count_image
 from sfp.evaluation.dataset import image_names, named_deaths, short_name
 from sfp.evaluation.metric import figures_of_all, gather_counts
 from sfp.pipeline import Task
-from sfp.segmentor import SFPSegmentor
+from sfp.segmentor import SFPSegmentor, pictures
 
 
 @dataclass
@@ -156,7 +156,7 @@ def _evaluate_group(
     batch = model.data_preprocessor(dict(inputs=inputs, data_samples=samples))
     sizes = [tuple(sample.ori_shape[:2]) for sample in samples]
     tasks = [part.task for part in parts]
-    found = model.pipeline.segment(list(batch["inputs"]), tasks, sizes)
+    found = model.pipeline.segment(pictures(batch["inputs"], samples), tasks, sizes)
     for part, place, results in zip(parts, places, found, strict=True):
         for items, (labels, _) in zip(group, results, strict=True):
             if after_image is not None:  # before it counts as done, so that a failure is made up

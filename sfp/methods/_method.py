@@ -24,7 +24,7 @@ from sfp.options import Count, parse_spec
 from sfp.outliers import DETECTORS, Purifier, build_detector
 from sfp.outliers.repair import Divisor, Empty, Filling
 from sfp.registry import Registered, Registry
-from sfp.stages import Text, View
+from sfp.stages import Picture, Text, View
 
 METHODS = Registry("method", "sfp.methods")
 PUBLISHED = dict(purify=False, pm="SOM", purify_layers=None, positional_resize="scale")
@@ -49,8 +49,8 @@ class Method(Registered, ABC):
 
     Annotated attributes of the class body are its options, checked and stored: ``sigma: float =
     5.0``. What needs more is done in ``prepare``. Stages: ``encode`` knows windows and no text;
-    ``look`` knows the whole image; ``score`` and ``refine`` know one image's ``View`` and the
-    ``Text``.
+    ``look`` knows the whole image; ``score``, ``refine_pixels``, ``refine`` and ``relabel`` know
+    one image's ``View``, and all but the last the ``Text``.
 
     Args:
         clip: the frozen CLIP.
@@ -68,6 +68,7 @@ class Method(Registered, ABC):
 
     Attributes:
         changes: what it changes in CLIP.
+        joins_windows: whether ``score`` returns one map of the whole image.
         published: the options of every method, as its authors have them; ``PUBLISHED`` where they
             follow none of their own.
         trunk: the frozen CLIP's image trunk.
@@ -90,6 +91,7 @@ class Method(Registered, ABC):
     compiled: Literal["default", "reduce-overhead", "max-autotune"] | None = None
 
     changes: ClassVar[Changes] = Changes()
+    joins_windows: ClassVar[bool] = False
     published: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self):
@@ -262,15 +264,23 @@ class Method(Registered, ABC):
         """
         return {"features": l2_normalise(self.features(windows))}
 
-    def look(self, image: Tensor) -> Any:
-        """What ``score`` needs of a whole normalised image (3, H, W); by default nothing."""
+    def look(self, picture: Picture) -> Any:
+        """What ``score`` needs of a whole image, once an image; by default nothing."""
 
     def score(self, view: View, text: Text) -> Tensor:
         """Scores of the windows of one image, (n, h, w, Q) float32, on any grid.
 
-        By default cosines S_{i,q} = <F_i, T_q>.
+        By default cosines S_{i,q} = <F_i, T_q>. A method that joins the windows of an image
+        (``joins_windows``) returns (h, w, Q) of the whole image instead, which goes bilinear
+        straight to the label map's size.
         """
         return linear(view["features"], text.vectors)
+
+    def refine_pixels(self, scores: Tensor, view: View, text: Text) -> Tensor:
+        """Stitched scores (Q, H, W) at the pixels that the windows slide over, refined before they
+        are resized; by default as they are.
+        """
+        return scores
 
     def refine(self, scores: Tensor, view: View, text: Text) -> Tensor:
         """Stitched scores (Q, H, W) of one image, refined; by default as they are."""
@@ -285,6 +295,10 @@ class Method(Registered, ABC):
             NotImplementedError: the method has none.
         """
         raise NotImplementedError
+
+    def relabel(self, labels: Tensor, view: View) -> Tensor:
+        """Labels (H, W) of one image, put right by what is known of it; by default as they are."""
+        return labels
 
     # ------------------------------------------------------------------ calls
     @torch.inference_mode()
@@ -317,8 +331,9 @@ class Method(Registered, ABC):
         found = []
         for i, window in enumerate(windows):
             own = {name: value[i : i + 1] for name, value in encoded.items()}
-            found.append(self.score(View(window, box, own, self.look(window)), text))
-        return torch.cat(found)
+            picture = Picture(window)
+            found.append(self.score(View(picture, box, own, self.look(picture)), text))
+        return torch.stack(found) if self.joins_windows else torch.cat(found)
 
     def _groups(self, windows: Tensor) -> list[Tensor]:
         if not isinstance(windows, Tensor) or windows.ndim != 4:

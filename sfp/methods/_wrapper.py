@@ -11,7 +11,7 @@ from torch import Tensor
 from sfp.errors import SFPError
 from sfp.methods._method import METHODS, PUBLISHED, Method, build_method, check_method
 from sfp.options import parse_spec
-from sfp.stages import Text, View
+from sfp.stages import Picture, Text, View
 
 
 class Wrapper(Method):
@@ -42,8 +42,9 @@ class Wrapper(Method):
         METHODS.check_options(cls.name, {"base": base})
         name, options = parse_spec(base)
         below = METHODS.get(name)
-        for stage in ("refine", "decide"):
-            if issubclass(below, Wrapper) or getattr(below, stage) is not getattr(Method, stage):
+        for stage in ("refine", "refine_pixels", "decide", "relabel"):
+            changed = getattr(below, stage) is not getattr(Method, stage)
+            if changed or issubclass(below, Wrapper) or below.joins_windows:
                 raise SFPError(
                     f"base of {cls.name} is {name}, whose scores are no cosines of single windows;"
                     " give a method such as ClearCLIP."
@@ -79,8 +80,8 @@ class Wrapper(Method):
     def encode(self, windows: Tensor) -> dict[str, Tensor]:
         return self.wrapped.encode(windows)
 
-    def look(self, image: Tensor) -> Any:
-        return self.wrapped.look(image)
+    def look(self, picture: Picture) -> Any:
+        return self.wrapped.look(picture)
 
     def score(self, view: View, text: Text) -> Tensor:
         return self.wrapped.score(view, text)

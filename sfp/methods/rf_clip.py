@@ -20,7 +20,7 @@ from sfp.methods._method import warn_once
 from sfp.methods._parts import attention_map, cosine_similarity, cut_below
 from sfp.methods._rf_clip_parts import adapt_text, cluster_queries, refocus
 from sfp.options import Count, Positive, Share
-from sfp.stages import Text, View
+from sfp.stages import Picture, Text, View
 
 # (blocks, width, patch): channels from 0
 PUBLISHED_CHANNELS = {
@@ -167,11 +167,12 @@ class RFCLIP(Method):
         features = l2_normalise(self.trunk.readout(y)).unflatten(1, self.grid(windows))
         return {"features": features, "cls": l2_normalise(self.trunk.readout(cls))}
 
-    def look(self, image: Tensor) -> Tensor | None:
+    def look(self, picture: Picture) -> Tensor | None:
         """The class token's unit vector of the whole image, (1, D)."""
         if self.class_vector == "window" or not self.image_weight + self.patch_weight:
             return None
-        return l2_normalise(self.trunk.readout(self.all_blocks(image[None], self.denoise)[:, 0]))
+        tokens = self.all_blocks(picture.image[None], self.denoise)
+        return l2_normalise(self.trunk.readout(tokens[:, 0]))
 
     def score(self, view: View, text: Text) -> Tensor:
         """(1 - w) <F, T'> + w <c, T>, (n, h, w, Q)."""

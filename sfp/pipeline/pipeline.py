@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -20,7 +20,8 @@ from sfp.pipeline.protocol import Protocol
 from sfp.pipeline.score_map import ScoreMap
 from sfp.pipeline.vocabulary import Vocabulary
 from sfp.pipeline.windows import Window, cut, window_grid
-from sfp.stages import Text, View
+from sfp.refiners import LabelRefiner
+from sfp.stages import Picture, Text, View
 
 Labels = tuple[Tensor, Tensor | None]  # (H, W) int64, and probabilities (K, H, W) float32 or None
 
@@ -80,11 +81,14 @@ class Pipeline:
         return Text(bank.encode(queries), queries, vocabulary.class_of_query, bank)
 
     @torch.inference_mode()
-    def views(self, images: Sequence[Tensor]) -> list[View]:
+    def views(self, images: Sequence[Tensor | Picture]) -> list[View]:
         """Each image's view: normalised images (3, H, W) through the method's encode and look.
 
         Windows of all images that have one size go through the method as one batch of bounded size.
+        A bare tensor is a picture of which nothing else is known.
         """
+        pictures = [own if isinstance(own, Picture) else Picture(own) for own in images]
+        images = [picture.image for picture in pictures]
         grids = [self._windows(image) for image in images]
         places: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for i, grid in enumerate(grids):
@@ -105,18 +109,21 @@ class Pipeline:
                 members = members[len(chunk) :]
         return [
             View(
-                image, _boxes(grid), {k: torch.stack(v) for k, v in own.items()}, self._look(image)
+                picture,
+                _boxes(grid),
+                {k: torch.stack(v) for k, v in own.items()},
+                self._look(picture),
             )
-            for image, grid, own in zip(images, grids, encoded, strict=True)
+            for picture, grid, own in zip(pictures, grids, encoded, strict=True)
         ]
 
     def _windows(self, image: Tensor) -> list[Window]:
         return window_grid(*image.shape[1:], self.protocol.window, self.protocol.stride)
 
-    def _look(self, image: Tensor) -> object:
+    def _look(self, picture: Picture) -> object:
         if type(self.method).look is Method.look:
             return None
-        return self.method.look(image.to(self.device))
+        return self.method.look(replace(picture, image=picture.image.to(self.device)))
 
     def batch_of(self, height: int, width: int) -> int:
         """How many windows of that size make a batch."""
@@ -142,16 +149,34 @@ class Pipeline:
         self.windows_at_once = tried // 2
 
     @torch.inference_mode()
-    def score(self, view: View, text: Text) -> ScoreMap:
-        """Averaged scores, usually cosines, of an image: Q queries at its H x W pixels.
+    def score(self, view: View, text: Text, size: tuple[int, int] | None = None) -> ScoreMap:
+        """Averaged scores, usually cosines, of an image: Q queries at ``size`` (H, W), or at its
+        own if None.
 
         Raises:
             SFPError: they are NaN or infinite; the layer where that begins is named.
         """
-        maps = self.method.score(view, text.to(self.device))
+        text, own = text.to(self.device), tuple(view.image.shape[1:])
+        maps = self.method.score(view, text)
         if not bool(torch.isfinite(maps).all()):
             self._find_not_finite(view)
-        return ScoreMap.of_windows(maps.float(), self._windows(view.image), view.image.shape[1:])
+        if self.method.joins_windows:
+            return ScoreMap.of_pixels(maps.permute(2, 0, 1)).resized(size or own)
+        scores = ScoreMap.of_windows(maps.float(), self._windows(view.image), own)
+        if type(self.method).refine_pixels is not Method.refine_pixels:
+            pixels = self.method.refine_pixels(scores.canvas(), view, text)
+            scores = ScoreMap.of_pixels(self._finite(pixels, self.method.name))
+        return scores.resized(size or own)
+
+    @staticmethod
+    def _finite(maps: Tensor, refiner: str) -> Tensor:
+        """The maps; raises SFPError where a refiner made them NaN or infinite."""
+        if not bool(torch.isfinite(maps).all()):
+            raise SFPError(
+                f"The refinement by {refiner} made the scores NaN or infinite;"
+                " give it other options, or leave it out."
+            )
+        return maps
 
     def _find_not_finite(self, view: View) -> None:
         """Raises SFPError with where the scores of a view become NaN or infinite."""
@@ -169,7 +194,7 @@ class Pipeline:
     @torch.inference_mode()
     def segment(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[Tensor | Picture],
         tasks: Sequence[Task],
         sizes: Sequence[tuple[int, int]],
         keep_probabilities: bool = False,
@@ -177,7 +202,8 @@ class Pipeline:
         """Labels of images for several tasks from one pass: for each task those of asking it alone.
 
         Args:
-            images: normalised float tensors (3, h, w), at the size that the windows slide over.
+            images: normalised float tensors (3, h, w), at the size that the windows slide over,
+                or such in a ``Picture``, which also knows the original pixels and the file.
             tasks: their protocols agree in window and stride with the pipeline's.
             sizes: (H, W) of each label map, usually the image file's size.
             keep_probabilities: also return class probabilities.
@@ -196,7 +222,8 @@ class Pipeline:
                         f"A task has {key}={getattr(task.protocol, key)}, the pipeline"
                         f" {getattr(self.protocol, key)}; give them one."
                     )
-        for number, image in enumerate(images):
+        for number, own in enumerate(images):
+            image = own.image if isinstance(own, Picture) else own
             if not bool(torch.isfinite(image).all()):
                 raise SFPError(
                     f"Image {number} of the batch has NaN or infinite pixels;"
@@ -213,27 +240,29 @@ class Pipeline:
 
     def _label(self, view: View, task: Task, size: tuple[int, int], keep: bool) -> Labels:
         text, protocol = task.text.to(self.device), task.protocol
-        scores = self.score(view, text).resized(size)
-        refiners = [*protocol.refiners]
+        scores = self.score(view, text, size)
+        of_labels = [own for own in protocol.refiners if isinstance(own, LabelRefiner)]
+        refiners = [own for own in protocol.refiners if not isinstance(own, LabelRefiner)]
         if type(self.method).refine is not Method.refine:
             refiners.insert(0, self.method.refine)
         if refiners:
             maps = scores.canvas()
             for refiner in refiners:
-                maps = refiner(maps, view, text)
-                if not bool(torch.isfinite(maps).all()):
-                    name = getattr(refiner, "name", self.method.name)
-                    raise SFPError(
-                        f"The refinement by {name} made the scores NaN or infinite;"
-                        " give it other options, or leave it out."
-                    )
+                name = getattr(refiner, "name", self.method.name)
+                maps = self._finite(refiner(maps, view, text), name)
             scores = ScoreMap.of_pixels(maps)
         keys = ("logit_scale", "prob_thd", "area_thd")
         options = {key: getattr(protocol, key) for key in keys}
         if type(self.method).decide is not Method.decide:
             options["decide"] = partial(self.method.decide, text=text)
         classes = torch.tensor(text.class_of_query)
-        return decode(scores, classes, keep_probabilities=keep, **options)
+        kept = keep or bool(of_labels)
+        labels, probabilities = decode(scores, classes, keep_probabilities=kept, **options)
+        if type(self.method).relabel is not Method.relabel:
+            labels = self.method.relabel(labels, view)
+        for refiner in of_labels:
+            labels, probabilities = refiner(labels, probabilities, view, text)
+        return labels, probabilities if keep else None
 
 
 def _boxes(windows: Sequence[Window]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_type_hints
 
 from sfp.errors import SFPError
 from sfp.options import Count, Range, Share, check_type
-from sfp.refiners import Refiner, build_refiner
+from sfp.refiners import LabelRefiner, Refiner, build_refiner
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Protocol:
         return cls(**own), {key: value for key, value in options.items() if key not in names}
 
     @functools.cached_property
-    def refiners(self) -> tuple[Refiner, ...]:
+    def refiners(self) -> tuple[Refiner | LabelRefiner, ...]:
         """The refiners in their order.
 
         Raises:

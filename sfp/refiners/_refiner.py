@@ -1,4 +1,4 @@
-"""What every refiner is: a callable on an image's stitched scores."""
+"""What every refiner is: a callable on an image's stitched scores, or on its labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,22 @@ class Refiner(Registered, ABC):
         """Refined scores (Q, H, W) float32 of scores at the label map's size."""
 
 
-def build_refiner(spec: str | Mapping[str, Any]) -> Refiner:
+class LabelRefiner(Registered, ABC):
+    """Base class of refiners that work on labels and probabilities, after all that work on scores.
+
+    They stand in the same registry and the same list.
+    """
+
+    @abstractmethod
+    def __call__(
+        self, labels: Tensor, probabilities: Tensor, view: View, text: Text
+    ) -> tuple[Tensor, Tensor]:
+        """Refined labels (H, W) int64, and what stands for their probabilities (K, H, W) float32,
+        of those after thresholds.
+        """
+
+
+def build_refiner(spec: str | Mapping[str, Any]) -> Refiner | LabelRefiner:
     """A refiner of ``NAME``, ``NAME:KEY=VALUE,...`` or ``dict(type=NAME, KEY=VALUE)``.
 
     Raises:

@@ -21,7 +21,7 @@ from sfp.methods._boxes import boxes_of, mask_of
 from sfp.methods.freecp import affinity as affinity_of
 from sfp.methods.freecp import agreement, refine, rivals, soft_iou, stretch
 from sfp.page.backend import TOYLAND_OPTIONS
-from sfp.stages import Text, View
+from sfp.stages import Picture, Text, View
 
 MAP = Attention.MAP
 INDEX = parity.read_index("index_clip_only")
@@ -82,7 +82,7 @@ def views(method, images: list[torch.Tensor]) -> list[View]:
     encoded = method.run(torch.stack(images))
     box = torch.tensor([[0, 0, *images[0].shape[1:]]])
     return [
-        View(image, box, {name: rows[i : i + 1] for name, rows in encoded.items()})
+        View(Picture(image), box, {name: rows[i : i + 1] for name, rows in encoded.items()})
         for i, image in enumerate(images)
     ]
 

@@ -22,7 +22,7 @@ from sfp.methods import build_method
 from sfp.methods._parts import attention_map, cosine_similarity
 from sfp.methods._rf_clip_parts import adapt_text, cluster_queries, refocus
 from sfp.pipeline import Pipeline, Protocol, Task
-from sfp.stages import Text
+from sfp.stages import Picture, Text
 
 CASES = clip_only.settings("rfclip")
 PROTOCOLS = clip_only.settings("segmentor_rfclip")
@@ -157,11 +157,11 @@ def test_the_class_vector_is_that_of_the_whole_image_once(toyland_clip):
     segmenter = sfp.Segmenter("RF-CLIP", toyland_clip)
     method = segmenter.pipeline.method
     look = method.look
-    method.look = lambda whole: seen.append(whole.shape) or look(whole)
+    method.look = lambda whole: seen.append(whole.image.shape) or look(whole)
     first = segmenter(image, names)
     assert len(seen) == 1 and min(seen[0][1:]) == 336
     own = sfp.Segmenter("RF-CLIP", toyland_clip, class_vector="window")
-    assert own.pipeline.method.look(torch.zeros(3, 112, 112)) is None
+    assert own.pipeline.method.look(Picture(torch.zeros(3, 112, 112))) is None
     assert not np.allclose(first.scores, own(image, names).scores)
     # one window: the same vector
     whole = [sfp.Segmenter("RF-CLIP", toyland_clip, class_vector=kind, window=0)

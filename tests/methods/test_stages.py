@@ -64,8 +64,8 @@ class RegionVote(Method):
     def tokens(self, windows):
         return self.stream(windows, last=self.trunk.layers)[:, 1:]
 
-    def look(self, image):
-        return image[0] > image[0].median()  # two regions, (H, W) bool
+    def look(self, picture):
+        return picture.image[0] > picture.image[0].median()  # two regions, (H, W) bool
 
     def refine(self, scores, view, text):
         mask = F.interpolate(view.looked[None, None].float(), size=scores.shape[1:])[0, 0] > 0.5

@@ -14,7 +14,7 @@ import sfp
 from sfp.datasets import toyland
 from sfp.refiners import build_refiner
 from sfp.refiners.tlp import propagate, solve, text_relation, weigh
-from sfp.stages import View
+from sfp.stages import Picture, View
 
 SETTINGS = clip_only.settings("tlp")
 NAMES = list(toyland.CLASSES)
@@ -36,7 +36,7 @@ def test_equals_the_official_code(case):
     own, every, text = SETTINGS[case], SETTINGS[case]["keep_every"], clip_only.text()
     image, scores = problem(case)
     refiner = build_refiner(dict(type="TLP", grid=own["grid"]))
-    out = refiner(scores, View(image, torch.zeros(1, 4), {}), text)
+    out = refiner(scores, View(Picture(image), torch.zeros(1, 4), {}), text)
     found = dict(out=out[:, ::every, ::every])
     if own["scales"] == [1, 1] and f"{case}/solved" in parity.golden("tlp"):
         trust, across, down = weigh(image, scores, text_relation(text.vectors).diag())
@@ -74,7 +74,7 @@ def test_constant_maps_stay_and_every_size_works(size):
 
 def test_the_full_text_matrix_is_another_refinement():
     image, scores = torch.randn(3, 40, 50), 0.22 + 0.03 * torch.randn(7, 40, 50)
-    view, text = View(image, torch.zeros(1, 4), {}), clip_only.text()
+    view, text = View(Picture(image), torch.zeros(1, 4), {}), clip_only.text()
     before = scores.clone()
     found = {kind: build_refiner(f"TLP:affinity={kind}")(scores, view, text) for kind in
              ("diagonal", "full")}  # fmt: skip
