@@ -225,7 +225,7 @@ class Segmenter:
         *,
         short_side: int = 224,
         box: tuple[int, int, int, int] | None = None,
-        detectors: Sequence[str | Detector] = ("SOM", "L2", "LOF"),
+        detectors: Sequence[str | Detector] | None = None,
     ) -> Inspection:
         """What each layer of CLIP does with one picture, before and after purification.
 
@@ -235,7 +235,7 @@ class Segmenter:
                 short side.
             box: (left, top, right, bottom) in pixels of the picture; all of it if None.
             detectors: names of ``sfp.list_detectors()``, or detectors made by
-                ``sfp.build_detector``.
+                ``sfp.build_detector``; SOM (which needs a class token), L2 and LOF if None.
 
         Raises:
             SFPError: the image can't be read, the box is not inside it, or so many patches would
