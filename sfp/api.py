@@ -100,7 +100,7 @@ class Segmenter:
         pixel_mean: Sequence[float] | None = None,
         pixel_std: Sequence[float] | None = None,
         short_side: int = 336,
-        prompts: str | Sequence[str] = "imagenet80",
+        prompts: str | os.PathLike | Sequence[str] = "imagenet80",
         text_cache: str | os.PathLike | bool | None = None,
         weights_sha256: str | None = None,
         **options: Any,

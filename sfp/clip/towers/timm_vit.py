@@ -22,6 +22,7 @@ from sfp.errors import SFPError
 
 _POOLINGS = {"token": "token", "avg": "average", "map": "attention"}
 _BLOCKS = (TimmBlock, ResPostBlock, EvaBlock, EvaBlockPostNorm)
+_MODULES = ("vision_transformer", "vision_transformer_hybrid", "eva", "vitamin")  # of timm
 _POST_NORM = (ResPostBlock, EvaBlockPostNorm)
 
 
@@ -157,6 +158,16 @@ class _LatentPool:
         first, last = module.mlp.fc1, module.mlp.fc2
         hidden = linear(inner, first.weight, first.bias * factor, activation)
         return out + linear(hidden, last.weight, last.bias * factor) / factor
+
+
+def takes_timm(name: str) -> bool:
+    """Whether timm's model of that name is a ViT of this family."""
+    import timm
+
+    if not timm.is_model(name):
+        return False
+    kind = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+    return kind in _MODULES
 
 
 def _require_plain(trunk: nn.Module) -> None:
