@@ -39,7 +39,7 @@ setup(
     packages=find_packages(include=["sfp", "sfp.*"]),
     package_data={
         "sfp.evaluation": ["paper_results.csv"],
-        "sfp.clip": ["toyland*.safetensors", "toyland*.json", "register_neurons.json"],
+        "sfp.clip": ["toyland*.safetensors", "toyland*.json", "register_neurons.json", "models.csv"],
         "sfp.experiments": ["ablations.csv", "ablation_rows.csv"],
         "sfp.datasets": ["toyland_prompts.json"],
         "sfp.datasets.preparation": ["ade847_ids.txt"],

@@ -297,7 +297,8 @@ class Segmenter:
             words = vocabulary.words
             vocabulary = vocabulary.with_background(background)
             label = vocabulary.names[0]
-            _require_reached(label, len(vocabulary.queries), protocol.prob_thd)
+            words_softmaxed = 0 if protocol.sigmoid else len(vocabulary.queries)
+            _require_reached(label, words_softmaxed, protocol.prob_thd)
         else:
             check_type("background", background, Sequence[str] | None)
             if background is not None:
@@ -384,8 +385,16 @@ class Segmenter:
 
 
 def _require_reached(background: str, words: int, prob_thd: float) -> None:
-    """Raises SFPError where no pixel could fall to a background that is only a label."""
-    least = 1 / words
+    """Raises SFPError where no pixel could fall to a background that is only a label.
+
+    ``words``: of how many a softmax makes probabilities; 0 with a sigmoid of each.
+    """
+    if not words and not prob_thd:
+        raise SFPError(
+            f"Nothing would fall to the background {background!r}, since prob_thd is 0; set it,"
+            " such as prob_thd=0.5."
+        )
+    least = 1 / words if words else 0.0
     if prob_thd > least:
         return
     hint = f"set prob_thd between {least:.2g} and 1" if least < 1 else "name more things"

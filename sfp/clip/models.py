@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import csv
+import fnmatch
 import functools
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -210,3 +215,98 @@ def _renamed(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Ten
     if given and not custom:
         return {key.removeprefix("text."): value for key, value in weights.items()}
     return dict(weights)
+
+
+# ---------------------------------------------------------------------------- what is known of each
+
+KNOWN = Path(__file__).with_name("models.csv")
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """What is known of one of open_clip's models; measured by tools/dev/check_models.py.
+
+    Attributes:
+        name: open_clip's.
+        family: of the image tower: "open_clip", its own ViT, or "timm".
+        layers, width, heads, patch: of the image tower. image: pixels that it was trained at.
+        prefix: how many tokens come before the patches.
+        class_token: whether the first of them is a class token.
+        pooling: what the image's embedding is made of: "token", "average" or "attention".
+        text: the tokenizer: "CLIP" for OpenAI's, else its name on Hugging Face.
+        cut: what was left out for the comparison; "" where it was of the whole network.
+        image_difference, text_difference: the largest difference of unit vectors to open_clip's own
+            ``encode_image`` and ``encode_text``, float32.
+        refused: methods that its tower can't serve as they were published.
+        reason: why it can't be loaded; "" where it can.
+        tags: open_clip's of published weights, for ``pretrained``.
+    """
+
+    name: str
+    family: str = ""
+    layers: int = 0
+    width: int = 0
+    heads: int = 0
+    patch: int = 0
+    image: int = 0
+    prefix: int = 0
+    class_token: bool = False
+    pooling: str = ""
+    text: str = ""
+    cut: str = ""
+    image_difference: float = math.nan
+    text_difference: float = math.nan
+    refused: tuple[str, ...] = ()
+    reason: str = ""
+    tags: tuple[str, ...] = ()
+
+
+def list_models(pattern: str = "*", *, all: bool = False) -> dict[str, KnownModel]:
+    """open_clip's models by name, with what is known of each.
+
+    >>> siglip = list_models("*siglip2*")
+    >>> siglip["ViT-B-16-SigLIP2"].class_token, siglip["ViT-B-16-SigLIP2"].tags
+    (False, ('webli',))
+
+    Args:
+        pattern: names with ``*`` and ``?``, in any case.
+        all: also models that can't be loaded, whose ``reason`` says why.
+    """
+    found = {}
+    for row in _known_rows():
+        known = KnownModel(**row, tags=_tags(row["name"]))
+        if fnmatch.fnmatchcase(known.name.lower(), pattern.lower()) and (all or not known.reason):
+            found[known.name] = known
+    return found
+
+
+@functools.cache
+def _known_rows() -> tuple[dict[str, Any], ...]:
+    """The rows of models.csv, typed."""
+    kinds = {field.name: type(field.default) for field in fields(KnownModel)}
+    with KNOWN.open(newline="", encoding="utf-8") as file:
+        return tuple(
+            {
+                name: _typed(value, kinds[name])
+                for name, value in row.items()
+                if value or name == "name"
+            }
+            for row in csv.DictReader(file)
+        )
+
+
+def _typed(value: str, kind: type) -> Any:
+    if kind is bool:
+        return value == "True"
+    if kind is tuple:
+        return tuple(value.split())
+    return kind(value) if kind in (int, float) else value
+
+
+def _tags(name: str) -> tuple[str, ...]:
+    """open_clip's tags of a model, those of its name without or with ``-quickgelu`` included."""
+    import open_clip
+
+    names = (name, name.removesuffix(QUICK), f"{name}{QUICK}")
+    tags = [tag for own in names for tag in open_clip.list_pretrained_tags_by_model(own)]
+    return tuple(dict.fromkeys(tags))
