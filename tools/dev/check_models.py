@@ -3,7 +3,7 @@
     python tools/dev/check_models.py            # all: writes sfp/clip/models.csv and docs/models.md
     python tools/dev/check_models.py "*SigLIP*" # some, printed
 
-Weights are made up. A network of more than 160 million numbers is cut to three blocks in each
+Weights are made up. A network of more than 100 million numbers is cut to three blocks in each
 tower, at its true width, and its vocabulary to 50000 words; those of Hugging Face's text towers get
 a config.json of their true width, since theirs is on the hub alone. Differences are the largest of
 unit vectors, float32, one image of the native size and two texts.
@@ -42,7 +42,7 @@ from sfp.errors import SFPError  # noqa: E402
 from sfp.methods import METHODS, build_method  # noqa: E402
 
 PAGE = ROOT / "docs/models.md"
-MOST, BLOCKS, WORDS = 160_000_000, 3, 50_000
+MOST, BLOCKS, WORDS = 100_000_000, 3, 50_000
 RUN = ("MaskCLIP", "ClearCLIP", "SFP")
 # config.json of the text towers that open_clip takes from Hugging Face, at their true width
 _ROBERTA = dict(model_type="roberta", hidden_size=768, num_attention_heads=12, type_vocab_size=1,

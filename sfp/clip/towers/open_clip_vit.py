@@ -7,11 +7,12 @@ Pools: the class token, the mean of the patches (CLIPA), or the first query of a
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from open_clip.transformer import AttentionalPooler, VisionTransformer
 from torch import Tensor, nn
 
 from sfp.clip.block import norm_of, open_clip_block
-from sfp.clip.kernels import attend, layer_norm, linear
+from sfp.clip.kernels import layer_norm, linear
 from sfp.clip.towers._tower import Tower
 from sfp.errors import SFPError
 
@@ -107,7 +108,7 @@ class _QueryPool:
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (q, linear(keys, *self.maps[1]), linear(keys, *self.maps[2]))
         )
-        return self._out(attend(q, k, v).transpose(1, 2).flatten(2)[:, 0])
+        return self._out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)[:, 0])
 
     def _out(self, mixed: Tensor) -> Tensor:
         out = self.module.attn.out_proj

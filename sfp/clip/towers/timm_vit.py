@@ -7,6 +7,7 @@ convolutions make the patches (ViTamin, MobileCLIP-B) these stay in float32.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from timm.layers import AttentionPoolLatent, GluMlp, Mlp, SwiGLU
 from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
@@ -15,7 +16,7 @@ from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 from sfp.clip.block import Affine, Block, activation_of, norm_of, scale_of
-from sfp.clip.kernels import attend, layer_norm, linear
+from sfp.clip.kernels import layer_norm, linear
 from sfp.clip.rotary import Rotary
 from sfp.clip.towers._tower import Tower
 from sfp.errors import SFPError
@@ -147,7 +148,7 @@ class _LatentPool:
             part if norm is None else layer_norm(part, norm, self.dtype)
             for part, norm in zip((q, k), self.norms, strict=True)
         )
-        return self._after(attend(q, k, v).transpose(1, 2).flatten(2)[:, 0])
+        return self._after(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)[:, 0])
 
     def _after(self, mixed: Tensor) -> Tensor:
         """Output projection and MLP with its residual."""
