@@ -209,7 +209,7 @@ def _of_config(
             " its heads are; leave it out."
         )
     config, name = checkpoint.config, architecture
-    if config is None:
+    if named := config is None or architecture != _DEFAULT:
         config = open_clip.get_model_config(architecture)
     elif package is not None:
         name = package.name
@@ -220,7 +220,7 @@ def _of_config(
     known = entry.get("quick_gelu", checkpoint.quick_gelu)
     if known is None:
         known = _usual_activation(name, config)
-    word = architecture if checkpoint.config is None else ""
+    word = architecture if named else ""
     quick_gelu = _activation(quick_gelu, word, checkpoint.source, known)
     network = build_network(config, quick_gelu, name)
     take_weights(network, checkpoint.weights, checkpoint.source, name)
