@@ -255,7 +255,7 @@ def test_ids_are_those_of_open_clips_tokenizer(tmp_path):
     texts = ["A photo of the cat!", "the sea"]
     assert torch.equal(clip.tokenize(texts), own(texts))
     assert clip.tokenize(texts)[1].tolist() == [6, 9, 1, *[0] * 13]
-    with pytest.raises(SFPError, match="has .* tokens, but CLIP reads 14; shorten"):
+    with pytest.raises(SFPError, match=r"has .* tokens, but CLIP reads 14; shorten"):
         clip.tokenize(["the cat " * 9])
 
 
@@ -321,7 +321,7 @@ def test_a_text_tower_of_transformers(tmp_path):
     assert clip.text.context == 77 and not clip.text_tower.plain
 
 
-# ------------------------------------------------------------------------------ what is known of each
+# ---------------------------------------------------------------------------- what is known of each
 def test_the_table_has_all_of_open_clips_models():
     known = sfp.clip.models.list_models(all=True)
     assert list(known) == open_clip.list_models()

@@ -174,7 +174,7 @@ def test_every_method_runs_or_says_what_it_needs(name, method):
 def test_every_detector_runs_or_says_what_it_needs(name, pm):
     clip = tiny_clip(name)
     if DETECTORS.get(pm).needs_class_token and not clip.trunk.class_token:
-        with pytest.raises(SFPError, match="The detector SOM reads the class token.*L2, LOF"):
+        with pytest.raises(SFPError, match=r"The detector SOM reads the class token.*L2, LOF"):
             sfp.build_method("MaskCLIP", clip, purify=True, pm=pm)
         return
     detector = dict(type=pm, **({"trees": 3} if pm == "IsolationForest" else {}))
@@ -219,7 +219,7 @@ def test_an_inspection_without_a_class_token():
     plain = inspection.plain
     assert plain.prefix == 0 and set(plain.outliers) == {"L2", "LOF"}
     assert plain.attention_of(1, (0, 0)).sum() == pytest.approx(1, abs=1e-5)
-    with pytest.raises(SFPError, match="no class token.*received_attention"):
+    with pytest.raises(SFPError, match=r"no class token.*received_attention"):
         _ = plain.cls_attention
     with pytest.raises(SFPError, match="The detector SOM reads the class token"):
         segmenter.inspect(picture, detectors=["SOM"])
