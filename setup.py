@@ -18,6 +18,7 @@ MMSEG = [
 ]
 PAGE = ["gradio>=6.31,<7", "fastapi>=0.133,<1", "starlette>=1.0.1,<2", "uvicorn>=0.30,<1"]
 NOTEBOOKS = ["ipykernel>=6,<8", "nbclient>=0.8,<1", "nbformat>=5.7,<6"]
+VISION = ["transformers>=4.57,<6"]
 DEV = [
     "pytest>=8,<10",
     "pytest-xdist>=3.5,<4",
@@ -39,7 +40,7 @@ setup(
     packages=find_packages(include=["sfp", "sfp.*"]),
     package_data={
         "sfp.evaluation": ["paper_results.csv"],
-        "sfp.clip": ["toyland*.safetensors", "toyland*.json", "register_neurons.json"],
+        "sfp.clip": ["toyland*.safetensors", "toyland*.json", "register_neurons.json", "models.csv"],
         "sfp.experiments": ["ablations.csv", "ablation_rows.csv"],
         "sfp.datasets": ["toyland_prompts.json"],
         "sfp.datasets.preparation": ["ade847_ids.txt"],
@@ -67,6 +68,7 @@ setup(
         "mmseg": MMSEG,
         "page": PAGE,
         "notebooks": NOTEBOOKS,
-        "dev": [*MMSEG, *PAGE, *NOTEBOOKS, *DEV],
+        "vision": VISION,
+        "dev": [*MMSEG, *PAGE, *NOTEBOOKS, *VISION, *DEV],
     },
 )

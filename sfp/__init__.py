@@ -22,6 +22,7 @@ _PLACES = {
     "build_method": "sfp.methods",
     "list_detectors": "sfp.outliers",
     "list_methods": "sfp.methods",
+    "list_models": "sfp.clip.models",
     "list_refiners": "sfp.refiners",
     "load_clip": "sfp.clip",
 }

@@ -100,7 +100,7 @@ class Segmenter:
         pixel_mean: Sequence[float] | None = None,
         pixel_std: Sequence[float] | None = None,
         short_side: int = 336,
-        prompts: str | Sequence[str] = "imagenet80",
+        prompts: str | os.PathLike | Sequence[str] = "imagenet80",
         text_cache: str | os.PathLike | bool | None = None,
         weights_sha256: str | None = None,
         **options: Any,
@@ -227,7 +227,7 @@ class Segmenter:
         *,
         short_side: int = 224,
         box: tuple[int, int, int, int] | None = None,
-        detectors: Sequence[str | Detector] = ("SOM", "L2", "LOF"),
+        detectors: Sequence[str | Detector] | None = None,
     ) -> Inspection:
         """What each layer of CLIP does with one picture, before and after purification.
 
@@ -237,7 +237,7 @@ class Segmenter:
                 short side.
             box: (left, top, right, bottom) in pixels of the picture; all of it if None.
             detectors: names of ``sfp.list_detectors()``, or detectors made by
-                ``sfp.build_detector``.
+                ``sfp.build_detector``; SOM (which needs a class token), L2 and LOF if None.
 
         Raises:
             SFPError: the image can't be read, the box is not inside it, or so many patches would
@@ -300,7 +300,8 @@ class Segmenter:
             words = vocabulary.words
             vocabulary = vocabulary.with_background(background)
             label = vocabulary.names[0]
-            _require_reached(label, len(vocabulary.queries), protocol.prob_thd)
+            words_softmaxed = 0 if protocol.sigmoid else len(vocabulary.queries)
+            _require_reached(label, words_softmaxed, protocol.prob_thd)
         else:
             check_type("background", background, Sequence[str] | None)
             if background is not None:
@@ -388,8 +389,16 @@ class Segmenter:
 
 
 def _require_reached(background: str, words: int, prob_thd: float) -> None:
-    """Raises SFPError where no pixel could fall to a background that is only a label."""
-    least = 1 / words
+    """Raises SFPError where no pixel could fall to a background that is only a label.
+
+    ``words``: of how many a softmax makes probabilities; 0 with a sigmoid of each.
+    """
+    if not words and not prob_thd:
+        raise SFPError(
+            f"Nothing would fall to the background {background!r}, since prob_thd is 0; set it,"
+            " such as prob_thd=0.5."
+        )
+    least = 1 / words if words else 0.0
     if prob_thd > least:
         return
     hint = f"set prob_thd between {least:.2g} and 1" if least < 1 else "name more things"

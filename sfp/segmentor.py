@@ -78,7 +78,7 @@ class SFPSegmentor(BaseSegmentor):
         name_path: str | os.PathLike | None = None,
         names: Sequence[str | Sequence[str]] | None = None,
         name_separator: str = ", ",
-        prompts: str | Sequence[str] = "imagenet80",
+        prompts: str | os.PathLike | Sequence[str] = "imagenet80",
         text_cache: str | bool | None = None,
         windows_at_once: int | None = None,
         precision: str | None = None,

@@ -838,8 +838,9 @@ PYTHON = [
     case("seed negative", lambda box: sfp.build_detector("IsolationForest", seed=-1), "-1"),
     # models
     case("model None", lambda box: sfp.load_clip(None), "model is None"),
-    case("model a ResNet", lambda box: sfp.load_clip("RN50"), "'RN50'"),
-    case("model a SigLIP", lambda box: sfp.load_clip("ViT-B-16-SigLIP"), "'ViT-B-16-SigLIP'"),
+    case("model a ResNet", lambda box: sfp.load_clip("RN50"), "RN50 is no plain ViT"),
+    case("model a ConvNeXt", lambda box: sfp.load_clip("convnext_base"), "but convnext_base"),
+    case("a SigLIP by OpenAI", lambda box: sfp.load_clip("ViT-B-16-SigLIP"), "'openai'", "webli"),
     case("pretrained a number", lambda box: sfp.load_clip("Toyland", 5), "pretrained is 5"),
     case("device unknown", lambda box: sfp.load_clip("Toyland", device="banana"), "'banana'"),
     case("device meta", lambda box: sfp.load_clip("Toyland", device="meta"), "'meta'"),

@@ -148,7 +148,8 @@ class TimmViT(Backbone):
 
         def edit(units: Sequence[int]) -> Callable[..., Tensor]:
             def hook(module: nn.Module, inputs: tuple[Tensor, ...], hidden: Tensor) -> Tensor:
-                return registers.edit(hidden, units, hidden.shape[1] - 1 - registers.count)
+                patches = slice(1, hidden.shape[1] - registers.count)
+                return registers.edit(hidden, units, patches)
 
             return hook
 

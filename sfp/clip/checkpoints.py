@@ -1,7 +1,8 @@
 """CLIP weights from files, without running code that a file brings along.
 
 ``read_checkpoint`` takes safetensors, PyTorch state dicts and OpenAI's TorchScript archives, and
-returns one layout: the keys of OpenAI's CLIP, which open_clip's ``CLIP`` shares.
+returns one layout, open_clip's: for plain CLIP the keys of OpenAI's, which open_clip's ``CLIP``
+shares. Weights in Hugging Face's layout are renamed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import collections
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,31 +20,45 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sfp.clip import hugging_face
 from sfp.errors import SFPError, refuse_want_of_memory
 
 _MOST_UNPACKED = 8  # weights are stored unpacked; only the code beside them is compressed
+_NAMED = ", whose model must be named, such as model='ViT-B-16-SigLIP'"
+_COUNTS = ("num_batches_tracked", "position_ids")  # whole numbers that are no weights
 _BOOKKEEPING = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's archives
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights in OpenAI's layout and what the file itself says of them.
+    """Weights in open_clip's layout and what the file itself says of them.
 
     Attributes:
         weights: tensors by open_clip's key.
         source: the file, for errors.
         quick_gelu, head_width: the activation, and the width of the image tower's heads, as
             safetensors metadata or OpenAI's layout (64) give them, else None.
+        text_heads: how many heads the text tower has, where a config.json says it, else None.
+        config: open_clip's config of the model, where the layout shows it (SigLIP's of Hugging
+            Face), else None.
     """
 
     weights: dict[str, Tensor]
     source: str
     quick_gelu: bool | None = None
     head_width: int | None = None
+    text_heads: int | None = None
+    config: dict[str, Any] | None = None
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path, plain: bool = True, config: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """CLIP weights of a safetensors file, a PyTorch file or OpenAI's TorchScript archive.
+
+    Args:
+        plain: whether they must be a plain CLIP ViT's.
+        config: what lies beside a file in Hugging Face's layout, its config.json.
 
     Raises:
         SFPError: no such file, not a checkpoint, or not a CLIP ViT.
@@ -70,7 +86,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} can't be read as a checkpoint ({_reason(error)}); it may be cut short, or not "
             "hold plain weights: download it again, or save its state dict as .safetensors."
         ) from error
-    checkpoint = from_state_dict(weights, str(path))
+    checkpoint = from_state_dict(weights, str(path), plain, config)
     activation = {"true": True, "false": False}.get(metadata.get("quick_gelu", "").lower())
     if activation is not None:
         checkpoint = replace(checkpoint, quick_gelu=activation)
@@ -93,8 +109,16 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
-    """A state dict in OpenAI's or open_clip's layout, without wrappers and prefixes of its keys.
+def from_state_dict(
+    weights: Any,
+    source: str = "the state dict",
+    plain: bool = True,
+    config: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """A state dict in OpenAI's, open_clip's or Hugging Face's layout, without wrappers and prefixes
+    of its keys.
+
+    ``plain`` and ``config``: see ``read_checkpoint``.
 
     Raises:
         SFPError: not a state dict of a CLIP ViT, with what it looks like.
@@ -107,13 +131,12 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
         raise SFPError(
             f"{source} holds {found} instead of a state dict; give the weights of a CLIP ViT."
         )
-    plain = {}
+    kept = {}
     for key, value in weights.items():
-        # "text." is the text tower of open_clip's CustomTextCLIP
-        key = re.sub(r"^(module\.)?(_orig_mod\.)?(text\.)?", "", str(key))
+        key = re.sub(r"^(module\.)?(_orig_mod\.)?", "", str(key))
         if not isinstance(value, Tensor) or key.endswith("attn_mask"):
             continue
-        plain[key] = value
+        kept[key] = value
         size = value.numel() * value.element_size()
         if value.is_meta or value.layout != torch.strided:
             kind = "on the meta device" if value.is_meta else f"as {value.layout}"
@@ -126,24 +149,32 @@ def from_state_dict(weights: Any, source: str = "the state dict") -> Checkpoint:
                 f"{source} has {tuple(value.shape)} numbers in {key}, more than it holds; "
                 "get a sound copy."
             )
-    openai = all(key in plain for key in _BOOKKEEPING)
+    openai = all(key in kept for key in _BOOKKEEPING)
     for key in _BOOKKEEPING:
-        plain.pop(key, None)
-    _require_clip_vit(plain, source)
-    for key, value in plain.items():
-        if not value.is_floating_point():
+        kept.pop(key, None)
+    renamed = Checkpoint(kept, source)
+    if hugging_face.is_layout(kept):
+        renamed = Checkpoint(source=source, **hugging_face.renamed(kept, source, config))
+    kept = renamed.weights
+    if plain and renamed.config is None:
+        # "text." is the text tower of open_clip's CustomTextCLIP
+        kept = {key.removeprefix("text."): value for key, value in kept.items()}
+        _require_clip_vit(kept, source)
+    for key, value in kept.items():
+        if not value.is_floating_point() and not key.endswith(_COUNTS):
             kind = str(value.dtype).removeprefix("torch.")
             raise SFPError(
                 f"{source} has {kind} numbers in {key}, not plain floating-point weights; "
                 "give the model before quantisation."
             )
-    broken = [key for key, value in plain.items() if not bool(torch.isfinite(value).all())]
+    broken = [key for key, value in kept.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise SFPError(
             f"{source} has NaN or infinite numbers in {broken[0]} ({len(broken)} tensors in all); "
             "get a sound copy."
         )
-    return Checkpoint(plain, source, True, 64) if openai else Checkpoint(plain, source)
+    renamed = replace(renamed, weights=kept)
+    return replace(renamed, quick_gelu=True, head_width=64) if openai else renamed
 
 
 def read_config(weights: dict[str, Tensor], source: str) -> dict[str, Any]:
@@ -183,11 +214,9 @@ def _count_blocks(weights: dict[str, Tensor], prefix: str) -> int:
 def _require_clip_vit(weights: dict[str, Tensor], source: str) -> None:
     kinds = {
         "visual.layer1.": "a ResNet CLIP",
-        "visual.trunk.": "a CLIP with a timm image tower",
-        "visual.attn_pool.": "a CLIP with attention pooling",
-        "vision_model.": "a CLIP in Hugging Face's layout",
-        "visual_projection.": "a CLIP in Hugging Face's layout",
-        "logit_bias": "a SigLIP",
+        "visual.trunk.": "a CLIP with a timm image tower" + _NAMED,
+        "visual.attn_pool.": "a CLIP with attention pooling" + _NAMED,
+        "logit_bias": "a SigLIP" + _NAMED,
     }
     axes = {  # of what read_config takes its sizes from
         "visual.conv1.weight": 4,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfp.clip.text_tower import TextTower
+from sfp.clip.tokenizing import Tokenizer
+from sfp.clip.towers import family_of
 from sfp.clip.trunk import ImageTrunk
-from sfp.errors import SFPError, unknown_choice
+from sfp.errors import unknown_choice
 
 # OpenAI's, of RGB in [0, 1]
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -27,21 +28,24 @@ _PRECISION_NAMES = {str(dtype).removeprefix("torch."): name for name, dtype in P
 class FrozenCLIP:
     """A frozen CLIP ViT. Made by ``load_clip``.
 
-    Linear and convolution weights of the image tower are kept in ``precision``; layer norms, class
-    and positional embeddings, and the whole text tower stay in float32.
+    Linear and convolution weights of the image tower are kept in ``precision``; norms, embeddings,
+    layer scales, and the whole text tower stay in float32.
 
     Attributes:
         name, pretrained: what it was loaded as.
         quick_gelu: whether its MLPs use ``x * sigmoid(1.702 x)``.
         pixel_mean, pixel_std: of RGB in [0, 1], three numbers each, as the weights were trained.
         trunk: the image tower, an ``ImageTrunk``.
-        logit_scale: the learned temperature, exp(.) applied.
+        logit_scale: the learned temperature t, exp(.) applied.
+        logit_bias: the learned bias b of a CLIP that was trained with a sigmoid (SigLIP), else
+            None.
+        text: the tokenizer, a ``Tokenizer``.
         text_tower: the text tower, a ``TextTower``.
     """
 
     def __init__(
         self,
-        model: open_clip.CLIP,
+        model: nn.Module,
         *,
         name: str,
         pretrained: str,
@@ -50,6 +54,7 @@ class FrozenCLIP:
         precision: str,
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,
+        text: Tokenizer | None = None,
     ):
         precision = _PRECISION_NAMES.get(precision, precision)
         if precision not in PRECISIONS:
@@ -65,10 +70,13 @@ class FrozenCLIP:
         self.precision = precision
         self.model = model.float().eval().requires_grad_(False)
         self.fingerprint = weights_sha256(model)  # of the weights as loaded, before any rounding
-        _round_weights(model.visual, PRECISIONS[precision])
+        family_of(model.visual).round_weights(model.visual, PRECISIONS[precision])
         self.model = model.to(device)
         self.trunk, self.text_tower = ImageTrunk(model.visual), TextTower(model)
+        self.text = text or Tokenizer({"context_length": model.context_length}, name)
         self.logit_scale = float(model.logit_scale.exp())
+        bias = getattr(model, "logit_bias", None)
+        self.logit_bias = None if bias is None else float(bias)
 
     @property
     def device(self) -> torch.device:
@@ -77,37 +85,25 @@ class FrozenCLIP:
     @property
     def embed_dim(self) -> int:
         """D, the width of the joint image-text space."""
-        return self.model.visual.proj.shape[1]
+        return self.trunk.tower.embed_dim
 
-    @functools.cached_property
-    def tokenizer(self) -> open_clip.SimpleTokenizer:
-        return open_clip.SimpleTokenizer(context_length=self.model.context_length)
+    @property
+    def tokenizer(self) -> Any:
+        """open_clip's own tokenizer of this model."""
+        return self.text.own
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (n, T) on the CPU, T the longest text's length.
+        """Token ids (n, T) on the CPU, T the longest text's length or, where the text tower is not
+        plain CLIP's, the context length.
 
         Raises:
             SFPError: a text has more tokens than the context holds, or one that stands for a text's
-                start or end.
+                start or end; or the tokenizer can't be had.
         """
-        context, tokenizer = self.model.context_length, self.tokenizer
-        ids = [
-            torch.tensor([tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id])
-            for text in texts
-        ]
-        for text, tokens in zip(texts, ids, strict=True):
-            if len(tokens) > context:
-                shown = f"{text[:80]} ..." if len(text) > 80 else text
-                raise SFPError(
-                    f"The text {shown!r} has {len(tokens) - 2} tokens, but CLIP reads "
-                    f"{context - 2}; shorten the name in it."
-                )
-            if {tokenizer.sot_token_id, tokenizer.eot_token_id} & set(tokens[1:-1].tolist()):
-                raise SFPError(
-                    f"The text {text[:80]!r} has CLIP's own mark for a text's start or end; "
-                    "take it out."
-                )
-        return nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        ids = self.text(texts)
+        if self.text_tower.plain:
+            return ids
+        return F.pad(ids, (0, self.text.context - ids.shape[1]))
 
     @torch.inference_mode()
     def encode_text(self, ids: Tensor) -> Tensor:
@@ -116,8 +112,20 @@ class FrozenCLIP:
 
     @torch.inference_mode()
     def encode_image(self, windows: Tensor) -> Tensor:
-        """Class-token embedding of windows (B, 3, H, W): (B, D) float32, not normalised."""
-        return self.trunk.readout(self.trunk.run(windows)[:, 0]).float()
+        """Image embeddings of windows (B, 3, H, W): (B, D) float32, not normalised."""
+        grid = self.trunk.grid_of(*windows.shape[-2:])
+        return self.trunk.pooled(self.trunk.run(windows), grid).float()
+
+    def probabilities(self, images: Tensor, texts: Tensor) -> Tensor:
+        """How probably each text is of each image: embeddings (B, D) and (Q, D) to (B, Q) float32.
+
+        With a learned bias sigmoid(t cos + b), each text by itself (SigLIP); else the softmax of
+        t cos over the texts.
+        """
+        logits = self.logit_scale * (l2_normalise(images) @ l2_normalise(texts).T)
+        if self.logit_bias is None:
+            return logits.softmax(-1)
+        return (logits + self.logit_bias).sigmoid()
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB (..., 3, H, W), uint8 or float in [0, 255], normalised to float32."""
@@ -133,18 +141,6 @@ class FrozenCLIP:
             f"FrozenCLIP({self.name!r}, {self.pretrained!r}, {trunk.layers} layers of "
             f"{trunk.width}, patch {trunk.patch}, {activation}, {self.precision} on {self.device})"
         )
-
-
-def _round_weights(visual: nn.Module, dtype: torch.dtype) -> None:
-    """Convolution, linear, attention weights and projection to ``dtype``; the others stay."""
-    for module in visual.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.to(dtype)
-        elif isinstance(module, nn.MultiheadAttention):
-            for parameter in (module.in_proj_weight, module.in_proj_bias):
-                if parameter is not None:
-                    parameter.data = parameter.data.to(dtype)
-    visual.proj.data = visual.proj.data.to(dtype)
 
 
 def weights_sha256(model: nn.Module) -> str:

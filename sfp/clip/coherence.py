@@ -52,9 +52,9 @@ def coherence(features: Tensor, labels: Tensor, ignore: int = 255) -> float | No
     return float(roc_auc_score(same.numpy(), (rows @ rows.T).cpu()[upper].numpy()))
 
 
-def joined_heads(u: Tensor, patches: int) -> Tensor:
-    """Queries, keys or values of the N patches, heads joined: (B, heads, T, d_h) to (B, N, C)."""
-    return u[:, :, 1 : 1 + patches].transpose(1, 2).flatten(2)
+def joined_heads(u: Tensor, patches: slice) -> Tensor:
+    """Queries, keys or values of the patches, heads joined: (B, heads, T, d_h) to (B, N, C)."""
+    return u[:, :, patches].transpose(1, 2).flatten(2)
 
 
 def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,13 +15,18 @@ from sfp.errors import SFPError
 
 # of attention weights at a time: a CPU's cache, a share of a GPU's memory
 _CACHE_BYTES, _GPU_BYTES = 4 << 20, 512 << 20
-_ONEDNN = {None: ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none")}
+_ONEDNN = {
+    None: ("none", ""),
+    "silu": ("swish", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+}
 
 
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """``x W^T + b`` of (..., C), then "silu", "gelu" or nothing.
+    """``x W^T + b`` of (..., C), then "silu", "gelu", "gelu_tanh" (its approximation) or nothing.
 
     On a CPU this is oneDNN's kernel, which torch by itself takes for bfloat16 only; in float32 it
     was 2.2 times as fast as MKL's on an AMD processor (docs/speed.md). It has no gradient: where
@@ -34,7 +39,9 @@ def linear(
     y = F.linear(x, weight, bias)
     if activation is None:
         return y
-    return F.silu(y, inplace=True) if activation == "silu" else F.gelu(y)
+    if activation == "silu":
+        return F.silu(y, inplace=True)
+    return F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def _can_onednn() -> bool:
@@ -75,16 +82,17 @@ def layer_norm(
 
 @dataclass
 class AttentionRows:
-    """Single attention weights per head, float32, of N tokens and the class token before them.
+    """Single attention weights per head, float32, of N tokens and those before them.
 
     Attributes:
-        cls_row: of the class token to each other, (B, heads, N).
-        cls_column: of each other to the class token, (B, heads, N).
-        diagonal: of each other to itself, (B, heads, N).
+        cls_row: of the class token, which is the first, to each of the N, (B, heads, N); None
+            without tokens before them.
+        cls_column: of each of the N to the class token, (B, heads, N); None without.
+        diagonal: of each of the N to itself, (B, heads, N).
     """
 
-    cls_row: Tensor
-    cls_column: Tensor
+    cls_row: Tensor | None
+    cls_column: Tensor | None
     diagonal: Tensor
 
 
@@ -111,8 +119,13 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=causal)
 
 
-def attend_with_rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, AttentionRows]:
-    """``attend`` and ``AttentionRows``, from each row's log-sum-exp: no map is made."""
+def attend_with_rows(
+    q: Tensor, k: Tensor, v: Tensor, prefix: int = 1
+) -> tuple[Tensor, AttentionRows]:
+    """``attend`` and ``AttentionRows``, from each row's log-sum-exp: no map is made.
+
+    ``prefix`` tokens, the class token first, come before the N others.
+    """
     if (
         q.device.type == "cpu"
         and q.dtype == torch.float32
@@ -123,13 +136,16 @@ def attend_with_rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Attention
         mixed, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
         lse = lse[..., : q.shape[2]]  # the kernel pads it
     else:
-        mixed, rows, _ = attend_explicitly(q, k, v, mean=False)
+        mixed, rows, _ = attend_explicitly(q, k, v, mean=False, prefix=prefix)
         return mixed, rows
     q, k = q.float() * q.shape[-1] ** -0.5, k.float()
+    diagonal = (torch.linalg.vecdot(q, k) - lse)[..., prefix:].exp()
+    if not prefix:
+        return mixed, AttentionRows(None, None, diagonal)
     return mixed, AttentionRows(
-        cls_row=(torch.linalg.vecdot(q[:, :, :1], k[:, :, 1:]) - lse[..., :1]).exp(),
-        cls_column=(torch.linalg.vecdot(q[:, :, 1:], k[:, :, :1]) - lse[..., 1:]).exp(),
-        diagonal=(torch.linalg.vecdot(q, k) - lse)[..., 1:].exp(),
+        cls_row=(torch.linalg.vecdot(q[:, :, :1], k[:, :, prefix:]) - lse[..., :1]).exp(),
+        cls_column=(torch.linalg.vecdot(q[:, :, prefix:], k[:, :, :1]) - lse[..., prefix:]).exp(),
+        diagonal=diagonal,
     )
 
 
@@ -141,11 +157,13 @@ def attend_explicitly(
     bias: Tensor | None = None,
     scale: float | None = None,
     mean: bool = True,
+    prefix: int = 1,
 ) -> tuple[Tensor, AttentionRows, Tensor | None]:
     """``attend`` by weights made for a few images, or some rows of one, at a time.
 
     Args:
         mean: whether the mean map is wanted.
+        prefix: how many tokens, the class token first, come before the N others.
 
     Returns:
         The mix (B, heads, T, head width of V), ``AttentionRows``, and the weights' mean over heads
@@ -176,4 +194,6 @@ def attend_explicitly(
                 cls_row[some] = weights[:, :, 0]
             if mean_map is not None:
                 mean_map[some, rows] = weights.mean(1)
-    return mixed, AttentionRows(cls_row[..., 1:], cls_column[..., 1:], diagonal[..., 1:]), mean_map
+    others = slice(prefix, None)
+    rows = AttentionRows(cls_row[..., others], cls_column[..., others], diagonal[..., others])
+    return mixed, rows if prefix else AttentionRows(None, None, diagonal), mean_map

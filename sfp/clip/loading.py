@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
 from sfp.clip.checkpoints import Checkpoint, from_state_dict, read_checkpoint, read_config
+from sfp.clip.models import QUICK as _QUICK
+from sfp.clip.models import build_network, open_clip_name, take_weights
+from sfp.clip.models import plain_vits as _plain_vits
+from sfp.clip.packages import Package, cached_weights, is_package, open_package
+from sfp.clip.tokenizing import Tokenizer
 from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
 from sfp.files import file_digest, file_sha256
 from sfp.network import hub, require_published, url_sha256, why_unreached
@@ -26,7 +31,7 @@ BUILT_IN = {
     for name in ("Toyland", "Toyland-clean")
 }
 _DEFAULT = "ViT-B-16"
-_QUICK = "-quickgelu"
+_SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # of every SigLIP
 _ACTIVATIONS = {True: "QuickGELU", False: "plain GELU"}
 
 
@@ -48,13 +53,16 @@ def load_clip(
     12
 
     Args:
-        model: open_clip's name (``ViT-B-16``, ``ViT-L-14-quickgelu``) or OpenAI's spelling
-            (``ViT-B/16``); ``Toyland`` is the tiny model that comes with this package,
-            ``Toyland-clean`` its twin without outliers. Under the default name a file may have
-            the sizes of any other model.
-        pretrained: an open_clip tag (``openai``, ``laion400m_e32``, ``metaclip_400m``); the path
-            of a checkpoint (OpenAI or open_clip layout, ``.pt``, ``.safetensors`` or OpenAI's
-            TorchScript archive); or a state dict.
+        model: open_clip's name (``ViT-B-16``, ``ViT-L-14-quickgelu``, ``ViT-B-16-SigLIP``; see
+            ``sfp.list_models``) or OpenAI's spelling (``ViT-B/16``); ``hf-hub:OWNER/NAME``, a
+            repository of Hugging Face in open_clip's or transformers' layout; ``Toyland`` is the
+            tiny model that comes with this package, ``Toyland-clean`` its twin without outliers.
+            Under the default name a file may have the sizes of any other plain CLIP, or of a SigLIP
+            in transformers' layout.
+        pretrained: an open_clip tag (``openai``, ``laion400m_e32``, ``webli``); the path of a
+            checkpoint (OpenAI's, open_clip's or transformers' layout, ``.pt``, ``.safetensors`` or
+            OpenAI's TorchScript archive); a folder with such a file, its config and its
+            tokenizer's files; ``hf-hub:OWNER/NAME``; or a state dict.
         device: CUDA where there is one, else the CPU, if None.
         precision: ``fp32``, ``bf16`` or ``fp16`` for the image tower; fp32 on a CPU and fp16
             elsewhere, if None.
@@ -63,10 +71,11 @@ def load_clip(
             that doesn't show it by safetensors metadata ``quick_gelu``, by OpenAI's layout, or by
             being the very file that was published, and for a state dict with the sizes of an
             open_clip model; for other state dicts None is True. A file's name and folder say
-            nothing.
+            nothing. Models other than plain CLIPs have it from their config and open_clip's tags.
         head_width: of the image tower's heads, for sizes that no model of open_clip has. None is
             64 for OpenAI's layout, and for a state dict in memory if 64 is the only head width
-            of open_clip's models (64, 80, 88, 104, 112) that divides the tower's width.
+            of open_clip's models (64, 80, 88, 104, 112) that divides the tower's width. Only for
+            plain CLIPs.
         pixel_mean, pixel_std: of RGB in [0, 1], as the weights were trained; those of open_clip's
             entry of the weights if None, OpenAI's for sizes of no open_clip model. Needed where
             open_clip has weights of these sizes and this activation with several (ViT-L/14, plain
@@ -79,48 +88,156 @@ def load_clip(
             is not known, a file that is no CLIP ViT or not the named one, an unknown head width,
             weights that must be downloaded while there is no network, or another hash.
     """
-    from sfp.clip.clip import FrozenCLIP
-
     check_type("model", model, str, _DEFAULT)
     check_type("pretrained", pretrained, str | os.PathLike | Mapping, "openai")
     check_type("quick_gelu", quick_gelu, bool | None)
     check_type("head_width", head_width, int | None)
     device = _usable_device(device)
-    architecture, in_memory = _open_clip_name(model), isinstance(pretrained, Mapping)
+    in_memory = isinstance(pretrained, Mapping)
     tag = "a state dict" if in_memory else str(pretrained)
+    model, tag, package = _package_of(model, tag)
+    architecture = _open_clip_name(model)
+    plain = architecture in BUILT_IN or architecture in _plain_vits()
     entry: dict[str, Any] = {}  # open_clip's of the weights, empty where that is unknown
-    if in_memory:
-        checkpoint = from_state_dict(dict(pretrained))
+    if package is not None:
+        plain = plain and package.config is None
+        checkpoint = read_checkpoint(package.weights, plain, package.hugging_face)
+        if package.config is not None and architecture == _DEFAULT:
+            checkpoint = replace(checkpoint, config=package.config)
+        entry = _entry_of_file(package.weights)
+        if not entry and package.pixels:
+            entry = dict(zip(("mean", "std"), package.pixels, strict=True))
+    elif in_memory:
+        checkpoint = from_state_dict(dict(pretrained), plain=plain)
     elif built_in := _built_in(architecture, tag):
         checkpoint, tag = _read_built_in(built_in), built_in.lower()
         model = architecture = built_in
     elif _is_file_name(tag):
         path = Path(tag).expanduser()
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, plain)
         entry = _entry_of_file(path)
     else:
         entry = _entry_of_tag(architecture, tag)
         quick_gelu = _activation(quick_gelu, architecture, tag, entry["quick_gelu"])
-        checkpoint = _fetch(entry, f"The weights {tag!r} of {architecture}")
+        checkpoint = _fetch(entry, f"The weights {tag!r} of {architecture}", plain)
 
+    if not plain or checkpoint.config is not None:
+        network, text, name, quick_gelu = _of_config(
+            checkpoint, architecture, package, entry, quick_gelu, head_width
+        )
+        by_shapes = checkpoint.config is not None and (package is None or package.config is None)
+        unknown = _SIGLIP_PIXELS if by_shapes else None
+        pixels = _normalisation(
+            entry, name, quick_gelu, checkpoint.source, pixel_mean, pixel_std, unknown
+        )
+        return _frozen(
+            network, weights_sha256, name, tag, quick_gelu, device, precision, pixels, text
+        )
     name, config = _config_of(checkpoint, model, in_memory, head_width)
     known = entry.get("quick_gelu", checkpoint.quick_gelu)
     if quick_gelu is None and in_memory and name not in _plain_vits():
         quick_gelu = True
     quick_gelu = _activation(quick_gelu, architecture, checkpoint.source, known)
-    mean, std = _normalisation(entry, name, quick_gelu, checkpoint.source, pixel_mean, pixel_std)
+    pixels = _normalisation(entry, name, quick_gelu, checkpoint.source, pixel_mean, pixel_std)
+    network, text = _build(checkpoint, config, quick_gelu), Tokenizer(config["text_cfg"], name)
+    return _frozen(network, weights_sha256, name, tag, quick_gelu, device, precision, pixels, text)
+
+
+def _frozen(
+    network: torch.nn.Module,
+    weights_sha256: str | None,
+    name: str,
+    tag: str,
+    quick_gelu: bool,
+    device: torch.device,
+    precision: str | None,
+    pixels: tuple[tuple[float, ...], tuple[float, ...]],
+    text: Tokenizer,
+) -> FrozenCLIP:
+    """The frozen CLIP of a network, its weights checked."""
+    from sfp.clip.clip import FrozenCLIP
+
     frozen = FrozenCLIP(
-        _build(checkpoint, config, quick_gelu),
+        network,
         name=name,
         pretrained=tag,
         quick_gelu=quick_gelu,
         device=device,
         precision=precision or ("fp32" if device.type == "cpu" else "fp16"),
-        pixel_mean=mean,
-        pixel_std=std,
+        pixel_mean=pixels[0],
+        pixel_std=pixels[1],
+        text=text,
     )
     check_weights(frozen, weights_sha256)
     return frozen
+
+
+def _package_of(model: str, tag: str) -> tuple[str, str, Package | None]:
+    """Model, tag, and the folder or repository that one of them names, if any.
+
+    Raises:
+        SFPError: both name weights, or what ``open_package`` refuses.
+    """
+    if is_package(model) and model.lower() not in (name.lower() for name in BUILT_IN):
+        if tag not in ("openai", model):
+            raise SFPError(
+                f"model={model!r} brings its own weights, but pretrained={tag!r} names others;"
+                " leave one of them out."
+            )
+        return _DEFAULT, model, open_package(model)
+    return model, tag, open_package(tag) if is_package(tag) else None
+
+
+def _of_config(
+    checkpoint: Checkpoint,
+    architecture: str,
+    package: Package | None,
+    entry: Mapping[str, Any],
+    quick_gelu: bool | None,
+    head_width: int | None,
+) -> tuple[torch.nn.Module, Tokenizer, str, bool]:
+    """Network, tokenizer, name and activation of a model that is built by a config of open_clip.
+
+    Raises:
+        SFPError: the weights are not of that config, or the activation isn't theirs.
+    """
+    import open_clip
+
+    if head_width is not None:
+        raise SFPError(
+            f"head_width={head_width} is given, but the config of {checkpoint.source} says how wide"
+            " its heads are; leave it out."
+        )
+    config, name = checkpoint.config, architecture
+    if named := config is None or architecture != _DEFAULT:
+        config = open_clip.get_model_config(architecture)
+    elif package is not None:
+        name = package.name
+    else:
+        vision = config["vision_cfg"]["timm_kwargs"]
+        sizes = (vision[key] for key in ("depth", "embed_dim", "patch_size"))
+        name = "SigLIP {}x{}/{}".format(*sizes)
+    known = entry.get("quick_gelu", checkpoint.quick_gelu)
+    if known is None:
+        known = _usual_activation(name, config)
+    word = architecture if named else ""
+    quick_gelu = _activation(quick_gelu, word, checkpoint.source, known)
+    network = build_network(config, quick_gelu, name)
+    take_weights(network, checkpoint.weights, checkpoint.source, name)
+    source = package.tokenizer if package else None
+    return network, Tokenizer(config["text_cfg"], name, source), name, quick_gelu
+
+
+def _usual_activation(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a model's text tower, and its image tower where it is open_clip's, use QuickGELU.
+
+    What all of open_clip's weights of it have, else what its config says.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    found = {_entry(name, tag)["quick_gelu"] for tag in tags}
+    return found.pop() if len(found) == 1 else bool(config.get("quick_gelu", False))
 
 
 def check_weights(clip: FrozenCLIP, weights_sha256: str | None) -> None:
@@ -153,37 +270,13 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
 # ---------------------------------------------------------------------------- names, sizes, heads
 
 
-@functools.cache
-def _plain_vits() -> dict[str, dict[str, Any]]:
-    """open_clip's configs of OpenAI's architecture by name; SigLIP, CLIPA and others are not."""
-    import open_clip
-
-    vision = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
-    text = {"context_length", "vocab_size", "width", "heads", "layers"}
-    configs = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
-    return {
-        name: config
-        for name, config in configs.items()
-        if set(config) <= {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
-        and set(config["vision_cfg"]) <= vision
-        and set(config["text_cfg"]) <= text
-        and isinstance(config["vision_cfg"]["layers"], int)  # a ResNet has four numbers
-    }
-
-
 def _open_clip_name(model: str) -> str:
-    """open_clip's spelling of a model name.
+    """open_clip's spelling of a model name, or a built-in model's.
 
     Raises:
         SFPError: no such model, or not a ViT.
     """
-    for built_in in BUILT_IN:
-        if model.lower() == built_in.lower():
-            return built_in
-    name = model.replace("/", "-").replace("@", "-").removesuffix("px")
-    if name not in _plain_vits():
-        raise unknown_choice("CLIP model", model, [*BUILT_IN, *_plain_vits()])
-    return name
+    return open_clip_name(model, tuple(BUILT_IN))
 
 
 def _config_of(
@@ -229,7 +322,8 @@ def _config_of(
             f"head_width={vision['head_width']} does not divide the image tower's width {width}; "
             "give one that does."
         )
-    text = {"heads": max(1, text["width"] // 64), **text}
+    heads = checkpoint.text_heads or max(1, text["width"] // 64)
+    text = {"heads": heads, **text}
     return name, dict(embed_dim=config["embed_dim"], vision_cfg=vision, text_cfg=text)
 
 
@@ -305,6 +399,7 @@ def _normalisation(
     source: str,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    unknown: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the pixels that weights were trained with.
 
@@ -312,13 +407,14 @@ def _normalisation(
         entry: open_clip's of the weights; empty where unknown.
         name: of open_clip's model that has their sizes, or another.
         mean, std: the user's word.
+        unknown: what no model of open_clip has; OpenAI's if None.
 
     Raises:
         SFPError: nothing says them, or the user's word is not true of the weights.
     """
     from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
 
-    usual = (PIXEL_MEAN, PIXEL_STD)
+    usual = unknown or (PIXEL_MEAN, PIXEL_STD)
     known = {_pixels_of(entry)} if entry else _known_pixels(name, quick_gelu) or {usual}
     if mean is None and std is None:
         if len(known) == 1:
@@ -347,6 +443,7 @@ def _known_pixels(name: str, quick_gelu: bool) -> set[tuple[tuple[float, ...], t
 
     vits = _plain_vits()
     same = {other for other in vits if name in vits and _sizes(vits[other]) == _sizes(vits[name])}
+    same |= {name, name.removesuffix(_QUICK)}
     entries = [_entry(*pair) for pair in open_clip.list_pretrained() if pair[0] in same]
     return {_pixels_of(entry) for entry in entries if entry["quick_gelu"] == quick_gelu}
 
@@ -388,6 +485,11 @@ def _entry_of_tag(architecture: str, tag: str) -> dict[str, Any]:
         for name in (plain + _QUICK, plain)
         for known in open_clip.list_pretrained_tags_by_model(name)
     }
+    if not tags:
+        raise SFPError(
+            f"open_clip has no weights of {plain}; give the path of a checkpoint as pretrained"
+            " (config: model.pretrained)."
+        )
     if tag not in tags:
         raise unknown_choice(f"weights for {plain}", tag, sorted(tags))
     return _entry(tags[tag], tag)
@@ -412,6 +514,9 @@ def weights_file(model: str, pretrained: str) -> Path | None:
     Raises:
         SFPError: unknown name or tag.
     """
+    for name in (model, pretrained):
+        if is_package(name):
+            return cached_weights(name)
     architecture = _open_clip_name(model)
     if built_in := _built_in(architecture, pretrained):
         return BUILT_IN[built_in]
@@ -448,7 +553,7 @@ def _read_built_in(name: str) -> Checkpoint:
     return read_checkpoint(file)
 
 
-def _fetch(entry: Mapping[str, Any], what: str) -> Checkpoint:
+def _fetch(entry: Mapping[str, Any], what: str, plain: bool = True) -> Checkpoint:
     """Weights of an open_clip entry, from its cache or the network.
 
     Raises:
@@ -469,7 +574,7 @@ def _fetch(entry: Mapping[str, Any], what: str) -> Checkpoint:
                 f"{what} could not be downloaded ({reason}). {_offline_hint(entry)}"
             ) from error
     require_published(path, entry["url"])
-    return read_checkpoint(path)
+    return read_checkpoint(path, plain)
 
 
 def _cached_file(entry: Mapping[str, Any]) -> Path | None:

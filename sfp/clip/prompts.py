@@ -1,6 +1,11 @@
-"""The 80 ImageNet prompts of OpenAI's CLIP, made from their pattern."""
+"""The 80 ImageNet prompts of OpenAI's CLIP, made from their pattern, and prompts from a file."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sfp.errors import SFPError
 
 _PICTURES = (
     "bad photo", "sculpture", "low resolution photo", "rendering", "cropped photo", "tattoo",
@@ -38,3 +43,33 @@ PROMPT_SETS = {
     "imagenet85": IMAGENET_PROMPTS + IN_THE_SCENE_PROMPTS,  # CLIP-Surgery, the original MaskCLIP
     "photo": ("a photo of a {}.",),
 }
+
+
+def is_prompt_file(prompts: str | os.PathLike) -> bool:
+    """Whether a text names a file of prompts rather than one of ``PROMPT_SETS``."""
+    if prompts in PROMPT_SETS:
+        return False
+    path = Path(prompts)
+    return isinstance(prompts, os.PathLike) or path.suffix == ".txt" or path.is_file()
+
+
+def read_prompts(path: str | os.PathLike) -> list[str]:
+    """The prompts of a UTF-8 file, one in each line that is not empty, in any language.
+
+    Raises:
+        SFPError: it can't be read, or is empty.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SFPError(
+            f"The file of prompts {path} can't be read ({error}); give a UTF-8 text file with one"
+            " prompt in each line, such as 'a photo of a {}.'"
+        ) from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise SFPError(
+            f"The file of prompts {path} is empty; write one prompt in each line, such as 'a photo"
+            " of a {}.'"
+        )
+    return prompts

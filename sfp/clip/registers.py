@@ -69,7 +69,7 @@ class Registers:
         _check_arguments(given)
         if not isinstance(given.get("neurons"), Mapping):
             given["neurons"] = read_neurons(given.get("neurons") or SHIPPED, clip)
-        return cls.of_blocks(given, clip.trunk.layers, clip.trunk.blocks[0].fc.out_features)
+        return cls.of_blocks(given, clip.trunk.layers, clip.trunk.blocks[0].hidden_width)
 
     @classmethod
     def of_blocks(cls, given: Mapping[str, Any], layers: int, hidden: int) -> Registers:
@@ -102,33 +102,33 @@ class Registers:
         return Hook(self._edit, tuple(self.neurons), point="neurons")
 
     def _edit(self, state: LayerState) -> Tensor:
-        return self.edit(state.hidden, self.neurons[state.layer], state.count)
+        return self.edit(state.hidden, self.neurons[state.layer], state.rows)
 
-    def edit(self, hidden: Tensor, units: Sequence[int], patches: int) -> Tensor:
-        """Hidden units (B, T, M) of class token, N patches, registers; the chosen ones edited in
-        place.
+    def edit(self, hidden: Tensor, units: Sequence[int], patches: slice) -> Tensor:
+        """Hidden units (B, T, M) of class token, the patches in their rows, registers; the chosen
+        ones edited in place.
         """
         columns = torch.tensor(units, device=hidden.device)
         chosen = hidden[:, :, columns]
         if self.value == "per_neuron":
             largest = chosen.amax(1, keepdim=True)
-            chosen[:, : 1 + patches] = 0
+            chosen[:, : patches.stop] = 0
             scales = torch.as_tensor(self.scale, device=hidden.device).reshape(-1, 1)
-            chosen[:, 1 + patches :] = (scales * largest).to(hidden.dtype)
+            chosen[:, patches.stop :] = (scales * largest).to(hidden.dtype)
         else:
             self._write_joint(chosen, patches)
         hidden[:, :, columns] = chosen
         return hidden
 
-    def _write_joint(self, chosen: Tensor, patches: int) -> None:
+    def _write_joint(self, chosen: Tensor, patches: slice) -> None:
         """The edit of the authors' code on the chosen units (B, T, K)."""
-        registers = chosen[:, 1 + patches :]
+        registers = chosen[:, patches.stop :]
         if isinstance(self.scale, (int, float)):
             registers[:] = self.scale * _largest(chosen)
         else:
             for place, scale in enumerate(self.scale):
                 registers[:, place : place + 1] = scale * _largest(chosen)
-        of_patches = chosen[:, 1 : 1 + patches]
+        of_patches = chosen[:, patches]
         if self.patches == "zero":
             of_patches[:] = 0
         elif self.patches != "same":

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sfp.clip.clip import FrozenCLIP, l2_normalise
-from sfp.clip.prompts import PROMPT_SETS
+from sfp.clip.prompts import PROMPT_SETS, is_prompt_file, read_prompts
 from sfp.errors import SFPError, unknown_choice
 from sfp.files import make_folder, sweep, whole_file
 from sfp.options import check_type
@@ -38,20 +38,24 @@ class TextBank:
 
     Args:
         clip: the frozen CLIP.
-        prompts: a name in ``PROMPT_SETS``, or the prompts themselves, each with one ``{}``.
+        prompts: a name in ``PROMPT_SETS``, or the prompts themselves, each with one ``{}``, or a
+            UTF-8 file with one in each line; in the language that the text tower reads.
         cache_dir: where vectors are kept; ``default_cache_dir()`` if None, nowhere if False.
     """
 
     def __init__(
         self,
         clip: FrozenCLIP,
-        prompts: str | Sequence[str] = "imagenet80",
+        prompts: str | os.PathLike | Sequence[str] = "imagenet80",
         cache_dir: str | os.PathLike | Literal[False] | None = None,
     ):
-        if isinstance(prompts, str):
-            if prompts not in PROMPT_SETS:
+        if isinstance(prompts, (str, os.PathLike)):
+            if is_prompt_file(prompts):
+                prompts = read_prompts(prompts)
+            elif prompts in PROMPT_SETS:
+                prompts = PROMPT_SETS[prompts]
+            else:
                 raise unknown_choice("prompt set", prompts, PROMPT_SETS)
-            prompts = PROMPT_SETS[prompts]
         check_type("prompts", prompts, Sequence[str])
         check_type("text_cache", cache_dir, str | os.PathLike | Literal[False] | None)
         if not prompts:
@@ -119,7 +123,7 @@ class TextBank:
         unique = sorted(set(texts))
         ids = self.clip.tokenize(unique)
         # like lengths share a batch, cut to its longest
-        lengths, order = (ids.argmax(1) + 1).sort(descending=True)
+        lengths, order = self.clip.text_tower.lengths(ids).sort(descending=True)
         tokens = _TOKENS if self.clip.device.type == "cpu" else 32 * _TOKENS
         rows = torch.empty(len(unique), self.clip.embed_dim, device=self.clip.device)
         quiet, first = len(unique) < 2000, 0
@@ -140,9 +144,7 @@ class TextBank:
         if self.cache_dir is None:
             return None
         digest, clip = hashlib.sha256(), self.clip
-        kind, size = type(clip.tokenizer).__name__, clip.tokenizer.vocab_size
-        tokenizer = f"{kind}/{size}/{clip.model.context_length}"
-        model = (clip.fingerprint, str(clip.quick_gelu), tokenizer)
+        model = (clip.fingerprint, str(clip.quick_gelu), clip.text.digest())
         for part in (*model, *self.prompts, "", *queries):
             digest.update(part.encode() + b"\0")
         if each > 1:  # single prompts

@@ -1,5 +1,7 @@
 """The frozen image trunk of a CLIP ViT, layer by layer, with hooks.
 
+Whose ViT it is (open_clip's own, timm's), is the tower's matter: ``sfp/clip/towers``.
+
 ``ImageTrunk.run`` walks the blocks and hands each one's ``LayerState`` to the hooks that ask for
 that layer. A hook that returns tokens replaces them, one that returns nothing observes. Attention
 weights are made only in layers where a hook asks for them; elsewhere fused attention runs.
@@ -21,10 +23,10 @@ from sfp.clip.kernels import (
     attend_explicitly,
     attend_with_rows,
     layer_norm,
-    linear,
     require_precision,
 )
 from sfp.clip.positions import resize_positions
+from sfp.clip.towers import family_of
 from sfp.errors import SFPError
 
 _CACHE_BYTES = 16 << 20
@@ -40,8 +42,9 @@ class Attention(IntEnum):
 
 @dataclass
 class LayerState:
-    """What one block did. N patches on ``grid`` = (h, w), row-major; the class token comes first,
-    appended tokens, if any, last: T = 1 + N + R.
+    """What one block did. N patches on ``grid`` = (h, w), row-major; P tokens come before them, the
+    class token first where there is one, and appended tokens, if any, last: T = P + N + R. P is 1
+    in OpenAI's CLIP.
 
     Attributes:
         layer: 1-based block number l.
@@ -50,13 +53,15 @@ class LayerState:
         tokens: X^l, (B, T, C); at the hook points "attention" and "neurons", the stream before the
             MLP.
         q, k, v: (B, heads, T, head width), biases included.
-        cls_row: attention of the class token to each patch, (B, heads, N), if asked for.
-        cls_column: attention of each patch to the class token, (B, heads, N), if asked for.
+        prefix: P.
+        cls_row: attention of the class token to each patch, (B, heads, N), if asked for and there
+            is one.
+        cls_column: attention of each patch to the class token, (B, heads, N), likewise.
         diagonal: attention of each patch to itself, (B, heads, N), if asked for.
-        attention: a^l, the map averaged over heads, (B, 1 + N, 1 + N), if asked for. It was made
+        attention: a^l, the map averaged over heads, (B, P + N, P + N), if asked for. It was made
             over all T tokens; rows and columns of appended ones are left out.
         hidden: the MLP's hidden units after their activation, ``Block.factor`` times,
-            (B, T, 4 C), at the hook point "neurons".
+            (B, T, M), at the hook point "neurons".
         outliers: mask (B, N), set by the purifying hook.
         outlier_scores: the scores behind it, (B, N).
         before_repair: the tokens as they were before that hook, (B, T, C); None without it.
@@ -77,6 +82,7 @@ class LayerState:
     outliers: Tensor | None = None
     outlier_scores: Tensor | None = None
     before_repair: Tensor | None = None
+    prefix: int = 1
 
     def require_finite(self) -> None:
         """Raises SFPError where tokens are NaN or infinite, naming the layer and the precision."""
@@ -94,9 +100,19 @@ class LayerState:
         return self.grid[0] * self.grid[1]
 
     @property
+    def rows(self) -> slice:
+        """The patches' rows among the tokens."""
+        return slice(self.prefix, self.prefix + self.count)
+
+    @property
     def patches(self) -> Tensor:
         """X^l_pat, (B, N, C)."""
-        return self.tokens[:, 1 : 1 + self.count]
+        return self.tokens[:, self.rows]
+
+    @property
+    def patch_attention(self) -> Tensor:
+        """a^l of patches to patches, (B, N, N)."""
+        return self.attention[:, self.prefix :, self.prefix :]
 
     @property
     def unrepaired(self) -> Tensor:
@@ -105,7 +121,7 @@ class LayerState:
 
     @property
     def cls(self) -> Tensor:
-        """X^l_cls, (B, C)."""
+        """X^l_cls, (B, C), of a tower with a class token."""
         return self.tokens[:, 0]
 
 
@@ -154,20 +170,23 @@ class ImageTrunk:
     """Image tower of a frozen CLIP ViT: patch embedding, blocks, readout.
 
     Attributes:
+        tower: what is particular to its family.
         layers: number of blocks L.
         width: C. heads: heads per block. patch: patch size in pixels. native_grid: (g, g) that
             it was trained at.
+        prefix: P, how many tokens come before the patches: a class token, trained registers, or
+            none.
+        class_token: whether the first of them is a class token.
     """
 
     def __init__(self, visual: nn.Module):
-        self.visual = visual
-        self.blocks = [Block(module) for module in visual.transformer.resblocks]
-        self.layers = len(self.blocks)
-        self.heads = self.blocks[0].heads
-        self.width = visual.conv1.out_channels
-        self.patch = visual.conv1.kernel_size[0]
-        self.native_grid = tuple(visual.grid_size)
-        self.dtype = visual.conv1.weight.dtype
+        self.visual, self.tower = visual, family_of(visual)(visual)
+        tower = self.tower
+        self.blocks: list[Block] = tower.blocks
+        self.layers, self.heads = len(self.blocks), self.blocks[0].heads
+        self.width, self.patch = tower.width, tower.patch
+        self.native_grid, self.dtype = tower.native_grid, tower.dtype
+        self.prefix, self.class_token = tower.prefix, tower.class_token
         self._positions: dict[tuple[tuple[int, int], str], Tensor] = {}
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
@@ -192,21 +211,20 @@ class ImageTrunk:
         more gain nothing.
         """
         h, w = self.grid_of(height, width)
-        tokens, bytes_of = 1 + h * w, self.dtype.itemsize
-        if self.visual.proj.device.type != "cuda":
-            return max(1, _CACHE_BYTES // (tokens * 4 * self.width * bytes_of))
-        stream = (
-            tokens * self.width * (12 * bytes_of + 3 * 4)
-        )  # tokens, q, k, v, hidden layer; float32 copies of tokens
+        tokens, bytes_of = self.prefix + h * w, self.dtype.itemsize
+        device, hidden = self.tower.device, self.blocks[0].hidden_width
+        if device.type != "cuda":
+            return max(1, _CACHE_BYTES // (tokens * hidden * bytes_of))
+        # tokens, q, k, v, hidden layer; float32 copies of tokens
+        stream = tokens * ((8 * self.width + hidden) * bytes_of + self.width * 3 * 4)
         maps = tokens * tokens * 4 * 6  # those that methods make of a whole batch
-        device = self.visual.proj.device
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
             device
         )  # torch's own, not in use
         return max(1, min(256, (torch.cuda.mem_get_info(device)[0] + idle) // 2 // (stream + maps)))
 
     def embed(self, windows: Tensor, resize: str = "scale", registers: int = 0) -> Tensor:
-        """X^0 = ln_pre([cls, patches] + positions, zeros): (B, 3, H, W) to (B, 1 + N + R, C).
+        """X^0 = ln_pre([cls, patches] + positions, zeros): (B, 3, H, W) to (B, P + N + R, C).
 
         ``resize``: see ``resize_positions``; R is ``registers``, tokens that begin as zeros.
         """
@@ -216,25 +234,32 @@ class ImageTrunk:
                 f"{windows.dtype}; "
                 "make one with the clip's normalise."
             )
-        grid = self.grid_of(*windows.shape[-2:])
-        visual = self.visual
-        require_precision(visual.conv1.weight, self.dtype)
-        patches = visual.conv1(windows.to(self.dtype)).flatten(2).transpose(1, 2).float()
-        cls = visual.class_embedding.expand(len(patches), 1, -1)
-        tokens = torch.cat([cls, patches], 1) + self._positions_for(grid, resize)
+        grid, tower = self.grid_of(*windows.shape[-2:]), self.tower
+        require_precision(self.blocks[0].out.weight, self.dtype)
+        tokens = tower.patches(windows)
+        if tower.rotary is not None:
+            tower.rotary.grid = grid
+        if tower.prefix_tokens is not None:
+            tokens = torch.cat([tower.prefix_tokens.expand(len(tokens), -1, -1), tokens], 1)
+        if tower.positions is not None:
+            tokens = tokens + self._positions_for(grid, resize)
         if registers:
             tokens = F.pad(tokens, (0, 0, 0, registers))
-        return layer_norm(tokens, visual.ln_pre)
+        return tokens if tower.norm_pre is None else layer_norm(tokens, tower.norm_pre)
 
     def _positions_for(self, grid: tuple[int, int], resize: str) -> Tensor:
-        native = self.visual.positional_embedding.detach()
+        native = self.tower.positions
         kept = self._positions.get((grid, resize))
         if kept is None or kept.device != native.device:
             if len(self._positions) > 32:  # whole-image mode meets many grids
                 self._positions.clear()
-            kept = resize_positions(native, self.native_grid, grid, resize)
+            kept = resize_positions(native, self.native_grid, grid, resize, self.prefix)
             self._positions[grid, resize] = kept
         return kept
+
+    def rows(self, grid: tuple[int, int]) -> slice:
+        """The patches' rows among the tokens of a window with that grid."""
+        return slice(self.prefix, self.prefix + grid[0] * grid[1])
 
     def run(
         self,
@@ -246,7 +271,7 @@ class ImageTrunk:
     ) -> Tensor:
         """Blocks 1..last on windows (B, 3, H, W) float, with so many appended tokens.
 
-        X^last, (B, 1 + N + R, C). ``last`` is L if not given.
+        X^last, (B, P + N + R, C). ``last`` is L if not given.
         """
         tokens = self.embed(windows, resize, registers)
         grid = self.grid_of(*windows.shape[-2:])
@@ -261,7 +286,8 @@ class ImageTrunk:
         Its tokens are its inputs.
         """
         block = self.blocks[layer - 1]
-        return LayerState(layer, grid, tokens, tokens, *block.qkv(block.normed(tokens)))
+        parts = block.qkv(block.normed(tokens), grid=grid)
+        return LayerState(layer, grid, tokens, tokens, *parts, prefix=self.prefix)
 
     def step(
         self, layer: int, tokens: Tensor, grid: tuple[int, int], hooks: Sequence[Hook] = ()
@@ -279,11 +305,18 @@ class ImageTrunk:
         return state.tokens
 
     def readout(self, tokens: Tensor) -> Tensor:
-        """LN_post and the projection P into the joint space.
+        """Single tokens past LN_post and the projection P into the joint space.
 
-        (..., C) to (..., D), not normalised.
+        (..., C) to (..., D), not normalised. Where a pool attends to tokens: ``Tower.readout``.
         """
-        return linear(layer_norm(tokens, self.visual.ln_post, self.dtype), self.visual.proj.T)
+        return self.tower.readout(tokens)
+
+    def pooled(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The image's embedding of X^L, (B, T, C) to (B, D), not normalised.
+
+        That of the class token, of the patches' mean, or of the pool that attends to them.
+        """
+        return self.tower.pooled(tokens, self.rows(grid))
 
 
 def _call(hooks: Sequence[Hook], point: str, state: LayerState) -> None:
@@ -303,10 +336,12 @@ def _attend(state: LayerState, wanted: Attention) -> Tensor:
     if wanted == Attention.NONE:
         return attend(q, k, v)
     if wanted == Attention.ROWS:
-        mixed, rows = attend_with_rows(q, k, v)
+        mixed, rows = attend_with_rows(q, k, v, state.prefix)
     else:
-        mixed, rows, attention = attend_explicitly(q, k, v)
-        state.attention = attention[:, : 1 + state.count, : 1 + state.count]
+        mixed, rows, attention = attend_explicitly(q, k, v, prefix=state.prefix)
+        kept = state.rows.stop
+        state.attention = attention[:, :kept, :kept]
     for name in ("cls_row", "cls_column", "diagonal"):
-        setattr(state, name, getattr(rows, name)[..., : state.count])
+        weights = getattr(rows, name)
+        setattr(state, name, None if weights is None else weights[..., : state.count])
     return mixed

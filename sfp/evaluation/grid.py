@@ -45,8 +45,8 @@ from sfp.pipeline import Task
 
 # of a model's config: what may differ between cells that share a pass
 _OF_THE_TEXT = (
-    "name_path", "names", "name_separator", "logit_scale", "prob_thd", "area_thd", "refine",
-    "pamr_iterations", "pamr_dilations",
+    "name_path", "names", "name_separator", "logit_scale", "sigmoid", "prob_thd", "area_thd",
+    "refine", "pamr_iterations", "pamr_dilations",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ alignment   after CLIPSeg's Fig. 6, whose formula we do not have; ours: the valu
             take from layer i go through the last block's W_o, LN_post and P, attention-free; mean
             over labelled patches of the cosine with their own class's text less the mean of the
             others', and the share of patches whose own class is the nearest ("accuracy")
-entropy     of the attention of each patch and of the class token, -sum a log a / log(1 + N), mean
+entropy     of the attention of each patch and of the class token, -sum a log a / log(P + N), mean
             over heads; 1 is uniform
 outliers    share of the patches that a detector flags; overlap of two, |A and B| / |A or B|
 """
@@ -113,11 +113,11 @@ def probe_layers(
             rows = (
                 state.patches
                 if name == "tokens"
-                else joined_heads(getattr(state, name), state.count)
+                else joined_heads(getattr(state, name), state.rows)
             )
             samples = zip(rows.float().cpu(), truth, strict=True)
             add(name, layer, [measure(own, label) for own, label in samples])
-        near = cosine_similarity(joined_heads(state.k, state.count)) >= epsilon
+        near = cosine_similarity(joined_heads(state.k, state.rows)) >= epsilon
         graphs = components(near | torch.eye(near.shape[-1], dtype=torch.bool, device=near.device))
         add("components", layer, [len(own.unique()) for own in graphs])
         read = l2_normalise(trunk.readout(free_values(trunk, state)))
@@ -126,8 +126,9 @@ def probe_layers(
             alignment, accuracy = text_alignment(own, label, ignore)
             add("alignment", layer, [alignment])
             add("accuracy", layer, [accuracy])
-        of_cls, of_patches = attention_entropy(state.q, state.k)
-        add("cls entropy", layer, of_cls.tolist())
+        of_cls, of_patches = attention_entropy(state.q, state.k, state.prefix)
+        if trunk.class_token:
+            add("cls entropy", layer, of_cls.tolist())
         add("entropy", layer, of_patches.tolist())
         masks = {detector.name: detector(state)[0] for detector in detectors}
         for name, mask in masks.items():
@@ -145,7 +146,7 @@ def free_values(trunk: ImageTrunk, state: LayerState) -> Tensor:
     W_o W_v LN1_L(x~_i) with x~_i = X^{i-1} + MLP_i(LN2_i(X^{i-1})) below the last block, x~_L =
     X^{L-1}; biases included.
     """
-    last, inputs = trunk.blocks[-1], state.inputs[:, 1 : 1 + state.count]
+    last, inputs = trunk.blocks[-1], state.inputs[:, state.rows]
     below = state.layer < trunk.layers
     free = inputs + trunk.blocks[state.layer - 1].mlp(inputs) if below else inputs
     return last.project(last.values(last.normed(free)))
@@ -173,18 +174,20 @@ def text_alignment(
     return float((own - others).mean()), float((scores.argmax(1) == labels).float().mean())
 
 
-def attention_entropy(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def attention_entropy(q: Tensor, k: Tensor, prefix: int = 1) -> tuple[Tensor, Tensor]:
     """Entropy of softmax(Q K^T / sqrt(d_h)) as a share of the largest possible, mean over heads.
 
     Args:
-        q, k: (B, heads, 1 + N, d_h).
+        q, k: (B, heads, P + N, d_h).
+        prefix: P.
 
     Returns:
-        Of the class token's attention (B,), and the mean over the patches' (B,), float32.
+        Of the first token's attention, which is the class token's where there is one, (B,), and the
+        mean over the patches' (B,), float32.
     """
     logs = (q.float() @ k.float().transpose(2, 3) * q.shape[-1] ** -0.5).log_softmax(-1)
-    entropy = -(logs.exp() * logs).sum(-1).mean(1) / float(np.log(k.shape[2]))  # (B, 1 + N)
-    return entropy[:, 0], entropy[:, 1:].mean(1)
+    entropy = -(logs.exp() * logs).sum(-1).mean(1) / float(np.log(k.shape[2]))  # (B, P + N)
+    return entropy[:, 0], entropy[:, prefix:].mean(1)
 
 
 def overlap(a: Tensor, b: Tensor) -> list[float | None]:

@@ -50,12 +50,12 @@ def neuron_scores(clip: FrozenCLIP, windows: Tensor, rule: Rule) -> tuple[Tensor
         rule: see there.
 
     Returns:
-        Scores (L, M) float32, summed over the pictures that have outliers; outliers (B, 1 + N)
-        bool; norms (B, 1 + N) after the looked-at block.
+        Scores (L, M) float32, summed over the pictures that have outliers; outliers (B, P + N)
+        bool; norms (B, P + N) after the looked-at block.
     """
     norms = token_norms(clip, windows)[:, rule.layer if rule.layer < 0 else rule.layer - 1]
     outliers = norms > rule.threshold
-    total = torch.zeros(clip.trunk.layers, clip.trunk.blocks[0].fc.out_features)
+    total = torch.zeros(clip.trunk.layers, clip.trunk.blocks[0].hidden_width)
 
     def observe(state: LayerState) -> None:
         hidden = state.hidden.float() / clip.trunk.blocks[state.layer - 1].factor
@@ -79,11 +79,11 @@ def unit_scores(hidden: Tensor, outliers: Tensor, rule: Rule) -> Tensor:
 
 @torch.inference_mode()
 def token_norms(clip: FrozenCLIP, windows: Tensor, registers: Registers | None = None) -> Tensor:
-    """Lengths of class token and patches after each block, (B, L, 1 + N) float32."""
+    """Lengths of class token and patches after each block, (B, L, P + N) float32."""
     norms: list[Tensor] = []
 
     def observe(state: LayerState) -> None:
-        norms.append(state.tokens[:, : 1 + state.count].float().norm(dim=-1))
+        norms.append(state.tokens[:, : state.rows.stop].float().norm(dim=-1))
 
     hooks = [registers.hook] if registers else []
     hooks.append(Hook(observe, range(1, clip.trunk.layers + 1)))
@@ -105,23 +105,23 @@ def by_block(neurons: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
     return found
 
 
-def usual_threshold(norms: Tensor) -> float:
-    """Mean plus three standard deviations of the patches' lengths (A.4), of norms (B, 1 + N)."""
-    patches = norms[:, 1:].double()
+def usual_threshold(norms: Tensor, prefix: int = 1) -> float:
+    """Mean plus three standard deviations of the patches' lengths (A.4), of norms (B, P + N)."""
+    patches = norms[:, prefix:].double()
     return float(patches.mean() + 3 * patches.std())
 
 
-def first_block(norms: Tensor, outliers: Tensor, threshold: float) -> int:
+def first_block(norms: Tensor, outliers: Tensor, threshold: float, prefix: int = 1) -> int:
     """The 1-based block after which at least half of the outlier patches are longer than the
     threshold.
 
     Args:
-        norms: (B, L, 1 + N).
-        outliers: (B, 1 + N).
+        norms: (B, L, P + N).
+        outliers: (B, P + N).
         threshold: of the looked-at block.
     """
     places = outliers.clone()
-    places[:, 0] = False  # patches alone
+    places[:, :prefix] = False  # patches alone
     long = (norms > threshold) & places[:, None]
     share = long.sum((0, 2)) / places.sum().clamp(min=1)
     reached = (share >= 0.5).nonzero()
@@ -173,25 +173,26 @@ def choose_neurons(
     """
     looked = rule.layer if rule.layer < 0 else rule.layer - 1
     norms = torch.cat([token_norms(clip, batch) for batch in pictures])
-    threshold = usual_threshold(norms[:, looked]) if threshold is None else threshold
+    prefix = clip.trunk.prefix
+    threshold = usual_threshold(norms[:, looked], prefix) if threshold is None else threshold
     rule = replace(rule, threshold=threshold)
     outliers = norms[:, looked] > threshold
-    if not bool(outliers[:, 1:].any()):
+    if not bool(outliers[:, prefix:].any()):
         raise SFPError(
             f"No patch of {len(norms)} pictures is longer than {threshold:.3g} after the looked-at"
             " block; give more pictures, or a lower --threshold."
         )
-    highest = first_block(norms, outliers, threshold) if highest is None else highest
+    highest = first_block(norms, outliers, threshold, prefix) if highest is None else highest
     highest = min(highest, clip.trunk.layers - 1)
     scores = sum(neuron_scores(clip, batch, rule)[0] for batch in pictures)
     order = [place for place in order_of(scores) if lowest <= place[0] <= highest]
     if not order:
         raise SFPError(f"No block lies from {lowest} to {highest}; give other bounds.")
-    tried = {0: float(outliers[:, 1:].float().mean())}
+    tried = {0: float(outliers[:, prefix:].float().mean())}
     for number in TRIED if count is None else [count]:
         registers = Registers(by_block(order[:number]))
         edited = torch.cat([token_norms(clip, batch, registers)[:, looked] for batch in pictures])
-        tried[number] = float((edited[:, 1:] > threshold).float().mean())
+        tried[number] = float((edited[:, prefix:] > threshold).float().mean())
         if tried[number] <= _GONE * tried[0]:
             break
     best = min((number for number in tried if number), key=lambda number: (tried[number], number))

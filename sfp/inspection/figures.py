@@ -25,6 +25,8 @@ def attention_figure(
 ) -> Image.Image:
     """After Fig. 1: attention in each layer, of the class token, to themselves, and received.
 
+    Without a class token the latter two alone.
+
     Args:
         inspection: of one picture.
         layers: six spread over the model if None.
@@ -37,8 +39,8 @@ def attention_figure(
     which = "purified" if purified else "plain"
     stream = getattr(inspection, which)
     layers, detector = _layers(inspection, layers), _detector(stream, detector)
-    kinds = {
-        "class-token attention": stream.cls_attention,
+    kinds = {"class-token attention": stream.cls_attention} if stream.class_token else {}
+    kinds |= {
         "self-attention": stream.self_attention,
         "attention received": stream.received_attention,
     }

@@ -17,9 +17,10 @@ from sfp.errors import SFPError
 from sfp.images import resize_short_side
 from sfp.methods import Method
 from sfp.options import check_type
-from sfp.outliers import Detector, Purifier, build_detector
+from sfp.outliers import Detector, Purifier, build_detector, require_class_token
 
 _MOST_BYTES = 2 << 30
+_USUAL = ("SOM", "L2", "LOF")  # detectors; the first needs a class token
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,14 +31,15 @@ class Stream:
 
     Attributes:
         grid: (h, w).
-        tokens: what each layer returns, after any repair, the class token first:
-            (L, 1 + N, C) float32.
+        tokens: what each layer returns, after any repair, the P tokens before the patches first:
+            (L, P + N, C) float32. P is 1, the class token, in most models.
         attention: each layer's weights, averaged over heads, row i those of token i:
-            (L, 1 + N, 1 + N) float32.
+            (L, P + N, P + N) float32.
         outliers: by each detector's name the tokens that it flags, (L, h, w) bool, given the
             layer's attention and its output before any repair.
         outlier_scores: the scores behind them, (L, h, w) float32.
         repaired: the tokens that were repaired, (L, h, w) bool; none without purification.
+        class_token: whether the first token is a class token.
     """
 
     grid: tuple[int, int]
@@ -46,6 +48,12 @@ class Stream:
     outliers: dict[str, np.ndarray]
     outlier_scores: dict[str, np.ndarray]
     repaired: np.ndarray
+    class_token: bool = True
+
+    @property
+    def prefix(self) -> int:
+        """P, how many tokens come before the patches."""
+        return self.tokens.shape[1] - self.grid[0] * self.grid[1]
 
     @property
     def layers(self) -> int:
@@ -54,33 +62,43 @@ class Stream:
 
     @property
     def cls_attention(self) -> np.ndarray:
-        """The class token's attention to each patch, (L, h, w) float32."""
-        return self._maps(self.attention[:, 0, 1:])
+        """The class token's attention to each patch, (L, h, w) float32.
+
+        Raises:
+            SFPError: this model has no class token.
+        """
+        if not self.class_token:
+            raise SFPError(
+                "This model has no class token, so there is no cls_attention; take"
+                " received_attention or attention_of."
+            )
+        return self._maps(self.attention[:, 0, self.prefix :])
 
     @property
     def self_attention(self) -> np.ndarray:
         """Each patch's attention to itself, (L, h, w) float32."""
-        return self._maps(np.diagonal(self.attention, axis1=1, axis2=2)[:, 1:])
+        return self._maps(np.diagonal(self.attention, axis1=1, axis2=2)[:, self.prefix :])
 
     @property
     def received_attention(self) -> np.ndarray:
         """The mean attention that each patch receives from all patches, (L, h, w) float32."""
-        return self._maps(self.attention[:, 1:, 1:].mean(1))
+        return self._maps(self.attention[:, self.prefix :, self.prefix :].mean(1))
 
     @property
     def norms(self) -> np.ndarray:
         """Length of each patch token, (L, h, w) float32."""
-        return self._maps(np.linalg.norm(self.tokens[:, 1:], axis=-1))
+        return self._maps(np.linalg.norm(self.tokens[:, self.prefix :], axis=-1))
 
     def attention_of(self, layer: int, patch: tuple[int, int]) -> np.ndarray:
         """Attention of the patch at (row, column) to the patches in a layer: (h, w) float32.
 
-        With its attention to the class token they sum to 1.
+        With its attention to the class token, where there is one, they sum to 1.
 
         Raises:
             SFPError: no such layer or patch.
         """
-        return self.attention[self._layer(layer), 1 + self._patch(patch), 1:].reshape(self.grid)
+        row = self.prefix + self._patch(patch)
+        return self.attention[self._layer(layer), row, self.prefix :].reshape(self.grid)
 
     def similarity(self, layer: int, patch: tuple[int, int]) -> np.ndarray:
         """Cosine of the patch at (row, column) with each patch after a layer: (h, w) float32.
@@ -88,7 +106,7 @@ class Stream:
         Raises:
             SFPError: no such layer or patch.
         """
-        rows = _normalised(self.tokens[self._layer(layer), 1:])
+        rows = _normalised(self._patches(layer))
         return (rows @ rows[self._patch(patch)]).reshape(self.grid)
 
     def pca(self, layer: int) -> np.ndarray:
@@ -99,7 +117,11 @@ class Stream:
         Raises:
             SFPError: no such layer.
         """
-        return principal_colours(self.tokens[self._layer(layer), 1:]).reshape(*self.grid, 3)
+        return principal_colours(self._patches(layer)).reshape(*self.grid, 3)
+
+    def _patches(self, layer: int) -> np.ndarray:
+        """The patch tokens after a layer, (N, C)."""
+        return self.tokens[self._layer(layer), self.prefix :]
 
     def _maps(self, values: np.ndarray) -> np.ndarray:
         return values.reshape(-1, *self.grid)
@@ -138,7 +160,7 @@ class Inspection:
     >>> inspection.plain.outliers["L2"].sum((1, 2)).tolist()
     [10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
 
-    Memory: both streams hold L (1 + N) (1 + N + C) float32, 18 MB in all for ViT-B/16 at 224x224
+    Memory: both streams hold L (P + N) (P + N + C) float32, 18 MB in all for ViT-B/16 at 224x224
     pixels and 76 MB at 336x448, where L = 12, C = 768, N = 196 and 588.
 
     Attributes:
@@ -146,8 +168,8 @@ class Inspection:
             patches of p pixels.
         box: (left, top, right, bottom) of that part in pixels of the picture as it was given.
         plain: the stream without purification and registers.
-        purified: the stream repaired by the method's own purifier, or by SOM after layers 1..L-1
-            where it has none; with the method's registers.
+        purified: the stream repaired by the method's own purifier, or by SOM (without a class token
+            L2) after layers 1..L-1 where it has none; with the method's registers.
         features: the method's features (h, w, D) float32, projected into the joint space, not
             normalised; they depend on no name.
         protocol: method, model, purifier, purified layers and sizes.
@@ -207,7 +229,7 @@ def inspect_image(
     *,
     short_side: int = 224,
     box: tuple[int, int, int, int] | None = None,
-    detectors: Sequence[str | Detector] = ("SOM", "L2", "LOF"),
+    detectors: Sequence[str | Detector] | None = None,
 ) -> Inspection:
     """See ``Segmenter.inspect``; ``pixels`` (H, W, 3) uint8.
 
@@ -230,8 +252,12 @@ def inspect_image(
             f"The box {box} is not inside the {width}x{height} picture; give (left, top, right, "
             "bottom) in its pixels."
         )
+    if detectors is None:
+        detectors = _USUAL if trunk.class_token else _USUAL[1:]
     check_type("detectors", detectors, Sequence[str | Detector], ("SOM", "L2"))
     found = [each if isinstance(each, Detector) else build_detector(each) for each in detectors]
+    for detector in found:
+        require_class_token(detector, trunk.class_token, method.clip.name)
     names = [detector.name for detector in found]
     if len(set(names)) < len(names):
         raise SFPError(
@@ -239,18 +265,20 @@ def inspect_image(
         )
     resized = resize_short_side(pixels[top:bottom, left:right], short_side, trunk.patch)
     grid = trunk.grid_of(*resized.shape[1:])
-    tokens = 1 + grid[0] * grid[1]
+    tokens = trunk.rows(grid).stop
     size = 8 * trunk.layers * tokens * (tokens + trunk.width)
     if size > _MOST_BYTES:
         raise SFPError(
-            f"{tokens - 1} patches in {trunk.layers} layers would take {size / (1 << 30):.1f} GiB "
-            f"to inspect; lower short_side={short_side}, or choose a part of the picture by box."
+            f"{grid[0] * grid[1]} patches in {trunk.layers} layers would take"
+            f" {size / (1 << 30):.1f} GiB to inspect; lower short_side={short_side}, or choose a"
+            " part of the picture by box."
         )
     covered = resized[:, : grid[0] * trunk.patch, : grid[1] * trunk.patch]
     down, across = covered.shape[1:]
     scale_x, scale_y = (right - left) / resized.shape[2], (bottom - top) / resized.shape[1]
     windows = method.clip.normalise(covered)[None].to(method.clip.device)
-    purifier = method.purifier or Purifier(build_detector("SOM"), range(1, trunk.layers))
+    usual = build_detector("SOM" if trunk.class_token else "L2")
+    purifier = method.purifier or Purifier(usual, range(1, trunk.layers))
     return Inspection(
         image=covered.permute(1, 2, 0).to(torch.uint8).numpy(),
         box=(float(left), float(top), left + across * scale_x, top + down * scale_y),
@@ -293,7 +321,7 @@ def _run(
             scores[detector.name].append(score[0].float().cpu().numpy().reshape(grid))
 
     def keep(state: LayerState) -> None:
-        tokens.append(state.tokens[0, : 1 + state.count].float().cpu().numpy())
+        tokens.append(state.tokens[0, : state.rows.stop].float().cpu().numpy())
         attention.append(state.attention[0].float().cpu().numpy())
         found = state.outliers
         repaired.append(np.zeros(grid, bool) if found is None else found[0].cpu().numpy())
@@ -310,6 +338,7 @@ def _run(
         {name: np.stack(found) for name, found in masks.items()},
         {name: np.stack(found) for name, found in scores.items()},
         np.stack([mask.reshape(grid) for mask in repaired]),
+        trunk.class_token,
     )
 
 

@@ -57,7 +57,7 @@ def summed_softmax(base: Method, logits: Sequence[Tensor], grid: tuple[int, int]
     2.
     """
     if base.name == "NACLIP":
-        omega = gaussian(grid, base.sigma).to(logits[0])
+        omega = gaussian(grid, base.sigma, base.trunk.prefix).to(logits[0])
         appended = logits[0].shape[-1] - len(omega)
         omega = F.pad(omega, (0, appended, 0, appended))
         logits = [own + omega for own in logits]

@@ -21,7 +21,7 @@ from sfp.clip.registers import Registers
 from sfp.clip.trunk import Hook, caching_hook
 from sfp.errors import SFPError
 from sfp.options import Count, parse_spec
-from sfp.outliers import DETECTORS, Purifier, build_detector
+from sfp.outliers import DETECTORS, Purifier, build_detector, require_class_token
 from sfp.outliers.repair import Divisor, Empty, Filling
 from sfp.registry import Registered, Registry
 from sfp.stages import Picture, Text, View
@@ -70,6 +70,8 @@ class Method(Registered, ABC):
         changes: what it changes in CLIP.
         joins_windows: whether ``score`` returns one map of the whole image.
         whole_images: whether it takes whole images alone, ``window=0``.
+        needs_class_token: whether it reads the class token, so that towers without one are refused;
+            ``prepare`` may change it where options decide.
         published: the options of every method, as its authors have them; ``PUBLISHED`` where they
             follow none of their own.
         trunk: the frozen CLIP's image trunk.
@@ -94,6 +96,7 @@ class Method(Registered, ABC):
     changes: ClassVar[Changes] = Changes()
     joins_windows: ClassVar[bool] = False
     whole_images: ClassVar[bool] = False
+    needs_class_token: ClassVar[bool] = False
     published: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self):
@@ -115,12 +118,15 @@ class Method(Registered, ABC):
             options["purify_layers"] = self.check_layers("purify_layers", layers)
         self.detector_published: dict[str, dict[str, Any]] = {}
         self.prepare()
+        self._require_class_token()
         published = self.detector_published.get(self.pm, {})
         detector = build_detector(self.pm, **{**published, **self.detector_options})
         repair = dict(
             empty=self.repair_empty, divisor=self.repair_divisor, filling=self.repair_filling
         )
         layers, point = self.purify_layers, self.repair_point
+        if self.purify:
+            require_class_token(detector, self.trunk.class_token, self.clip.name)
         self.purifier = Purifier(detector, layers, point=point, **repair) if self.purify else None
         self._compile()
 
@@ -200,6 +206,15 @@ class Method(Registered, ABC):
             )
         return count
 
+    def _require_class_token(self) -> None:
+        """Raises SFPError where the method reads a class token that the tower does not have."""
+        if self.needs_class_token and not self.trunk.class_token:
+            free = [name for name in METHODS.names() if not METHODS.get(name).needs_class_token]
+            raise SFPError(
+                f"{self.name} reads the class token, and the image tower of {self.clip.name} has"
+                f" none; give one of {', '.join(free)}."
+            )
+
     def _compile(self) -> None:
         compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
         on_cpu = self.compiled is not None and self.clip.device.type == "cpu"
@@ -223,7 +238,8 @@ class Method(Registered, ABC):
     def stream(self, windows: Tensor, *more: Hook, last: int | None = None) -> Tensor:
         """X^{L-1} (or X^last) of windows (B, 3, H, W), purified where that is on: (B, T, C).
 
-        The class token, N patches in ``patch_rows``, registers where there are any.
+        P tokens before the patches (the class token, where there is one), N patches in
+        ``patch_rows``, registers where there are any.
         """
         last = self.trunk.layers - 1 if last is None else last
         registers = self.appended.count if self.appended else 0
@@ -241,9 +257,8 @@ class Method(Registered, ABC):
         return self.trunk.grid_of(*windows.shape[-2:])
 
     def patch_rows(self, windows: Tensor) -> slice:
-        """The patches' rows among the tokens of windows, 1 to N."""
-        h, w = self.grid(windows)
-        return slice(1, 1 + h * w)
+        """The patches' rows among the tokens of windows, P to P + N - 1; P is 1 in most towers."""
+        return self.trunk.rows(self.grid(windows))
 
     @property
     def last_block(self) -> Block:

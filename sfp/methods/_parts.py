@@ -109,8 +109,7 @@ def propagation(attention: Tensor) -> Tensor:
 def second_path(
     method: Method, windows: Tensor, blocks: int, term: Callable[[LayerState], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """X^{L-blocks} plus the last blocks' terms, and the original path's X^{L-1}; both (B, 1 + N,
-    C).
+    """X^{L-blocks} plus the last blocks' terms, and the original path's X^{L-1}; both (B, T, C).
 
     Each term is made from the original path's state. Purification, where on, acts on the original
     path. Of the last block nothing but Q, K and V is made: its output is not in the second path.

@@ -71,9 +71,9 @@ class SCCLIPAblation(SCCLIP):
         y = stream[:, rows]
         if self.aggregation in ("both", "before"):
             y = aggregate(cut_below(g_pre, self.beta), y)
-        y = self.decode(y, attention) + self.res_cls * stream[:, :1]
+        y = self.decode(y, attention) + self.class_term(stream)
         if fused is not None and self.fusion == "pass":
-            y = y + self.decode(fused[:, rows], attention) + self.res_cls * fused[:, :1]
+            y = y + self.decode(fused[:, rows], attention) + self.class_term(fused)
         if self.aggregation in ("both", "after"):
             y = aggregate(cut_below(g_post, self.beta), y)
         if fused is None or self.fusion == "pass":

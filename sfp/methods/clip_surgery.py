@@ -49,16 +49,18 @@ class CLIPSurgery(Method):
         return self.trunk.blocks[state.layer - 1].project(self_attend(state.v, state.v))
 
     def encode(self, windows: Tensor) -> dict[str, Tensor]:
-        """Unit patch "features"; for feature surgery also the original path's class token "cls"."""
+        """Unit patch "features"; for feature surgery also "cls", the original path's embedding of
+        each window.
+        """
         if not self.feature_surgery:
             return super().encode(windows)
         new, stream = second_path(self, windows, self.blocks, self._term)
         grid = self.grid(windows)
-        cls = self.trunk.step(self.trunk.layers, stream, grid)[:, 0]
+        cls = self.trunk.pooled(self.trunk.step(self.trunk.layers, stream, grid), grid)
         patches = self.trunk.readout(new[:, self.patch_rows(windows)]).unflatten(1, grid)
         return {
             "features": l2_normalise(patches),
-            "cls": l2_normalise(self.trunk.readout(cls)),
+            "cls": l2_normalise(cls),
         }
 
     def score(self, view: View, text: Text) -> Tensor:

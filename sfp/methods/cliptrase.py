@@ -32,7 +32,8 @@ class CLIPtrase(Method):
     Args:
         cluster_vote: None for plain scores; "majority" gives a cluster's pixels to the text
             that most of them prefer (scores become 0 and 1; in overlapping windows the share of
-            votes); "mean" averages the scores in a cluster, as the detectron2 port.
+            votes); "mean" averages the scores in a cluster, as the detectron2 port. A vote needs a
+            class token.
         cluster_eps: of DBSCAN; as published 0.7 up to 14x14 patches, 1.1 above.
         cluster_min_samples: of DBSCAN; as published 3 up to 14x14 patches, 7 above.
         class_scores: multiply the scores by 100 <f_cls, t_c>, as the authors do on VOC20.
@@ -45,28 +46,34 @@ class CLIPtrase(Method):
 
     changes = Changes("Shao et al., ECCV 2024", attention="q-q + k-k + v-v; cluster vote")
 
+    def prepare(self) -> None:
+        self.needs_class_token = self.cluster_vote is not None
+
     def tokens(self, windows: Tensor) -> Tensor:
         return self._last(self.stream(windows))[:, self.patch_rows(windows)]
 
     def _last(self, stream: Tensor) -> Tensor:
-        """Block L with the summed attention, (B, 1 + N, C)."""
+        """Block L with the summed attention, (B, T, C)."""
         block = self.last_block
         q, k, v = block.qkv(block.normed(stream))
         stream = stream + block.project(self_attend(q, v) + self_attend(k, v) + self_attend(v, v))
         return stream + block.mlp(stream)
 
     def affinity(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Block L's output (B, 1 + N, C) and D (B, N, N) float32."""
+        """Block L's output (B, T, C) and D (B, N, N) float32."""
         layer = self.trunk.layers - 1
         stream, cache = self.run_with_cache(windows, q=[layer], k=[layer], v=[layer])
-        tokens = self.patch_rows(windows).stop  # 1 + N
-        parts = [cache[name, layer][:, :, :tokens] for name in "qkv"]
+        patches = self.patch_rows(windows)
+        first = patches.start
+        parts = [cache[name, layer][:, :, : patches.stop] for name in "qkv"]
         rows = [F.normalize(part.float(), dim=-1) for part in parts]
         cosines = sum((u @ u.transpose(-2, -1)).mean(1) for u in rows) / 3  # C
-        return self._last(stream), (cosines[:, 1:, 1:] - cosines[:, :1, 1:]).clamp_min(0)
+        affinity = cosines[:, first:, first:] - cosines[:, :1, first:]
+        return self._last(stream), affinity.clamp_min(0)
 
     def encode(self, windows: Tensor) -> dict[str, Tensor]:
-        """Unit patch "features"; for class scores and vote also "cls" (B, D) and "clusters".
+        """Unit patch "features"; for class scores and vote also "cls" (B, D), the window's
+        embedding, and "clusters".
 
         The clusters are those of the windows' pixels, (B, H, W) int64, -1 without any.
         """
@@ -77,7 +84,7 @@ class CLIPtrase(Method):
         features = l2_normalise(self.trunk.readout(tokens))
         encoded = {
             "features": features[:, self.patch_rows(windows)].unflatten(1, grid),
-            "cls": features[:, 0],
+            "cls": l2_normalise(self.trunk.pooled(tokens, grid)),
         }
         if self.cluster_vote:
             few = affinity.shape[1] <= 14 * 14

@@ -49,12 +49,9 @@ class DIHCLIP(SCCLIP):
 
     def distinct(self, state: LayerState) -> Tensor:
         """D_pat of a block's state, (B, N, C)."""
-        height, width = state.grid
         chosen = self.chosen(attention_map(state.q, state.k))
         maps = attention_map(state.k, state.k) * chosen
-        return _project(self.trunk.blocks[state.layer - 1], maps.sum(1), state.v)[
-            :, 1 : 1 + height * width
-        ]
+        return _project(self.trunk.blocks[state.layer - 1], maps.sum(1), state.v)[:, state.rows]
 
     def decode(self, tokens: Tensor, attention: Tensor) -> Tensor:
         """Dec without the class term: patches (B, N, C) through block L's attention."""

@@ -83,7 +83,7 @@ class FreeCP(Wrapper):
 
         def integrate(state: LayerState) -> None:
             nonlocal total
-            attention = state.attention[:, 1:, 1:]
+            attention = state.patch_attention
             total = attention.clone() if total is None else total.add_(attention)
 
         hook = Hook(integrate, range(1, self.trunk.layers), Attention.MAP)
@@ -150,10 +150,11 @@ class FreeCP(Wrapper):
         return F.interpolate(region.to(self.clip.device), size=(_CROP, _CROP), mode="bilinear")[0]
 
     def _class_vectors(self, crops: Tensor) -> Tensor:
-        """Unit class-token vectors of crops (n, D)."""
+        """Unit embeddings of crops (n, D)."""
         last, at_once = self.trunk.layers, self.trunk.windows_at_once(_CROP, _CROP)
-        rows = [self.wrapped.stream(some, last=last)[:, 0] for some in crops.split(at_once)]
-        return l2_normalise(self.trunk.readout(torch.cat(rows)))
+        grid = self.trunk.grid_of(_CROP, _CROP)
+        streams = (self.wrapped.stream(some, last=last) for some in crops.split(at_once))
+        return l2_normalise(torch.cat([self.trunk.pooled(tokens, grid) for tokens in streams]))
 
     def second_set(self, text: Text) -> Tensor:
         """The vectors that regions shown alone are compared with, (Q, D)."""

@@ -54,7 +54,7 @@ class GEM(Method):
         block = self.trunk.blocks[state.layer - 1]
         values = state.v.float()
         if self.temperature is None:
-            inputs = state.inputs[:, : 1 + state.count]
+            inputs = state.inputs[:, : state.rows.stop]
             norms = block.normed(inputs).float().norm(dim=-1)  # ||Z_i||, class token included
             beta = norms.mean(1)[:, None, None, None] * values.shape[-1] ** -0.5
         else:

@@ -31,17 +31,19 @@ class NACLIP(Method):
     def tokens(self, windows: Tensor) -> Tensor:
         stream, block = self.stream(windows), self.last_block
         k, v = block.qkv(block.normed(stream), "kv")
-        omega = gaussian(self.grid(windows), self.sigma).to(v)
+        omega = gaussian(self.grid(windows), self.sigma, self.trunk.prefix).to(v)
         appended = v.shape[2] - len(omega)
         omega = F.pad(omega, (0, appended, 0, appended))
         return block.project(self_attend(k, v, bias=omega))[:, self.patch_rows(windows)]
 
 
-def gaussian(grid: tuple[int, int], sigma: float) -> Tensor:
-    """Omega, (1 + N, 1 + N): exp(-distance^2 / (2 sigma^2)) of patches, 0 in the class token's."""
+def gaussian(grid: tuple[int, int], sigma: float, prefix: int = 1) -> Tensor:
+    """Omega, (P + N, P + N): exp(-distance^2 / (2 sigma^2)) of patches, 0 in the P tokens' before
+    them.
+    """
     rows, columns = torch.meshgrid(*(torch.arange(side).float() for side in grid), indexing="ij")
     places = torch.stack([rows.flatten(), columns.flatten()], 1)
     squared = (places[:, None] - places[None]).square().sum(-1)
-    omega = torch.zeros(1 + len(places), 1 + len(places))
-    omega[1:, 1:] = torch.exp(-squared / (2 * sigma**2))
+    omega = torch.zeros(prefix + len(places), prefix + len(places))
+    omega[prefix:, prefix:] = torch.exp(-squared / (2 * sigma**2))
     return omega

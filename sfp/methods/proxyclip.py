@@ -105,8 +105,9 @@ class ProxyCLIP(Padded):
     def values(self, stream: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """V of X^{L-1} on a grid resized to another, (B, heads, h' * w', d_h) float32."""
         block = self.last_block
-        patches = slice(1, 1 + grid[0] * grid[1])
-        values = block.values(block.normed(stream))[:, :, patches]  # (B, heads, N, d_h)
+        values = block.values(block.normed(stream))[
+            :, :, self.trunk.rows(grid)
+        ]  # (B, heads, N, d_h)
         heads = values.shape[1]
         values = values.transpose(2, 3).flatten(1, 2).unflatten(2, grid)
         values = F.interpolate(values.float(), size=size, mode="bilinear", align_corners=False)

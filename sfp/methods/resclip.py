@@ -103,18 +103,20 @@ class ResCLIP(Method):
     ) -> Tensor:
         """The base's last block with R, and with M (B, N, N) in half precision: Y (B, N, C)."""
         block = self.last_block
-        q, k, v = block.qkv(block.normed(stream))
+        q, k, v = block.qkv(block.normed(stream), grid=grid)
         logits = last_logits(self.wrapped, q, k)
         if bias is not None:
             tau, share = self.sfr_mix
-            after = stream.shape[1] - 1 - bias.shape[1]
-            bias = F.pad(share * bias, (1, after, 1, after))[:, None]  # nothing for other tokens
+            before = self.trunk.prefix
+            after = stream.shape[1] - before - bias.shape[1]
+            sides = (before, after, before, after)  # nothing for other tokens
+            bias = F.pad(share * bias, sides)[:, None]
             logits = [tau * ((1 - share) * own + bias) for own in logits]
         maps = summed_softmax(self.wrapped, logits, grid)
         if middle is not None:
             tau, share = self.rcs_mix
             maps = tau * ((1 - share) * maps + share * middle)
-        patches = slice(1, 1 + grid[0] * grid[1])
+        patches = self.trunk.rows(grid)
         return finish(self.wrapped, stream[:, patches], maps[:, :, patches].to(v.dtype) @ v)
 
     # ------------------------------------------------------------------ SFR

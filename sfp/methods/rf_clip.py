@@ -84,7 +84,7 @@ class RFCLIP(AdaptedText):
         return self.walk(windows)[0]
 
     def walk(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Y (B, N, C) and the class token X^L_cls (B, C)."""
+        """Y (B, N, C) and the windows' embeddings (B, D)."""
         stream, guide, attention, cls = self.layers(windows)
         rows = self.patch_rows(windows)
         similarity = cut_below(cosine_similarity(guide[:, rows]), self.beta)  # S
@@ -92,7 +92,9 @@ class RFCLIP(AdaptedText):
         return sum(paths) / 2, cls
 
     def layers(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """X^{L-1} and G (B, T, C), the sum of k-k maps of blocks 1 to L-1, and X^L_cls (B, C)."""
+        """X^{L-1} and G (B, T, C), the sum of k-k maps of blocks 1 to L-1, and the embedding
+        (B, D) of X^L.
+        """
         guide, attention, stream, depth = 0.0, 0.0, None, self.trunk.layers
 
         def gather(state: LayerState) -> Tensor:
@@ -105,8 +107,8 @@ class RFCLIP(AdaptedText):
                 stream = state.inputs
             return tokens
 
-        cls = self.all_blocks(windows, gather)[:, 0]
-        return stream, guide, attention, cls
+        tokens = self.all_blocks(windows, gather)
+        return stream, guide, attention, self.trunk.pooled(tokens, self.grid(windows))
 
     def all_blocks(self, windows: Tensor, after: Callable[[LayerState], Tensor]) -> Tensor:
         """X^L (B, T, C), each block's tokens replaced by what ``after`` returns."""
@@ -118,12 +120,12 @@ class RFCLIP(AdaptedText):
 
     def denoise(self, state: LayerState) -> Tensor:
         """A block's tokens, flagged patches drawn towards the mean of their 3x3 patches."""
-        cls, patches, others = state.tokens.split(_counts(state), 1)
+        tokens, rows, patches = state.tokens, state.rows, state.patches
         grid = patches.transpose(1, 2).unflatten(2, state.grid)
         around = F.avg_pool2d(grid, 3, 1, padding=1).flatten(2).transpose(1, 2)  # always 9 summands
         damped = torch.lerp(patches, around, self.alpha)
         patches = torch.where(self.flagged(patches)[..., None], damped, patches)
-        return torch.cat([cls, patches, others], 1)
+        return torch.cat([tokens[:, : rows.start], patches, tokens[:, rows.stop :]], 1)
 
     def flagged(self, patches: Tensor) -> Tensor:
         """Mask (B, N) of patches (B, N, C) with one over-active channel."""
@@ -143,26 +145,20 @@ class RFCLIP(AdaptedText):
         """The stream after attention, with what the changed map makes of the values."""
         block = self.trunk.blocks[state.layer - 1]
         before = attention_map(state.q, state.k)
-        rows = slice(1, 1 + _counts(state)[1])
-        after = refocus(before, rows, self.refocus_threshold, self.refocus_share)
+        after = refocus(before, state.rows, self.refocus_threshold, self.refocus_share)
         now, then = (block.project(maps.to(state.v.dtype) @ state.v) for maps in (after, before))
         return state.tokens + now - then
 
     # ------------------------------------------------------------------ text
     def encode(self, windows: Tensor) -> dict[str, Tensor]:
-        """Unit patch "features" (B, h, w, D), and "cls" (B, D), the class token's unit vector."""
+        """Unit patch "features" (B, h, w, D), and "cls" (B, D), the windows' unit embeddings."""
         y, cls = self.walk(windows)
         features = l2_normalise(self.trunk.readout(y)).unflatten(1, self.grid(windows))
-        return {"features": features, "cls": l2_normalise(self.trunk.readout(cls))}
+        return {"features": features, "cls": l2_normalise(cls)}
 
     def image_vectors(self, windows: Tensor) -> Tensor:
-        return self.trunk.readout(self.all_blocks(windows, self.denoise)[:, 0])
-
-
-def _counts(state: LayerState) -> list[int]:
-    """How many class tokens, patches and further tokens a state has."""
-    patches = state.grid[0] * state.grid[1]
-    return [1, patches, state.tokens.shape[1] - 1 - patches]
+        tokens = self.all_blocks(windows, self.denoise)
+        return self.trunk.pooled(tokens, self.grid(windows))
 
 
 def refocus(maps: Tensor, rows: slice, threshold: float, share: float) -> Tensor:

@@ -47,7 +47,7 @@ class SCCLIP(Method):
         pre_layer: layer of G_pre, whose tokens are repaired with the outliers of block L-1.
         post_layer: layer of G_post, not repaired.
         fuse_layers: first and last layer of M, both inclusive; several such pairs; or [], no M.
-        res_cls: weight rho of the class token in the output.
+        res_cls: weight rho of the class token in the output; 0 for towers without one.
         beta: similarities below it are cut.
     """
 
@@ -66,6 +66,7 @@ class SCCLIP(Method):
         ffn=False,
     )
     published = dict(purify=True, pm="LOF", purify_layers=[-2])
+    needs_class_token = True
 
     def prepare(self) -> None:
         backbone = self.trunk.layers, self.trunk.patch
@@ -77,6 +78,7 @@ class SCCLIP(Method):
         for name in {"pre_layer", "post_layer"} & set(of_twelve):
             setattr(self, name, *self.check_layers(name, getattr(self, name)))
         self.fused = self._fused_layers()
+        self.needs_class_token = self.res_cls != 0
 
     def _fused_layers(self) -> set[int]:
         """The layers that M sums."""
@@ -98,10 +100,14 @@ class SCCLIP(Method):
         g_pre, g_post = cosine_similarity(pre), cosine_similarity(post)
         attention = self.similarity_attention(g_pre)
         purified = aggregate(cut_below(g_pre, self.beta), stream[:, rows])  # Xr, aggregated
-        y = self.decode(purified, attention) + self.res_cls * stream[:, :1]
+        y = self.decode(purified, attention) + self.class_term(stream)
         if fused is not None:
-            y = y + self.decode_fused(fused[:, rows], attention) + self.res_cls * fused[:, :1]
+            y = y + self.decode_fused(fused[:, rows], attention) + self.class_term(fused)
         return aggregate(cut_below(g_post, self.beta), y)
+
+    def class_term(self, tokens: Tensor) -> Tensor | float:
+        """rho c of all tokens (B, T, C), (B, 1, C); 0 without a class token."""
+        return self.res_cls * tokens[:, :1] if self.trunk.class_token else 0.0
 
     def streams(self, windows: Tensor, *more: Hook) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """X^{L-1} repaired, (B, T, C).

@@ -35,7 +35,7 @@ class SFP(Method):
         sae_residual: "cls": no residual, no FFN, plus sae_cls_weight c, as in all public code;
             "full": residuals around attention and FFN; "attention": the first of them, no FFN (not
             in the paper); "ffn": F_SOM + FFN of the mixed tokens, Eq. 7 as printed; "none":
-            neither, as ClearCLIP.
+            neither, as ClearCLIP. "cls" needs a class token.
         sae_cls_weight: factor of c.
         sae_values: "projected" mixes W_v LN1(F_SOM) and projects it; "literal" mixes F_SOM itself,
             as Eq. 6-7 abbreviate.
@@ -72,8 +72,10 @@ class SFP(Method):
         ffn=False,
     )
     published = dict(purify=True, pm="SOM")
+    needs_class_token = True
 
     def prepare(self) -> None:
+        self.needs_class_token = self.sae and self.sae_residual == "cls"
         (self.hai_first_layer,) = self.check_layers("hai_first_layer", self.hai_first_layer)
 
     def tokens(self, windows: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class SFP(Method):
         return self._mix(self.trunk.readout(sharpened), total).unflatten(1, self.grid(windows))
 
     def _sharpened(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """F_SAE (B, 1 + N, C), and the sum of the layers' attention for HAI."""
+        """F_SAE (B, P + N, C), and the sum of the layers' attention for HAI."""
         total, rows = None, self.patch_rows(windows)
 
         def integrate(state: LayerState) -> None:
@@ -131,15 +133,17 @@ class SFP(Method):
         """a^l, its outlier columns zeroed (Eq. 8-9), (B, N, N), or with the class token."""
         attention = state.attention
         if state.outliers is not None:
-            out = F.pad(state.outliers, (1, 0))
+            out = F.pad(state.outliers, (state.prefix, 0))
             attention = attention.masked_fill(out[:, None, :], 0.0)
             if self.hai_rows == "zeroed":
                 attention = attention.masked_fill(out[:, :, None], 0.0)
-        return attention if self.hai_cls else attention[:, 1:, 1:]
+        return attention if self.hai_cls else attention[:, state.prefix :, state.prefix :]
 
     def _mix(self, features: Tensor, total: Tensor | None) -> Tensor:
-        """A_HAI F_SAE (Eq. 10-11) of features (B, 1 + N, C or D), the class token dropped."""
+        """A_HAI F_SAE (Eq. 10-11) of features (B, P + N, C or D), the P tokens dropped."""
+        before = self.trunk.prefix
         if total is None:
-            return features[:, 1:]
-        first = 0 if self.hai_cls else 1
-        return (sinkhorn(total, self.hai_iterations) @ features[:, first:].float())[:, 1 - first :]
+            return features[:, before:]
+        first = 0 if self.hai_cls else before
+        mixed = sinkhorn(total, self.hai_iterations) @ features[:, first:].float()
+        return mixed[:, before - first :]

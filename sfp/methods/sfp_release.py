@@ -77,7 +77,7 @@ class SFPRelease(SCCLIP):
 
     def _dec(self, path: Tensor, rows: slice) -> Tensor:
         """Dec(Z, c) of 2025-12: all tokens (B, T, C) to patches (B, N, C)."""
-        return correlate(self.last_block, path[:, rows], "kq") + self.res_cls * path[:, :1]
+        return correlate(self.last_block, path[:, rows], "kq") + self.class_term(path)
 
     def similarity_attention(self, g_pre: Tensor) -> Tensor:
         return masked_similarity_attention(cut_below(g_pre, self.beta))

@@ -5,6 +5,7 @@ from sfp.outliers._detector import (
     Detector,
     build_detector,
     list_detectors,
+    require_class_token,
     top_k_mask,
 )
 from sfp.outliers.purify import Purifier
@@ -17,5 +18,6 @@ __all__ = [
     "build_detector",
     "list_detectors",
     "repair",
+    "require_class_token",
     "top_k_mask",
 ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sfp.clip.trunk import Attention, LayerState
+from sfp.errors import SFPError
 from sfp.registry import Registered, Registry
 
 DETECTORS = Registry("detector", "sfp.outliers")
@@ -25,9 +26,12 @@ class Detector(Registered, ABC):
 
     Attributes:
         attention: how much of the layer's attention weights it reads.
+        needs_class_token: whether it reads those of the class token, so that towers without one are
+            refused.
     """
 
     attention: ClassVar[Attention] = Attention.NONE
+    needs_class_token: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
@@ -44,6 +48,16 @@ def build_detector(name: str, **options: Any) -> Detector:
     SOM(cls_factor=1.0, max_outliers=10, heads='mean', direction='row')
     """
     return DETECTORS.build(name, **options)
+
+
+def require_class_token(detector: Detector, class_token: bool, model: str) -> None:
+    """Raises SFPError where a detector reads a class token that a model's tower does not have."""
+    if detector.needs_class_token and not class_token:
+        free = [name for name in DETECTORS.names() if not DETECTORS.get(name).needs_class_token]
+        raise SFPError(
+            f"The detector {detector.name} reads the class token, and the image tower of {model}"
+            f" has none; give one of {', '.join(free)}."
+        )
 
 
 def list_detectors() -> list[str]:

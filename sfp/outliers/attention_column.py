@@ -20,7 +20,7 @@ class AttentionColumn(Detector):
         topk: how many to take.
         z: take all whose score lies more than so many standard deviations above the image's mean
             instead.
-        cls_row: the class token's attention is averaged in.
+        cls_row: the attention of the class token, and of trained registers, is averaged in.
         own: a token's attention to itself is averaged in.
     """
 
@@ -31,11 +31,16 @@ class AttentionColumn(Detector):
 
     attention: ClassVar = Attention.MAP
 
+    def __post_init__(self):
+        self.needs_class_token = self.cls_row
+
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
-        received = state.attention[:, 0 if self.cls_row else 1 :, 1:].float()  # (B, N or 1 + N, N)
+        before = state.prefix
+        first = 0 if self.cls_row else before
+        received = state.attention[:, first:, before:].float()  # (B, N or P + N, N)
         total, rows = received.sum(1), received.shape[1]
         if not self.own:
-            total = total - state.attention[:, 1:, 1:].float().diagonal(dim1=1, dim2=2)
+            total = total - state.patch_attention.float().diagonal(dim1=1, dim2=2)
             rows -= 1
         scores = total / max(rows, 1)
         if self.z is None:

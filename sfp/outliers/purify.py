@@ -33,7 +33,8 @@ class Purifier:
         state.outliers, state.outlier_scores = self.detector(state)
         state.before_repair = state.tokens
         repaired = self.repair(state.patches, state.outliers, state.grid)
-        return torch.cat([state.tokens[:, :1], repaired, state.tokens[:, 1 + state.count :]], 1)
+        rows, tokens = state.rows, state.tokens
+        return torch.cat([tokens[:, : rows.start], repaired, tokens[:, rows.stop :]], 1)
 
     def repair(self, patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
         """Repair other tokens (B, N, C) at the places of known outliers (B, N)."""

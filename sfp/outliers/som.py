@@ -33,6 +33,7 @@ class SOM(Detector):
     direction: Literal["row", "column"] = "row"
 
     attention: ClassVar = Attention.ROWS
+    needs_class_token: ClassVar = True
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
         to_cls = state.cls_row if self.direction == "row" else state.cls_column

@@ -58,8 +58,9 @@ def draw_layer(
 ) -> tuple[str, Image.Image, Image.Image, Image.Image, Image.Image, Image.Image]:
     """A caption and five drawings of a layer (from 1) and a patch (row, column).
 
-    The drawings: the picture with the patch, the outliers, what the class token attends to, what
-    the patch attends to before purification, and after it.
+    The drawings: the picture with the patch, the outliers, what the class token attends to (without
+    one, the attention that patches receive), what the patch attends to before purification, and
+    after it.
 
     Raises:
         SFPError: no such layer or patch.
@@ -68,7 +69,8 @@ def draw_layer(
     before = inspection.plain.attention_of(layer, patch)
     after = inspection.purified.attention_of(layer, patch)
     ((detector, masks),) = inspection.plain.outliers.items()
-    mask = masks[layer - 1]
+    mask, plain = masks[layer - 1], inspection.plain
+    drawn = plain.cls_attention if plain.class_token else plain.received_attention
 
     def heat(values: np.ndarray, patch: tuple[int, int] | None = None) -> Image.Image:
         # the square root, since a few values are far larger than the others
@@ -79,7 +81,7 @@ def draw_layer(
     drawings = (
         mark(photo, inspection.grid, patch=patch),
         mask_over(image, mask, height=HEIGHT),
-        heat(inspection.plain.cls_attention[layer - 1]),
+        heat(drawn[layer - 1]),
         heat(before, patch),
         heat(after, patch),
     )

@@ -1,10 +1,13 @@
-"""From averaged cosines to labels: softmax over queries, synonyms, thresholds, tile by tile."""
+"""From averaged cosines to labels: softmax over queries or a sigmoid of each, synonyms, thresholds,
+tile by tile.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.pipeline.score_map import ScoreMap
@@ -19,6 +22,7 @@ def decode(
     area_thd: float | None = None,
     keep_probabilities: bool = False,
     decide: Callable[[Tensor], Tensor] | None = None,
+    sigmoid: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Labels of one image.
 
@@ -35,6 +39,8 @@ def decode(
         keep_probabilities: also return the class probabilities.
         decide: what makes of scores (rows, columns, Q) the values in [0, 1] that are compared, in
             the place of the scaled softmax.
+        sigmoid: t and b: each query's probability is sigmoid(t s + b) by itself, instead of the
+            scaled softmax.
 
     Returns:
         Labels (H, W) int64, and probabilities (K, H, W) float32 or None.
@@ -53,11 +59,15 @@ def decode(
         dropped[0] = False
     kept = torch.empty((classes, *scores.size), device=device) if keep_probabilities else None
     for rows, columns, tile in _decided(scores, decide):
-        # with a rule of its own the logits are its probabilities' logarithms
-        logits = tile.mul_(logit_scale) if decide is None else tile.log()
+        # of a sigmoid, and with a rule of its own, the logits are the probabilities' logarithms
+        if sigmoid is not None:
+            logits = F.logsigmoid(tile.mul_(sigmoid[0]).add_(sigmoid[1]))
+        else:
+            logits = tile.mul_(logit_scale) if decide is None else tile.log()
         total = None
         if prob_thd > 0 or keep_probabilities:
-            total = logits.logsumexp(-1) if decide is None else logits.new_zeros(logits.shape[:-1])
+            softmax = decide is None and sigmoid is None
+            total = logits.logsumexp(-1) if softmax else logits.new_zeros(logits.shape[:-1])
         if dropped is not None:  # after the softmax's sum: their probability becomes 0
             logits.masked_fill_(dropped[class_of_query], float("-inf"))
         best, query = logits.max(-1)  # the best class has the best query

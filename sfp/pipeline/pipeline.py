@@ -80,6 +80,31 @@ class Pipeline:
         method.fit((patch, patch), self.protocol.window, self.protocol.stride)
         for refiner in self.protocol.refiners:
             refiner.backbones  # noqa: B018 - loads them, or says why not, before anything runs
+        self.sigmoid_of(self.protocol)  # raises where it can't be
+
+    def sigmoid_of(self, protocol: Protocol) -> tuple[float, float] | None:
+        """t and b of a protocol's sigmoid; None where it has none.
+
+        Raises:
+            SFPError: the model has no learned bias, or the method a rule of its own.
+        """
+        if protocol.sigmoid is False:
+            return None
+        clip = self.method.clip
+        if type(self.method).decide is not Method.decide:
+            raise SFPError(
+                f"sigmoid={protocol.sigmoid} is given, but {self.method.name} decides by a rule of"
+                " its own; leave it out, or give another method."
+            )
+        if protocol.sigmoid is not True:
+            return protocol.sigmoid
+        if clip.logit_bias is None:
+            raise SFPError(
+                f"sigmoid=True needs a model that was trained with a sigmoid, such as"
+                f" ViT-B-16-SigLIP, and {clip.name} was not; give a scale and a bias of your own,"
+                " such as sigmoid=(100, -25), or leave it out."
+            )
+        return clip.logit_scale, clip.logit_bias
 
     @property
     def device(self) -> torch.device:
@@ -279,6 +304,7 @@ class Pipeline:
         options = {key: getattr(protocol, key) for key in keys}
         if type(self.method).decide is not Method.decide:
             options["decide"] = partial(self.method.decide, text=text)
+        options["sigmoid"] = self.sigmoid_of(protocol)
         classes = torch.tensor(text.class_of_query)
         kept = keep or bool(of_labels)
         labels, probabilities = decode(scores, classes, keep_probabilities=kept, **options)

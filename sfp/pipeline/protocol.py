@@ -21,6 +21,9 @@ class Protocol:
         window: side of the sliding window in pixels; 0 for the whole image at once.
         stride: step between windows in pixels.
         logit_scale: factor of the averaged cosines before the softmax.
+        sigmoid: probabilities of each class by itself, sigmoid(t cosine + b), so that a single word
+            has one, too; the labels are the same. True takes t and b as the model was trained with
+            a sigmoid (SigLIP); or give both, such as (100, -12).
         prob_thd: least probability of a pixel's class; others become class 0.
         area_thd: least share of a class among foreground pixels, None for no such rule.
         refine: refiners in their order, each a name or ``dict(type=NAME, OPTION=VALUE)``.
@@ -31,6 +34,7 @@ class Protocol:
     window: int = 224
     stride: int = 112
     logit_scale: Annotated[float, Range(1e-6, 1e6)] = 40.0  # beyond it float32 overflows in time
+    sigmoid: bool | tuple[float, ...] = False
     prob_thd: Share = 0.0
     area_thd: Share | None = None
     refine: tuple[str | Mapping, ...] = ()
@@ -46,6 +50,13 @@ class Protocol:
                 f"window={self.window}, stride={self.stride} leave gaps;"
                 " give 0 < stride <= window, or window=0 for whole images."
             )
+        if not isinstance(self.sigmoid, bool):
+            if len(self.sigmoid) != 2 or self.sigmoid[0] <= 0:
+                raise SFPError(
+                    f"sigmoid={self.sigmoid} must be True, False, or a scale above 0 and a bias,"
+                    " such as (100, -12)."
+                )
+            object.__setattr__(self, "sigmoid", tuple(self.sigmoid))
         if not self.pamr_dilations:
             raise SFPError("pamr_dilations is empty; give distances in pixels, such as (8, 16).")
         object.__setattr__(self, "pamr_dilations", tuple(self.pamr_dilations))

@@ -454,7 +454,7 @@ class TestRefusals:
 
     def test_names_and_tags(self):
         self.refused("did you mean 'ViT-B-16'", "ViT-B-17")
-        self.refused("Unknown CLIP model 'RN50'", "RN50")
+        self.refused("The image tower of RN50 is no plain ViT but a ResNet", "RN50")
         self.refused("did you mean 'openai'", "ViT-B/16", "opanai")
         self.refused("Toyland model has no weights", "Toyland", "laion400m_e32")
         self.refused("Unknown precision", "Toyland", precision="fp8")

@@ -188,3 +188,21 @@ def test_wrong_prompts(prompts, words, clip):
 def test_too_long_a_name(clip):
     with pytest.raises(SFPError, match="86 tokens, but CLIP reads 75"):
         TextBank(clip, cache_dir=False).encode(["cat " * 80])
+
+
+def test_prompts_from_a_file_in_any_language(clip, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeffein Foto von {}.\n\n  ein Bild: {}  \n", encoding="utf-8")
+    expected = ("ein Foto von {}.", "ein Bild: {}")
+    for given in (file, str(file)):
+        bank = TextBank(clip, given, False)
+        assert bank.prompts == expected
+    assert torch.equal(bank.encode(["Hund"]), TextBank(clip, expected, False).encode(["Hund"]))
+    for text, words in (("", "is empty"), ("kein Platz", "needs exactly one")):
+        file.write_text(text)
+        with pytest.raises(SFPError, match=words):
+            TextBank(clip, file, False)
+    with pytest.raises(SFPError, match=r"absent\.txt can't be read"):
+        TextBank(clip, "absent.txt", False)
+    with pytest.raises(SFPError, match="Unknown prompt set 'imagenet8'"):
+        TextBank(clip, "imagenet8", False)
