@@ -38,5 +38,6 @@ class SecondCLIP(Backbone):
     def encode(self, windows: Tensor) -> Tensor:
         """Patches of the last block in the joint space, of windows normalised for this CLIP."""
         trunk = self.clip.trunk
-        patches = trunk.readout(trunk.run(windows)[:, 1:])
-        return patches.mT.unflatten(2, trunk.grid_of(*windows.shape[-2:]))
+        grid = trunk.grid_of(*windows.shape[-2:])
+        patches = trunk.readout(trunk.run(windows)[:, trunk.rows(grid)])
+        return patches.mT.unflatten(2, grid)

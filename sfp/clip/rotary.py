@@ -42,13 +42,16 @@ class Rotary:
 
         Args:
             u: of all tokens, or of the N patches alone.
-            grid: (h, w), N = h w; ``grid`` of this thread, if None.
+            grid: (h, w), N = h w; ``grid`` of this thread, if None; (0, 0) for tokens that have no
+                place, which stay as they are.
 
         Raises:
             SFPError: no window went into the trunk yet, or T is too small for the grid.
         """
         grid = self.grid if grid is None else tuple(grid)
         tokens = u.shape[2]
+        if grid == (0, 0):
+            return u
         count = grid[0] * grid[1] if grid else 0
         first = 0 if tokens == count else self.prefix
         if not count or tokens < first + count:

@@ -51,8 +51,9 @@ class AdaptedText(Method):
         return self.class_vector == "window" and bool(self.image_weight + self.patch_weight)
 
     def image_vectors(self, windows: Tensor) -> Tensor:
-        """The class token's vectors (B, D) of windows (B, 3, H, W), not normalised."""
-        return self.trunk.readout(self.stream(windows, last=self.trunk.layers)[:, 0])
+        """The image embeddings (B, D) of windows (B, 3, H, W), not normalised."""
+        tokens = self.stream(windows, last=self.trunk.layers)
+        return self.trunk.pooled(tokens, self.grid(windows))
 
     def look(self, picture: Picture) -> Tensor | None:
         """g of the whole image, (1, D)."""

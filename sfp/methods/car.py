@@ -217,7 +217,8 @@ class CaR(Method):
             every = torch.cat([texts, background]).clone()
             normed = block.normed(tokens).detach()
             a = normed[:, rows].clone().requires_grad_()
-            q, k, v = block.qkv(torch.cat([normed[:, : rows.start], a, normed[:, rows.stop :]], 1))
+            inputs = torch.cat([normed[:, : rows.start], a, normed[:, rows.stop :]], 1)
+            q, k, v = block.qkv(inputs, grid=looked.grid)
             tokens = tokens + block.project(attention_map(q, k).to(v.dtype) @ v)
             tokens = tokens + block.mlp(tokens)
             vector = l2_normalise(trunk.readout(tokens[:, rows]).float().mean(1))
@@ -240,7 +241,7 @@ class CaR(Method):
         visual = self.trunk.visual
         if not any(own.is_inference() for own in visual.parameters()):
             return self.trunk
-        if self._copy is None or self._copy.visual.proj.device != self.clip.device:
+        if self._copy is None or self._copy.tower.device != self.clip.device:
             with torch.inference_mode(False):
                 self._copy = ImageTrunk(copy.deepcopy(visual))
         return self._copy
@@ -271,12 +272,14 @@ class CaR(Method):
         return summed.softmax(1).diagonal()
 
     def class_vectors(self, images: Tensor) -> Tensor:
-        """Unit vectors (K, D') of the scorer's class token after ``scorer_block``."""
+        """Unit image embeddings (K, D') of the scorer, of the tokens after ``scorer_block``."""
         trunk = self._judge.trunk
         last = trunk.layers - (self.scorer_block == "L-1")
         groups = images.split(trunk.windows_at_once(*images.shape[-2:]))
-        rows = [trunk.run(some, last=last)[:, 0] for some in groups]
-        return l2_normalise(trunk.readout(torch.cat(rows)))
+        grid = trunk.grid_of(*images.shape[-2:])
+        return l2_normalise(
+            torch.cat([trunk.pooled(trunk.run(some, last=last), grid) for some in groups])
+        )
 
     # ------------------------------------------------------------------ rounds
     def recur(

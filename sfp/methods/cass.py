@@ -117,8 +117,9 @@ class CASS(AdaptedText):
         features = l2_normalise(self.trunk.readout(y)).unflatten(1, self.grid(windows))
         if not self.needs_window:
             return {"features": features}
-        tokens = self.trunk.step(self.trunk.layers, stream, self.grid(windows))
-        return {"features": features, "cls": l2_normalise(self.trunk.readout(tokens[:, 0]))}
+        grid = self.grid(windows)
+        tokens = self.trunk.step(self.trunk.layers, stream, grid)
+        return {"features": features, "cls": l2_normalise(self.trunk.pooled(tokens, grid))}
 
     def last(self, stream: Tensor, windows: Tensor) -> Tensor:
         """Y (B, N, C) of X^{L-1} (B, T, C)."""

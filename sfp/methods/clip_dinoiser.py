@@ -104,7 +104,7 @@ class CLIPDINOiser(MaskCLIP):
     def pooled(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """F' (B, h, w, D) and a (B, d, h, w), float32."""
         layer, kept, model = max(1, self.trunk.layers - 2), [], self._model
-        norm, grid = self.trunk.blocks[layer - 1].module.ln_2, self.grid(windows)
+        norm, grid = self.trunk.blocks[layer - 1].norm_2, self.grid(windows)
 
         def keep(state: LayerState) -> None:
             kept.append(layer_norm(state.patches, norm))

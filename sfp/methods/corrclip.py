@@ -83,6 +83,7 @@ class CorrCLIP(Masked, Padded):
     semantic: float = 0.5
     correct: bool = True
 
+    needs_class_token = True
     changes = Changes(
         "Zhang et al., ICCV 2025",
         "similarity of another model inside regions",
@@ -94,6 +95,7 @@ class CorrCLIP(Masked, Padded):
 
     def prepare(self) -> None:
         super().prepare()
+        self.needs_class_token = self.semantic != 0
         layers = self.trunk.layers
         self.fill(spatial_layers=_SPATIAL.get(layers, max(1, layers - 4)))
         if not 1 <= self.spatial_layers <= layers - 2:
@@ -216,7 +218,7 @@ class CorrCLIP(Masked, Padded):
         (B, N', D).
         """
         block = self.last_block
-        values = block.values(block.normed(stream[:, : 1 + grid[0] * grid[1]]))[:, :, 1:]
+        values = block.values(block.normed(stream[:, self.trunk.rows(grid)]))
         heads = values.shape[1]
         maps = values.transpose(2, 3).flatten(1, 2).unflatten(2, grid).float()
         maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
@@ -247,9 +249,9 @@ class _Copies:
         """Run through the block that a state is of."""
         if self.tokens is None:
             self.tokens = state.inputs[:, :1].expand(-1, self.count, -1)
-        block, length = self.trunk.blocks[state.layer - 1], 1 + state.count
-        (q,) = block.qkv(block.normed(self.tokens), "q")
-        k, v = state.k[:, :, :length], state.v[:, :, :length]
+        block, rows = self.trunk.blocks[state.layer - 1], state.rows
+        (q,) = block.qkv(block.normed(self.tokens), "q", (0, 0))
+        k, v = (torch.cat([own[:, :, :1], own[:, :, rows]], 2) for own in (state.k, state.v))
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=self.seen)
         self.tokens = self.tokens + block.project(seen)
         self.tokens = self.tokens + block.mlp(self.tokens)
