@@ -107,7 +107,8 @@ class CLIPDINOiser(MaskCLIP):
         norm, grid = self.trunk.blocks[layer - 1].norm_2, self.grid(windows)
 
         def keep(state: LayerState) -> None:
-            kept.append(layer_norm(state.patches, norm))
+            patches = state.patches  # a block with its norms at the end has none here
+            kept.append(patches.float() if norm is None else layer_norm(patches, norm))
 
         stream = self.stream(windows, Hook(keep, [layer], point="attention"))
         f = self.trunk.readout(self.unmixed(stream)[:, self.patch_rows(windows)]).float()
