@@ -1,4 +1,6 @@
-"""Writing files whole or not at all, and folders that one process at a time may write to."""
+"""Writing files whole or not at all, folders that one process at a time may write to, and where the
+configs lie.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,8 @@ from sfp.errors import SFPError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_WITHIN = Path(__file__).with_name("configs")  # in a wheel
+CONFIGS = _WITHIN if _WITHIN.is_dir() else _WITHIN.parents[1] / "configs"  # in the repository
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on the disk"),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder first, or choose another"),

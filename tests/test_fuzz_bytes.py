@@ -28,7 +28,8 @@ from sfp.clip.checkpoints import read_checkpoint
 from sfp.clip.text_bank import TextBank
 from sfp.datasets.preparation.context import decode_mask
 from sfp.images import read_image
-from sfp.options import parse_names, parse_options, parse_spec
+from sfp.names import parse_names
+from sfp.options import parse_options, parse_spec
 from sfp.pipeline import Vocabulary
 from sfp.result import Segmentation, png_provenance, read_provenance
 

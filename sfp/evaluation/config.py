@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,15 +21,16 @@ from typing import Annotated, Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+import sfp
 from sfp.clip import load_clip
 from sfp.clip.clip import FrozenCLIP
 from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
+from sfp.files import CONFIGS
 from sfp.methods import list_methods
 from sfp.options import Range, check_type, parse_options
 from sfp.pipeline import Protocol, Vocabulary
 from sfp.segmentor import SFPSegmentor
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs"
 TCL = {"short_side": 448, "model.window": 448, "model.stride": 224}
 SETTINGS = ("own", "common", "tcl")
 _EXAMPLE = "configs/cfg_toyland.py"
@@ -110,6 +112,9 @@ def read_config(file: str | Path, options: list[str]) -> Config:
 
 def _from_file(path: Path) -> Config:
     logging.disable(logging.INFO)  # mmengine reports each environment variable that a config reads
+    within = CONFIGS.parent == Path(sfp.__file__).parent and "SFP_DATA" not in os.environ
+    if within:  # data/ beside a wheel's configs would lie in site-packages: in the working folder
+        os.environ["SFP_DATA"] = "data"
     try:
         _require_python(path)
         return Config.fromfile(path)
@@ -123,6 +128,8 @@ def _from_file(path: Path) -> Config:
         ) from error
     finally:
         logging.disable(logging.NOTSET)
+        if within:
+            del os.environ["SFP_DATA"]
 
 
 def _require_python(path: Path) -> None:
