@@ -179,8 +179,7 @@ def check_names(
     if word := _repeated(firsts):
         places = [str(i) for i, first in enumerate(firsts, start=1) if reading(first) == word]
         raise SFPError(
-            f"{source} has the duplicate name {word!r} at places {', '.join(places)}; keep it "
-            f"once."
+            f"{source} has the duplicate name {word!r} at places {', '.join(places)}; keep it once."
         )
     return groups
 

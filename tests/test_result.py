@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 
 import sfp
 from sfp.datasets import toyland
-from sfp.result import compare, palette_for, read_provenance
+from sfp.exports.png import read_provenance
+from sfp.result import compare, palette_for
 
 NAMES = ["sky", ["sea", "ocean"], "house", "boat"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import sfp
 from sfp.datasets import toyland
-from sfp.result import read_provenance
+from sfp.exports.png import read_provenance
 
 NAMES = "sky; sea, ocean; house"
 
