@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from sfp.errors import SFPError
+from sfp.errors import SFPError, unknown_choice
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +31,24 @@ _ADVICE = {
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder first, or choose another"),
 }
 _DYING = 10.0  # seconds that a killed process's children may keep its lock
+
+
+def find_config(given: str | Path) -> Path:
+    """The config that a path names, or the name of a dataset, such as "toyland".
+
+    Raises:
+        SFPError: there is none; the closest is offered.
+    """
+    path, shipped = Path(given), sorted(CONFIGS.glob("cfg_*.py"))
+    if path.is_file():
+        return path
+    names = {config.stem.removeprefix("cfg_"): config for config in shipped}
+    if str(given) in names:
+        return names[str(given)]
+    if len(path.parts) == 1 and not path.suffix:
+        raise unknown_choice("config file or dataset", str(given), names)
+    own = sorted(path.parent.glob("cfg_*.py")) if path.parent.is_dir() else []
+    raise unknown_choice("config file", str(given), [str(each) for each in own or shipped])
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""Evaluate methods x backbones x datasets over the GPUs at hand, or on the CPU; the same command
-again goes on where it stopped.
+"""Evaluate methods x backbones x datasets over the GPUs at hand, or on the CPU.
+
+The same command again goes on where it stopped.
 
 sfp benchmark --methods SFP SC-CLIP ClearCLIP --datasets voc21 voc20 ade20k
 sfp benchmark --methods SFP "SFP:pm=L2,max_outliers=5" --backbones ViT-B/16 ViT-L/14
@@ -216,7 +217,9 @@ def start(name: str, group: list, device: str, args: argparse.Namespace) -> Work
     save_group(group, folder / f"{name}.json")
     command = [
         sys.executable,
-        __file__,
+        "-m",
+        "sfp",
+        "benchmark",
         "--run-group",
         str(folder / f"{name}.json"),
         "--parent",

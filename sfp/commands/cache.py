@@ -1,5 +1,4 @@
-"""See and clear what this toolkit keeps for later: text vectors, downloaded weights and archives,
-compiled code.
+"""See and clear what is kept for later: text vectors, downloads, compiled code.
 
 sfp cache
 sfp cache --clear text
@@ -137,7 +136,7 @@ def hub_files(folder: Path) -> list[Path]:
 
 
 def archive_files(folder: Path) -> list[Path]:
-    """The archives that ``prepare_dataset.py --download`` fetches, whole or begun, and locks."""
+    """The archives that ``sfp prepare --download`` fetches, whole or begun, and locks."""
     from sfp.datasets.preparation import RECIPES
 
     names = {archive.name for recipe in RECIPES.values() for archive in recipe.archives}

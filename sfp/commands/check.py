@@ -1,4 +1,6 @@
-"""Verify a prepared dataset: list all problems; exit code 1 if there are any.
+"""Verify a prepared dataset: list all problems.
+
+The exit code is 1 if there are any.
 
 sfp check voc21
 sfp check coco_stuff164k --data /datasets --workers 16

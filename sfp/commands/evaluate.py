@@ -1,5 +1,6 @@
-"""Evaluate one config, in OpenMMLab's manner.
+"""Evaluate one config: a method on a dataset, in OpenMMLab's manner.
 
+sfp evaluate toyland
 sfp evaluate configs/cfg_toyland.py --work-dir work_dirs/toyland --show-dir pictures
 sfp evaluate configs/cfg_voc21.py --cfg-options model.method=SC-CLIP model.clip=ViT-L/14
 """
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfp.errors import SFPError, run_command
-from sfp.files import make_folder, only_one, sweep, whole_file
+from sfp.files import find_config, make_folder, only_one, sweep, whole_file
+from sfp.options import parse_options
 from sfp.plugin import require_mmseg
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("config", help="a config file, such as configs/cfg_toyland.py")
+    add("config", help="a config file, such as configs/cfg_toyland.py, or a dataset's name")
     add(
         "--work-dir",
         type=Path,
@@ -66,6 +68,8 @@ def evaluate(args: argparse.Namespace) -> None:
     Raises:
         SFPError: wrong config, options, data or weights, or a work dir that can't be written.
     """
+    config = find_config(args.config)
+    parse_options(args.cfg_options, "--cfg-options")  # a mistake is told at once
     require_mmseg()
     from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
     from mmseg.registry import MODELS
@@ -78,8 +82,8 @@ def evaluate(args: argparse.Namespace) -> None:
     from sfp.evaluation.provenance import run_provenance, write_results
     from sfp.segmentor import SFPSegmentor
 
-    cfg = read_config(args.config, args.cfg_options)
-    work_dir = args.work_dir or Path(cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}")
+    cfg = read_config(config, args.cfg_options)
+    work_dir = args.work_dir or Path(cfg.get("work_dir") or f"work_dirs/{config.stem}")
     start_ranks(args.launcher)
     with contextlib.ExitStack() as held, named_deaths():
         hold(work_dir, held)
@@ -89,7 +93,7 @@ def evaluate(args: argparse.Namespace) -> None:
             model = MODELS.build(cfg.model)
         if not isinstance(model, SFPSegmentor):
             raise SFPError(
-                f"The model of {args.config} is a {type(model).__name__};"
+                f"The model of {config} is a {type(model).__name__};"
                 " set model.type to SFPSegmentor."
             )
         check_task(model.vocabulary, model.task.protocol, dataset)
@@ -133,7 +137,7 @@ def report(result: dict, figures: object, part: Part, path: Path, ranks: int) ->
     if result["absent"]:
         print(
             f"No label is of the classes {', '.join(result['absent'])}; if the images should have"
-            " them, labels may be shifted: run tools/check_dataset.py."
+            " them, labels may be shifted: run sfp check."
         )
     means = dict(mIoU="mIoU", aAcc="aAcc", mAcc="mAcc", mIoU_present="mIoU(present)")
     print(

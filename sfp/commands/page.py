@@ -1,4 +1,4 @@
-"""Start the web page.
+"""Serve the web page: segment, inspect and compare in the browser.
 
 sfp page
 sfp page --model ViT-B/16 --pretrained weights/ViT-B-16.pt
@@ -51,7 +51,8 @@ def serve(args: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise SFPError(
             "The page needs Gradio, which is not installed; "
-            "in the repository's folder: pip install -c constraints.txt -e '.[page]'."
+            "pip install 'sfp-ovss[page]', or in the repository pip install -c constraints.txt -e "
+            "'.[page]'."
         )
     given = any(value is not None for value in weights_arguments(args).values())
     if not args.model and (args.pretrained != "openai" or given):

@@ -71,4 +71,4 @@ def command(args: argparse.Namespace) -> None:
     print(
         f"{args.name}: {images} images{f' of {published} published' if published else ''} -> {root}"
     )
-    print(f"next: python tools/check_dataset.py {args.name} --data {args.out}")
+    print(f"next: sfp check {args.name} --data {args.out}")

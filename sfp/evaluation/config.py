@@ -25,7 +25,7 @@ import sfp
 from sfp.clip import load_clip
 from sfp.clip.clip import FrozenCLIP
 from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
-from sfp.files import CONFIGS
+from sfp.files import CONFIGS, find_config
 from sfp.methods import list_methods
 from sfp.options import Range, check_type, parse_options
 from sfp.pipeline import Protocol, Vocabulary
@@ -48,7 +48,7 @@ _LOADING = ("batch_size", "num_workers", "dataset")
 
 
 def read_config(file: str | Path, options: list[str]) -> Config:
-    """A config with overrides ``KEY=VALUE``.
+    """A config, by its path or the name of its dataset, with overrides ``KEY=VALUE``.
 
     ``model.method=NAME`` brings the settings of ``configs/methods/NAME.py``: its ``model``, what
     its ``datasets`` say of the config's ``dataset``, and what its ``backbones`` say of both; with
@@ -61,11 +61,7 @@ def read_config(file: str | Path, options: list[str]) -> Config:
         SFPError: no such file (the closest is offered), a mistake in it, or an option that isn't
             KEY=VALUE.
     """
-    path = Path(file)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else CONFIGS
-        known = sorted(folder.glob("cfg_*.py")) or sorted(CONFIGS.glob("cfg_*.py"))
-        raise unknown_choice("config file", str(file), [str(p) for p in known])
+    path = find_config(file)
     cfg = _from_file(path)
     overrides = parse_options(options, "--cfg-options")
     settings = overrides.get("settings", "own")
@@ -301,9 +297,7 @@ def check_dataset(cfg: Config) -> None:
                 f" {hint}."
             )
     if next(root.glob(".unfinished_*"), None):
-        raise SFPError(
-            f"The preparation of {root} was interrupted; run tools/prepare_dataset.py again."
-        )
+        raise SFPError(f"The preparation of {root} was interrupted; run sfp prepare again.")
     if dataset.get("ann_file"):
         _check_list(root / dataset.ann_file, f"ann_file of {dataset.type}", hint)
 
