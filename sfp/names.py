@@ -18,6 +18,7 @@ from sfp.files import CONFIGS
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 BACKGROUND = "background"
 FEW = 5
+_SEPARATORS = {"ade847": "; "}  # of lists whose names have commas, as their configs say
 _MANY = 10  # words of one class: a background's
 _MOST_BYTES = 1 << 20  # of a class list; the longest that is shipped has 12 kB
 
@@ -78,8 +79,10 @@ def read_names(text: str) -> tuple[list[list[str]], str]:
         path = Path(text)
     if path is None:
         return check_names(parse_names(text), "The list of names"), ""
-    names = check_names(read_class_list(path), f"The names file {path}")
-    if path in lists.values() and len(names[0]) > _MANY and names[0][0] != BACKGROUND:
+    shipped = next((name for name, file in lists.items() if file == path.resolve()), None)
+    separator = _SEPARATORS.get(shipped, ", ")
+    names = check_names(read_class_list(path, separator), f"The names file {path}")
+    if shipped and len(names[0]) > _MANY and names[0][0] != BACKGROUND:
         names[0].insert(0, BACKGROUND)
     return names, str(path)
 

@@ -431,7 +431,8 @@ def collect(out: Path, jobs: list[Job], formats: list[str]) -> None:
         write_cvat(out / _CVAT, pictures())
         written.append(out / _CVAT)
     left_out = f", without {others} results of other settings" if others else ""
-    print(f"{len(files)} pictures{left_out} -> {', '.join(map(str, written))}")
+    count = "1 picture" if len(files) == 1 else f"{len(files)} pictures"
+    print(f"{count}{left_out} -> {', '.join(map(str, written))}")
 
 
 def parse_formats(text: str) -> list[str]:
