@@ -20,7 +20,7 @@ from conftest import ROOT
 from PIL import Image
 
 import sfp
-from sfp.page import __main__ as program
+from sfp.commands import page as program
 from sfp.page import views
 from sfp.page.backend import (
     AS_PUBLISHED,
@@ -30,8 +30,8 @@ from sfp.page.backend import (
     Backend,
     Settings,
     purifications,
-    read_names,
     refinements,
+    typed_names,
 )
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -179,13 +179,14 @@ def test_a_bad_picture_is_one_sentence(make, words, backend, tmp_path):
     [
         ("  ", "no names"),
         ("a" * 61, "61 letters"),
-        (",".join("abcdefg" * 6), "42 words"),
-        ("a b " * 300, "in 1200 letters"),
+        (",".join("abcdefg" * 80), "560 words"),
+        ("a b " * 3000, "in 12000 letters"),
+        ("configs/cls_toyland.txt, " * 500, "letters"),
     ],
 )
 def test_names_are_bounded(text, words):
     with pytest.raises(sfp.SFPError, match=words):
-        read_names(text)
+        typed_names(text)
 
 
 @pytest.mark.parametrize(
@@ -235,20 +236,19 @@ def test_the_views_of_a_layer(backend, scene):
     assert f"gives them <b>{before:.0f}%</b> of its attention before" in later
 
 
-def run_program(capsys, monkeypatch, *arguments: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["sfp.page", *arguments])
-    return program.main(), capsys.readouterr().err
+def run_program(capsys, *arguments: str) -> tuple[int, str]:
+    return program.main(arguments), capsys.readouterr().err
 
 
 def test_without_gradio_it_says_how_to_install_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    code, said = run_program(capsys, monkeypatch)
+    code, said = run_program(capsys)
     assert code == 2 and "pip install -c constraints.txt -e '.[page]'" in said
 
 
 def test_a_taken_port_is_one_sentence(capsys, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        code, said = run_program(capsys, monkeypatch, "--port", str(taken.getsockname()[1]))
+        code, said = run_program(capsys, "--port", str(taken.getsockname()[1]))
     assert code == 2 and "choose another --port" in said
 
 
@@ -269,7 +269,7 @@ def test_a_taken_port_is_one_sentence(capsys, monkeypatch):
 )
 def test_a_model_that_cannot_be_had_ends_the_start(arguments, words, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    code, said = run_program(capsys, monkeypatch, "--port", "0", *arguments.split())
+    code, said = run_program(capsys, "--port", "0", *arguments.split())
     assert code == 2 and words in said and "Traceback" not in said, said
 
 
@@ -316,7 +316,7 @@ def address(tmp_path_factory):
     pytest.importorskip(
         "gradio", reason="the page needs Gradio: pip install -c constraints.txt -e '.[page]'"
     )
-    (command,) = re.findall(r"^python (-m sfp\.page)$", (ROOT / "README.md").read_text(), re.M)
+    (command,) = re.findall(r"^(sfp page)$", (ROOT / "README.md").read_text(), re.M)
     home = str(tmp_path_factory.mktemp("home"))
     environment = {
         **os.environ,
@@ -326,7 +326,7 @@ def address(tmp_path_factory):
         "TMPDIR": home,
     }
     server = subprocess.Popen(
-        [sys.executable, *shlex.split(command), "--port", "0"],
+        [sys.executable, "-m", *shlex.split(command), "--port", "0"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
