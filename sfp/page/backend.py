@@ -240,7 +240,7 @@ class Backend:
         pixels, words = self.picture(picture), typed_names(names)
         background: str | list[str] | None = None
         if around.background:
-            background = usual_background(words)
+            background = usual_background(words, [settings.method])
         if background is None and around.least > 0 and words[0][0].lower() != BACKGROUND:
             background = BACKGROUND  # a label alone
         return self.segmenter(settings)(

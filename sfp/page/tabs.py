@@ -16,6 +16,7 @@ _OUT_OF_PLACE = (
     "Toyland's CLIP knows its own cartoons alone: of a photograph its labels mean nothing, so"
     " choose another backbone for one."
 )
+_AROUND = "A usual background was asked for around so few names."
 SEGMENT_HINT = views.hint("Press Segment to see where your words are.")
 _CLICK_HINT = views.hint("Click the picture to see the scores of the words there.")
 _INSPECT_HINT = views.hint(
@@ -68,6 +69,8 @@ def segment_tab(
             _OUT_OF_PLACE if backend.is_out_of_place(key, request[2]) else "",
         )
         legend = views.legend(result) + _CLICK_HINT
+        if request[3].background and len(result.protocol["words"][0]) > 5:
+            legend += views.hint(_AROUND)
         files = [gr.DownloadButton(value=file, visible=True) for file in backend.files(result)]
         return done, drawn, legend, gr.Label(visible=False), request, *files
 
