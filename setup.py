@@ -79,7 +79,12 @@ setup(
     package_data={
         "sfp.configs": ["*.txt"],
         "sfp.evaluation": ["paper_results.csv"],
-        "sfp.clip": ["toyland*.safetensors", "toyland*.json", "register_neurons.json", "models.csv"],
+        "sfp.clip": [
+            "toyland*.safetensors",
+            "toyland*.json",
+            "register_neurons.json",
+            "models.csv",
+        ],
         "sfp.experiments": ["ablations.csv", "ablation_rows.csv"],
         "sfp.datasets": ["toyland_prompts.json"],
         "sfp.datasets.preparation": ["ade847_ids.txt"],

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -246,7 +247,7 @@ class Pipeline:
         images: Sequence[Tensor | Picture],
         tasks: Sequence[Task],
         sizes: Sequence[tuple[int, int]],
-        keep_probabilities: bool = False,
+        keep_probabilities: bool | Literal["label"] = False,
     ) -> list[list[Labels]]:
         """Labels of images for several tasks from one pass: for each task those of asking it alone.
 
@@ -255,7 +256,7 @@ class Pipeline:
                 or such in a ``Picture``, which also knows the original pixels and the file.
             tasks: their protocols agree in window and stride with the pipeline's.
             sizes: (H, W) of each label map, usually the image file's size.
-            keep_probabilities: also return class probabilities.
+            keep_probabilities: also return class probabilities; "label": those of the labels alone.
 
         Returns:
             For each task and image labels (H, W) int64, and probabilities (K, H, W) float32 or
@@ -287,7 +288,9 @@ class Pipeline:
             for task in tasks
         ]
 
-    def _label(self, view: View, task: Task, size: tuple[int, int], keep: bool) -> Labels:
+    def _label(
+        self, view: View, task: Task, size: tuple[int, int], keep: bool | Literal["label"]
+    ) -> Labels:
         text, protocol = task.text.to(self.device), task.protocol
         scores = self.score(view, text, size)
         of_labels = [own for own in protocol.refiners if isinstance(own, LabelRefiner)]
@@ -306,12 +309,16 @@ class Pipeline:
             options["decide"] = partial(self.method.decide, text=text)
         options["sigmoid"] = self.sigmoid_of(protocol)
         classes = torch.tensor(text.class_of_query)
-        kept = keep or bool(of_labels)
-        labels, probabilities = decode(scores, classes, keep_probabilities=kept, **options)
-        if type(self.method).relabel is not Method.relabel:
+        relabels = type(self.method).relabel is not Method.relabel
+        # of the label alone: of the label that stays
+        every = bool(of_labels) or (relabels and keep == "label")
+        labels, probabilities = decode(scores, classes, keep_probabilities=every or keep, **options)
+        if relabels:
             labels = self.method.relabel(labels, view)
         for refiner in of_labels:
             labels, probabilities = refiner(labels, probabilities, view, text)
+        if every and keep == "label":
+            probabilities = probabilities.gather(0, labels[None])[0]
         return labels, probabilities if keep else None
 
 
