@@ -119,7 +119,7 @@ class PackedItem(Item):
     def read_pixels(self) -> np.ndarray:
         from sfp.images import decode_image
 
-        data = _in_lane(self.file, _PackedTar, lambda archive: archive.read(self.member))
+        data = _in_lane(self, _PackedTar, lambda archive: archive.read(self.member))
         return decode_image(data, f"{self.name} in {self.file}")
 
 
@@ -169,7 +169,7 @@ class FrameItem(Item):
     def read_pixels(self) -> np.ndarray:
         from sfp.many.video import VideoReader
 
-        return _in_lane(self.file, VideoReader, lambda video: video.read(self.time, self.number))
+        return _in_lane(self, VideoReader, lambda video: video.read(self.time, self.number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,22 +188,23 @@ class RowItem(Item):
         from sfp.images import decode_image
         from sfp.many.table import TableReader
 
-        data = _in_lane(self.file, TableReader, lambda t: t.read(self.column, self.group, self.row))
+        data = _in_lane(self, TableReader, lambda t: t.read(self.column, self.group, self.row))
         return decode_image(data, f"{self.column} in row {self.row} of {self.file}")
 
 
 _LOCK = threading.Lock()
-_OPEN: dict[str, Any] = {}  # the one file that lanes read at the moment
+_OPEN: dict[tuple[str, int | None], Any] = {}  # the one file that lanes read at the moment
 
 
-def _in_lane(file: str, reader: Callable[[str], Any], read: Callable[[Any], Any]) -> Any:
-    """``read`` of the file's open reader, which goes on where the last item ended."""
+def _in_lane(item: Item, reader: Callable[[str], Any], read: Callable[[Any], Any]) -> Any:
+    """``read`` of the open reader of the item's file, which goes on where the last item ended."""
     with _LOCK:
-        if file not in _OPEN:
+        key = (item.file, item.modified_ns)
+        if key not in _OPEN:
             _OPEN.clear()
-            _OPEN[file] = reader(file)
+            _OPEN[key] = reader(item.file)
         try:
-            return read(_OPEN[file])
+            return read(_OPEN[key])
         except BaseException:
             _OPEN.clear()
             raise

@@ -211,7 +211,9 @@ def _alone(lock: FileLock, out: Path, advice: str) -> Iterator[None]:
 
 
 def _digest(*parts: object) -> bytes:
-    return hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=12).digest()
+    return hashlib.blake2b(
+        "\0".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=12
+    ).digest()
 
 
 def _lock(number: int, count: int) -> str:

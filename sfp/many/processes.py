@@ -154,7 +154,9 @@ class _Crowd:
                 tries = self.tries[job.item.key] = self.tries.get(job.item.key, 0) + 1
                 if tries == _TRIES:
                     reason = f"{job.item.file}: {tries} processes ended ({how}) at work on it"
-                    yield Outcome(job, error=f"{reason}; make the picture smaller, or leave it out.")
+                    yield Outcome(
+                        job, error=f"{reason}; make the picture smaller, or leave it out."
+                    )
                 elif tries > 1:  # alone, so that it harms no others
                     self.again.append([job])
             first = [job for job in unit.values() if self.tries[job.item.key] == 1]

@@ -68,7 +68,9 @@ class Recipe:
         found: list[Segmenter] = []
         for method in self.methods:  # all on one frozen CLIP
             clip = found[0].pipeline.method.clip if found else self.model
-            found.append(Segmenter(method, clip, self.pretrained, self.device, **self.options or {}))
+            found.append(
+                Segmenter(method, clip, self.pretrained, self.device, **self.options or {})
+            )
         cards = [each.protocol(self.names, background=self.background) for each in found]
         return Asked(self, found, {"methods": cards} if self.strip else cards[0])
 

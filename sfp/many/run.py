@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfp.errors import SFPError
 from sfp.files import sweep, whole_file
 from sfp.many.journal import Journal, Shard
 from sfp.many.plan import Plan, Record
@@ -63,9 +62,9 @@ class Summary:
 
     @property
     def share(self) -> dict[str, float]:
-        """Of the processes' time: in the model, waiting for pictures, waiting for the disk."""
+        """Of the processes' time: in the model, waiting for pictures, for the disk, for work."""
         every = max(self.seconds.all, 1e-9)
-        parts = ("model", "reading", "writing")
+        parts = ("model", "reading", "writing", "idle")
         return {part: round(getattr(self.seconds, part) / every, 4) for part in parts}
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,7 +87,7 @@ class Summary:
         return (
             f"{self.segmented} pictures in {self.wall:.1f} s, {hourly:.0f} an hour; of the time"
             f" {share['model']} in the model, {share['reading']} waiting for pictures,"
-            f" {share['writing']} for the disk"
+            f" {share['writing']} for the disk, {share['idle']} for work"
         )
 
 

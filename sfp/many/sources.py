@@ -212,6 +212,7 @@ class Sources:
                 yield SFPError(f"There is no file {file}; check the path.")
                 return
             wrong = str(error) or type(error).__name__
+            sample = sample[:-1]  # it may not be whole
         for item in chosen():
             pictures += 1
             yield item
@@ -283,9 +284,9 @@ def _lines(file: str) -> list[str]:
         with open(file, encoding="utf-8") as lines:
             return lines.read().splitlines()
     except UnicodeDecodeError as error:
-        raise SFPError(f"{file} is no list in UTF-8 ({error.reason}); write one path a line.") from (
-            error
-        )
+        raise SFPError(
+            f"{file} is no list in UTF-8 ({error.reason}); write one path a line."
+        ) from (error)
     except FileNotFoundError as error:
         raise SFPError(f"There is no list {file}; check the path.") from error
 

@@ -58,12 +58,14 @@ class Seconds:
     Attributes:
         model: the model's own, with all that lies between a picture and its labels.
         reading, writing: that it waited for pictures, and for results to be written.
+        idle: that it had none to do.
         all: from its first picture to its last file.
     """
 
     model: float = 0.0
     reading: float = 0.0
     writing: float = 0.0
+    idle: float = 0.0
     all: float = 0.0
 
     def __add__(self, other: Seconds) -> Seconds:
@@ -116,7 +118,7 @@ class Worker:
             is_done = (lambda job: False) if self.fresh else self._is_done
             read = stack.enter_context(_Reading(units, self.readers, is_done))
             written: deque[_Written] = deque()
-            for unit, done in self._timed("reading", read):
+            for unit, done in self._timed("idle", read):
                 yield from (Outcome(job, was_done=True) for job in done)
                 pictures = self._timed("reading", (read.wait_for(each) for each in unit))
                 for (job, _), results in zip(unit, self._segment(pictures), strict=True):
@@ -127,7 +129,7 @@ class Worker:
                     own = (self.out, job.stem, job.item, results)
                     written.append(_Written(job, writers.submit(self.asked.write, *own), size))
                     del own, results
-                    while _is_much(written, self.writers) or written and written[0].future.done():
+                    while _is_much(written, self.writers) or (written and written[0].future.done()):
                         yield self._taken(written)
                 while written and read.is_waiting:  # whoever gives units may wait for these
                     yield self._taken(written)
