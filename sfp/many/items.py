@@ -131,7 +131,7 @@ class _PackedTar:
 
     def read(self, name: str) -> bytes:
         for _ in range(2 if self.archive else 1):
-            self.archive = self.archive or tarfile.open(self.file, "r|*")
+            self.archive = self.archive or tarfile.open(self.file, "r|*")  # noqa: SIM115
             try:
                 for member in self.archive:
                     self.archive.members = []  # it keeps them all

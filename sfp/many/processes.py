@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -121,10 +122,8 @@ class _Crowd:
     def _give(self, member: _Member, unit: Sequence[Job] | None) -> None:
         if unit is not None:
             member.held.append({job.item.key: job for job in unit})
-        try:
+        with contextlib.suppress(OSError):  # it has ended, which the other pipe tells
             member.units.send(unit)
-        except OSError:  # it has ended, which the other pipe tells
-            pass
 
     def _heard(self, member: _Member, found: object) -> Outcome | None:
         if isinstance(found, _Fatal):
