@@ -2,8 +2,15 @@
 
 An upper bound is the next major version, a lower one has no known hole that matters here:
 docs/supply.md has all of them, and why.
+
+configs/ travels in a wheel as the package sfp.configs; sfp/files.py finds it in both places. The
+README's links lead to the repository where SFP_URL names its address while a wheel is built, such
+as a forge's .../blob/main; without it pictures are left out of the description and links are plain
+words, as a package index has none of these files.
 """
 
+import os
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -26,18 +33,50 @@ DEV = [
     "packaging>=23.2",
     "pyyaml>=6.0.1,<7",
     "ruff>=0.9,<1",
+    "supervision>=0.26,<1",
 ]
+URL = os.environ.get("SFP_URL", "").rstrip("/")
+
+
+def description() -> str:
+    """README.md as a page of its own."""
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    if URL:
+        return re.sub(r"\]\((?!\w+:|#)", f"]({URL}/", text)
+    text = re.sub(r"^!\[[^\]]*\]\((?!\w+:)[^)]*\)\n+", "", text, flags=re.M)
+    return re.sub(r"\[([^\]]*)\]\((?!\w+:|#)[^)]*\)", r"\1", text)
+
 
 setup(
-    name="sfp",
+    name="sfp-ovss",
     version="0.1.0",
     description="Training-free open-vocabulary segmentation with a frozen CLIP: SFP and its peers",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=description(),
     long_description_content_type="text/markdown",
+    author="The SFP toolkit's authors",
     license="MIT",
+    license_files=["LICENSE"],
+    project_urls={"Repository": URL} if URL else {},
+    keywords="open-vocabulary semantic segmentation, CLIP, training-free, outlier tokens",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Developers",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     python_requires=">=3.10",
-    packages=find_packages(include=["sfp", "sfp.*"]),
+    packages=[*find_packages(include=["sfp", "sfp.*"]), "sfp.configs", "sfp.configs.methods"],
+    package_dir={"sfp.configs": "configs", "sfp.configs.methods": "configs/methods"},
     package_data={
+        "sfp.configs": ["*.txt"],
         "sfp.evaluation": ["paper_results.csv"],
         "sfp.clip": ["toyland*.safetensors", "toyland*.json", "register_neurons.json"],
         "sfp.experiments": ["ablations.csv", "ablation_rows.csv"],
@@ -45,6 +84,7 @@ setup(
         "sfp.datasets.preparation": ["ade847_ids.txt"],
         "sfp.page": ["page.css"],
     },
+    entry_points={"console_scripts": ["sfp = sfp.__main__:main"]},
     install_requires=[
         "torch>=2.10,<3",
         "torchvision>=0.25,<1",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from sfp.result import Segmentation
 from sfp.stages import Picture, Text
 
 Names: TypeAlias = Sequence[str | Sequence[str]]
+Kept: TypeAlias = bool | Literal["label"]
 _MOST_SCORES = 4 << 30  # bytes of one picture's scores
 _BATCH_BYTES = 512 << 20  # of the results that ``many`` makes at once
 _READERS = 2
@@ -133,7 +134,7 @@ class Segmenter:
         *,
         background: str | Sequence[str] | None = None,
         prob_thd: float | None = None,
-        keep_scores: bool = True,
+        keep_scores: Kept = True,
     ) -> Segmentation:
         """Segment one picture.
 
@@ -150,7 +151,8 @@ class Segmenter:
             prob_thd: least probability of a pixel's name, the segmenter's own if None. Needs a
                 background, or names whose first is called so.
             keep_scores: keep the probabilities (K, H, W); without them a large picture takes far
-                less memory.
+                less memory. "label" keeps those of each pixel's own name, the result's
+                ``confidence``.
 
         Raises:
             SFPError: the image can't be read, is thinner than a patch, or its scores would take
@@ -167,7 +169,7 @@ class Segmenter:
         *,
         background: str | Sequence[str] | None = None,
         prob_thd: float | None = None,
-        keep_scores: bool = True,
+        keep_scores: Kept = True,
         yield_errors: bool = False,
     ) -> Iterator[Segmentation | SFPError]:
         """Segment many pictures: results in their order, those of one by one.
@@ -204,7 +206,7 @@ class Segmenter:
         *,
         background: str | Sequence[str] | None = None,
         prob_thd: float | None = None,
-        keep_scores: bool = True,
+        keep_scores: Kept = True,
     ) -> list[Segmentation]:
         """Segment one picture by several lists of names in one pass of the model.
 
@@ -314,24 +316,26 @@ class Segmenter:
         return _Question(vocabulary.names, Task(text, protocol), provenance)
 
     def _answer(
-        self, photos: Sequence[_Photo], questions: Sequence[_Question], keep_scores: bool
+        self, photos: Sequence[_Photo], questions: Sequence[_Question], keep_scores: Kept
     ) -> list[list[Segmentation]]:
         """For each question a result for each picture."""
-        kept = sum(len(question.names) for question in questions) if keep_scores else 0
+        kept = sum(_kept(question, keep_scores) for question in questions)
         for photo in photos:
             _check_scores(photo.pixels, kept)
         sizes = [photo.pixels.shape[:2] for photo in photos]
         tasks = [question.task for question in questions]
         pictures = [self._picture(photo) for photo in photos]
+        own = keep_scores == "label"
         found = self.pipeline.segment(pictures, tasks, sizes, keep_scores)
         return [
             [
                 Segmentation(
                     labels.cpu().numpy(),
                     question.names,
-                    scores.cpu().numpy() if keep_scores else None,
+                    None if scores is None or own else scores.cpu().numpy(),
                     photo.pixels,
                     question.provenance,
+                    scores.cpu().numpy() if own else None,
                 )
                 for photo, (labels, scores) in zip(photos, maps, strict=True)
             ]
@@ -347,10 +351,10 @@ class Segmenter:
         self,
         images: Iterable[ImageLike],
         question: _Question,
-        keep_scores: bool,
+        keep_scores: Kept,
         yield_errors: bool,
     ) -> Iterator[Segmentation | SFPError]:
-        names = len(question.names) if keep_scores else 0
+        names = _kept(question, keep_scores)
         batch: list[_Photo] = []
         windows = size = 0
         for photo in _read_ahead(images):
@@ -395,6 +399,12 @@ def _require_reached(background: str, words: int, prob_thd: float) -> None:
         f" a probability of at least {least:.2g}, and prob_thd is {prob_thd:g}; {hint}, or give the"
         f" background as a list of words to ask for, such as [{background!r}, 'wall', 'floor']."
     )
+
+
+def _kept(question: _Question, keep_scores: Kept) -> int:
+    """How many maps of probabilities are kept of a picture."""
+    check_type("keep_scores", keep_scores, Kept, True)
+    return 1 if keep_scores == "label" else len(question.names) if keep_scores else 0
 
 
 def _check_scores(pixels: np.ndarray, names: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 import sys
 from argparse import Namespace
@@ -67,6 +68,10 @@ def run_command(command: Callable[[Namespace], None], args: Namespace) -> int:
     """
     try:
         command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if args.debug or not (isinstance(error, (SFPError, OSError)) or is_want_of_memory(error)):
             raise

@@ -1,4 +1,6 @@
-"""Writing files whole or not at all, and folders that one process at a time may write to."""
+"""Writing files whole or not at all, folders that one process at a time may write to, and where the
+configs lie.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,36 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from sfp.errors import SFPError
+from sfp.errors import SFPError, unknown_choice
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_WITHIN = Path(__file__).with_name("configs")  # in a wheel
+CONFIGS = _WITHIN if _WITHIN.is_dir() else _WITHIN.parents[1] / "configs"  # in the repository
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on the disk"),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder first, or choose another"),
 }
 _DYING = 10.0  # seconds that a killed process's children may keep its lock
+
+
+def find_config(given: str | Path) -> Path:
+    """The config that a path names, or the name of a dataset, such as "toyland".
+
+    Raises:
+        SFPError: there is none; the closest is offered.
+    """
+    path, shipped = Path(given), sorted(CONFIGS.glob("cfg_*.py"))
+    if path.is_file():
+        return path
+    names = {config.stem.removeprefix("cfg_"): config for config in shipped}
+    if str(given) in names:
+        return names[str(given)]
+    if len(path.parts) == 1 and not path.suffix:
+        raise unknown_choice("config file or dataset", str(given), names)
+    own = sorted(path.parent.glob("cfg_*.py")) if path.parent.is_dir() else []
+    raise unknown_choice("config file", str(given), [str(each) for each in own or shipped])
 
 
 @contextmanager

@@ -121,13 +121,6 @@ def weights_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def parse_names(text: str) -> list[str | list[str]]:
-    """ "cat, sofa" or "cat; sofa, couch" (with synonyms) as a list of names."""
-    if ";" in text:
-        return [[word.strip() for word in group.split(",")] for group in text.split(";")]
-    return [word.strip() for word in text.split(",")]
-
-
 def check_type(what: str, value: Any, hint: Any, default: Any = None) -> None:
     """Raises SFPError where a value is not of a type; a float must be finite.
 

@@ -5,16 +5,39 @@ Classes by name, built with checked options. Methods, detectors, refiners and ba
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from sfp.errors import unknown_choice
 from sfp.options import check_type
+
+
+def registered_names(package: str) -> dict[str, str]:
+    """The names that the files of a package register, each with the first sentence of its file;
+    "" for one that is not listed.
+
+    The files are read, not imported: a program says at once that there is no such name.
+    """
+    found: dict[str, str] = {}
+    spec = importlib.util.find_spec(package)
+    for folder in spec.submodule_search_locations or ():
+        for file in sorted(Path(folder).glob("*.py")):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            words = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
+            classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+            for call in (each for node in classes for each in node.decorator_list):
+                if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "register":
+                    listed = not any(key.arg == "listed" for key in call.keywords)
+                    found[call.args[0].value] = words if listed else ""
+    return dict(sorted(found.items()))
 
 
 class Registered:

@@ -6,22 +6,26 @@ import colorsys
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from pycocotools import mask as coco_mask
 
 from sfp import drawing
 from sfp.drawing import Colour
 from sfp.errors import SFPError, refuse_want_of_memory
-from sfp.files import whole_file
+from sfp.exports.coco import coco_dataset
+from sfp.exports.instances import Annotated, find_instances
+from sfp.exports.png import class_table, label_image, png_provenance
+from sfp.files import make_folder, whole_file
 
-_CHUNK = "sfp"  # the text chunk of PNG files that holds the protocol as JSON
+if TYPE_CHECKING:
+    import supervision
+
 _GREY: Colour = (72, 74, 80)
+_LISTED = 6  # names in the one line of a result
 _SHOWN = 1024  # long side of the drawing in a notebook
 
 
@@ -46,7 +50,7 @@ class Pixel:
     scores: dict[str, float]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """A segmented image.
 
@@ -54,6 +58,8 @@ class Segmentation:
     >>> labels, image = np.array([[0, 1, 1, 1]]), np.zeros((1, 4, 3), np.uint8)
     >>> Segmentation(labels, ("sky", "sea"), None, image, {}).areas
     {'sea': 0.75, 'sky': 0.25}
+    >>> print(Segmentation(labels, ("sky", "sea"), None, image, {}))
+    Segmentation of 4x1 pixels: sea 75%, sky 25%
 
     Attributes:
         labels: (H, W) int64, indices into ``names``.
@@ -63,18 +69,38 @@ class Segmentation:
             wasn't asked for has the threshold.
         image: the picture, (H, W, 3) uint8 RGB.
         protocol: method, weights, words, windows, thresholds that made it; plain values as in JSON.
+        confidence: the probability of each pixel's own name, (H, W) float32; that of the scores
+            where they are kept, else as given, or None.
     """
 
     labels: np.ndarray
     names: tuple[str, ...]
     scores: np.ndarray | None
     image: np.ndarray
-    protocol: dict[str, Any] = field(repr=False)
+    protocol: dict[str, Any]
+    confidence: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.confidence is None and self.scores is not None:
+            own = np.take_along_axis(self.scores, self.labels[None], 0)[0]
+            object.__setattr__(self, "confidence", own)
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        shares = [text for text, _ in self.legend]
+        more = f" and {len(shares) - _LISTED} more" if len(shares) > _LISTED else ""
+        by = ", ".join(
+            str(self.protocol[key]) for key in ("method", "model") if key in self.protocol
+        )
+        return (
+            f"Segmentation of {width}x{height} pixels: {', '.join(shares[:_LISTED])}{more}"
+            f"{by and f' ({by})'}"
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segmentation):
             return NotImplemented
-        arrays = ("labels", "image", "scores")
+        arrays = ("labels", "image", "scores", "confidence")
         return (
             self.names == other.names
             and self.protocol == other.protocol
@@ -85,6 +111,12 @@ class Segmentation:
     def palette(self) -> np.ndarray:
         """A colour for each name, (K, 3) uint8."""
         return palette_for(self.names, self.protocol.get("background") or "background")
+
+    @property
+    def background(self) -> str | None:
+        """The name of what none of the names fits, which is label 0; None where there is none."""
+        named = self.protocol.get("background")
+        return self.names[0] if named or self.names[0].lower() == "background" else None
 
     @property
     def areas(self) -> dict[str, float]:
@@ -130,45 +162,65 @@ class Segmentation:
 
     def label_image(self) -> Image.Image:
         """Labels as a palette PNG (up to 256 names) or 16-bit grey."""
-        if len(self.names) > 256:
-            return Image.fromarray(self.labels.astype(np.uint16))
-        picture = Image.fromarray(self.labels.astype(np.uint8), "P")
-        picture.putpalette(self.palette.tobytes())
-        return picture
+        return label_image(self.labels, self.palette)
 
-    def coco(self) -> dict[str, Any]:
-        """The result in COCO's layout, ready for JSON: one annotation for each name that occurs.
+    def annotated(self, file_name: str = "", *, parts: bool = False) -> Annotated:
+        """The result as ``sfp.exports`` takes it: an instance for each name that occurs.
 
-        Its ``segmentation`` is a compressed run-length mask, {"size": [H, W], "counts": text};
-        ``area`` is in pixels, ``bbox`` is [x, y, width, height], ``category_id`` the label.
+        Args:
+            file_name: of the picture, as another tool will look for it.
+            parts: an instance for each connected part of a name instead.
         """
-        height, width = self.labels.shape
-        annotations = []
-        for number, label in enumerate(np.unique(self.labels).tolist(), 1):
-            runs = coco_mask.encode(np.asfortranarray(self.labels == label, np.uint8))
-            annotation = {
-                "id": number,
-                "image_id": 1,
-                "category_id": label,
-                "segmentation": {"size": [height, width], "counts": runs["counts"].decode()},
-                "area": int(coco_mask.area(runs)),
-                "bbox": coco_mask.toBbox(runs).astype(int).tolist(),
-                "iscrowd": 0,
-            }
-            annotations.append(annotation)
-        return {
-            "info": {"description": "made by sfp", "protocol": self.protocol},
-            "images": [{"id": 1, "width": width, "height": height}],
-            "categories": [{"id": label, "name": name} for label, name in enumerate(self.names)],
-            "annotations": annotations,
-        }
+        background = self.background is not None
+        found = find_instances(self.labels, self.confidence, background=background, parts=parts)
+        return Annotated(file_name, self.labels.shape, self.names, background, self.palette, found)
+
+    def to_coco(self, file_name: str = "", *, parts: bool = False) -> dict[str, Any]:
+        """The result in COCO's layout, ready for JSON, see ``sfp.exports.coco.coco_dataset``.
+
+        Args:
+            file_name, parts: see ``annotated``.
+        """
+        return coco_dataset([self.annotated(file_name, parts=parts)], self.protocol)
+
+    def to_supervision(self, *, parts: bool = False) -> supervision.Detections:
+        """The result as ``supervision.Detections``; ``class_id`` is the label, the background is
+        left out.
+
+        Args:
+            parts: see ``annotated``.
+
+        Raises:
+            SFPError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise SFPError(
+                f"supervision can't be imported ({error}); pip install supervision."
+            ) from error
+        picture = self.annotated(parts=parts)
+        found = picture.instances
+        if not found:
+            return supervision.Detections.empty()
+        corners = np.array([each.box for each in found], np.float32)
+        corners[:, 2:] += corners[:, :2]
+        known = self.confidence is not None
+        return supervision.Detections(
+            xyxy=corners,
+            mask=np.stack([each.whole_mask(picture.size) for each in found]),
+            confidence=np.array([each.score for each in found], np.float32) if known else None,
+            class_id=np.array([each.label for each in found]),
+            data={"class_name": np.array([self.names[each.label] for each in found])},
+        )
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write it, in the form that the ending names.
+        """Write it, in the form that the ending names; missing folders are made.
 
-        ``.png``: labels, see ``label_image``, with the protocol as JSON in the text chunk "sfp".
-        ``.jpg``: the overlay. ``.json``: names, masks and protocol in COCO's layout, see ``coco``.
-        ``.npz``: everything; ``load`` gives it back.
+        ``.png``: labels, see ``label_image``, with the protocol as JSON in the text chunk "sfp",
+        and beside it, as ``.csv``, the names and colours of the labels.
+        ``.jpg``: the overlay. ``.json``: names, masks and protocol in COCO's layout, see
+        ``to_coco``. ``.npz``: everything; ``load`` gives it back.
 
         Raises:
             SFPError: another ending, or the file can't be written.
@@ -180,11 +232,16 @@ class Segmentation:
                 f"{path} ends in {path.suffix!r}; use .png for labels, .jpg for the overlay, .json "
                 "for COCO masks or .npz for everything."
             )
+        make_folder(path.parent)
+        if ending == ".png":
+            with whole_file(path.with_suffix(".csv")) as partial:
+                table = class_table(self.labels, self.names, self.palette)
+                partial.write_text(table, encoding="utf-8")
         with whole_file(path) as partial:
             if ending == ".png":
                 self.label_image().save(partial, pnginfo=png_provenance(self.protocol))
             elif ending == ".json":
-                partial.write_text(json.dumps(self.coco()), encoding="utf-8")
+                partial.write_text(json.dumps(self.to_coco()), encoding="utf-8")
             elif ending == ".npz":
                 np.savez_compressed(
                     partial,
@@ -192,7 +249,11 @@ class Segmentation:
                     image=self.image,
                     names=np.array(self.names),
                     protocol=np.array(json.dumps(self.protocol)),
-                    **({} if self.scores is None else {"scores": self.scores}),
+                    **{
+                        key: value
+                        for key in ("scores", "confidence")
+                        if (value := getattr(self, key)) is not None
+                    },
                 )
             else:
                 self.overlay().save(partial, quality=92)
@@ -213,6 +274,7 @@ class Segmentation:
                     scores=saved.get("scores"),
                     image=saved["image"],
                     protocol=json.loads(str(saved["protocol"])),
+                    confidence=saved.get("confidence"),
                 )
                 result._require_sound()
                 return result
@@ -243,6 +305,8 @@ class Segmentation:
         expected = [("image", self.image, (*size, 3), np.uint8)]
         if self.scores is not None:
             expected.append(("scores", self.scores, (count, *size), np.float32))
+        if self.confidence is not None:
+            expected.append(("confidence", self.confidence, size, np.float32))
         for part, array, shape, dtype in expected:
             if array.shape != shape or array.dtype != dtype:
                 found = f"{array.shape} {array.dtype}"
@@ -278,20 +342,3 @@ def compare(results: dict[str, Segmentation], height: int = 240) -> Image.Image:
         colours = dict(zip(result.names, result.palette.tolist(), strict=True))
         legend |= {name: colours[name] for name in result.areas if name not in legend}
     return drawing.sheet([list(pictures.items())], list(legend.items()), height)
-
-
-def png_provenance(provenance: dict[str, Any]) -> PngInfo:
-    """PNG metadata that ``read_provenance`` reads: what made a picture, plain values as in JSON."""
-    info = PngInfo()
-    info.add_text(_CHUNK, json.dumps(provenance))
-    return info
-
-
-def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The provenance in a PNG file; None where there is no such file, or none in it."""
-    try:
-        with Image.open(path) as picture:
-            found = json.loads(picture.info[_CHUNK])
-    except Exception:  # Pillow's readers raise whatever they stumble on
-        return None
-    return found if isinstance(found, dict) else None

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 
 import sfp
 from sfp.clip.text_bank import TextBank
+from sfp.commands.evaluate import start_ranks
 from sfp.datasets import toyland
 from sfp.errors import SFPError
 from sfp.images import read_image
@@ -164,7 +165,7 @@ def program(place, monkeypatch, capsys):
             runpy.run_path(str(ROOT / f"tools/{name}.py"), run_name="__main__")
         lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
         errors = [
-            line.partition("error: ")[2] for line in lines if re.match(r"([\w.]+: )?error: ", line)
+            line.partition("error: ")[2] for line in lines if re.match(r"([\w. ]+: )?error: ", line)
         ]
         return left.value.code, [
             f"{error}; choose from the usage" if lines[0].startswith("usage: ") else error
@@ -420,7 +421,7 @@ COMMANDS = [
     ("segment", "sound.jpg --names a,b --device banana", "'banana'"),
     ("segment", "sound.jpg --names a,b --options sigma", "'sigma'"),
     ("segment", "sound.jpg --names a,b --options prob_thd=nan --background c", "prob_thd is 'nan'"),
-    ("segment", "sound.jpg --names a,b --options prob_thd=0.9", "'a'", "--background"),
+    ("segment", "sound.jpg --names a --no-background --options prob_thd=0.9", "--background"),
     ("segment", "sound.jpg --names a,b --options device=cpu", "device"),
     ("segment", "sound.jpg --names a,b --options window=32 window=64", "window twice"),
     (
@@ -556,9 +557,8 @@ def test_ranks_that_cannot_start(launcher, given, words, monkeypatch):
         for name, value in given.items():
             port = str(taken.getsockname()[1])
             monkeypatch.setenv(name, port if value == "TAKEN" else value)
-        start = runpy.run_path(str(ROOT / "tools/test.py"))["start_ranks"]
         with pytest.raises(SFPError) as caught:
-            start(launcher)
+            start_ranks(launcher)
     check_sentence(str(caught.value), words)
 
 

@@ -27,10 +27,12 @@ from sfp import SFPError, load_clip
 from sfp.clip.checkpoints import read_checkpoint
 from sfp.clip.text_bank import TextBank
 from sfp.datasets.preparation.context import decode_mask
+from sfp.exports.png import png_provenance, read_provenance
 from sfp.images import read_image
-from sfp.options import parse_names, parse_options, parse_spec
+from sfp.names import parse_names
+from sfp.options import parse_options, parse_spec
 from sfp.pipeline import Vocabulary
-from sfp.result import Segmentation, png_provenance, read_provenance
+from sfp.result import Segmentation
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FUZZ = settings(
@@ -347,7 +349,7 @@ RESULTS = results()
 
 def used(path: Path) -> Segmentation:
     result = Segmentation.load(path)
-    result.overlay(), result.coco(), result.at(0, 0), repr(result.areas)
+    result.overlay(), result.to_coco(), result.at(0, 0), repr(result.areas)
     return result
 
 

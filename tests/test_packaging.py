@@ -82,4 +82,4 @@ def test_the_shipped_weights(name):
 
 
 def test_the_package_is_installed():
-    assert version("sfp") == __import__("sfp").__version__
+    assert version("sfp-ovss") == __import__("sfp").__version__

@@ -73,7 +73,8 @@ def test_a_torchvision_of_another_torch(tmp_path):
     done = run("import sfp; sfp.load_clip('Toyland')", tmp_path)
     last = done.stderr.strip().splitlines()[-1]
     assert "SFPError: torch" in last and "are not a pair" in last and "torchvision==" in last
-    arguments = [str(ROOT / "tools/segment.py"), "photo.jpg", "--names", "cat"]
+    scene = str(ROOT / "docs/pictures/scene.jpg")
+    arguments = [str(ROOT / "tools/segment.py"), scene, "--names", "cat"]
     segment = f"import runpy, sys; sys.argv = {arguments!r}; "
     segment += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = run(segment, tmp_path)

@@ -32,9 +32,9 @@ NOT_RUN = {
     "python tools/dev/draw_pictures.py pictures --only page.png": "drives a browser, as test_page.py does",  # noqa: E501
     "python tools/measure_speed.py --methods CLIP ClearCLIP SC-CLIP SFP --batch 24 --out speed.json": "minutes",  # noqa: E501
     "python tools/compare_precision.py --scenes 10 --precisions bf16": "minutes",
-    "python -m sfp.page": "serves until it is stopped; test_page.py starts it",
-    "python -m sfp.page --model ViT-B/16 --pretrained weights/ViT-B-16.pt --port 8000": "needs OpenAI's weights",  # noqa: E501
-    'python tools/segment.py photo.jpg --names "cat, sofa, window" --background "background, wall, floor"': "needs OpenAI's weights",  # noqa: E501
+    "sfp page": "serves until it is stopped; test_page.py starts it",
+    "sfp page --model ViT-B/16 --pretrained weights/ViT-B-16.pt --port 8000": "needs OpenAI's weights",  # noqa: E501
+    'sfp segment photo.jpg --names "cat, sofa, window" --background "background, wall, floor"': "needs OpenAI's weights",  # noqa: E501
     "NNODES=2 NODE_RANK=0 MASTER_ADDR=first-machine sh scripts/distribute_test.sh configs/cfg_ade20k.py 8": "two machines",  # noqa: E501
     "NNODES=2 NODE_RANK=1 MASTER_ADDR=first-machine sh scripts/distribute_test.sh configs/cfg_ade20k.py 8": "two machines",  # noqa: E501
     "srun -n 8 --gres=gpu:8 --ntasks-per-node=8 sh scripts/distribute_test.sh configs/cfg_ade20k.py": "Slurm",  # noqa: E501
@@ -43,10 +43,9 @@ NOT_RUN = {
 }
 # These need a dataset; without it they must say so in one sentence.
 NEED_DATA = {
-    "python tools/prepare_dataset.py voc21 --download",
-    "python tools/check_dataset.py voc21",
-    "python tools/prepare_dataset.py city_scapes --source gtFine_trainvaltest.zip "
-    "leftImg8bit_trainvaltest.zip",
+    "sfp prepare voc21 --download",
+    "sfp check voc21",
+    "sfp prepare city_scapes --source gtFine_trainvaltest.zip leftImg8bit_trainvaltest.zip",
     "sh scripts/test.sh configs/cfg_voc21.py",
     "sh scripts/test.sh configs/cfg_voc20.py --cfg-options model.method=SC-CLIP "
     "model.clip=ViT-L/14",
@@ -96,6 +95,12 @@ def steps(page: str) -> list[Step]:
 
 STEPS = [step for page in PAGES for step in steps(page)]
 COMMANDS = {step.text for step in STEPS if step.kind == "sh"}
+
+
+def words(command: str) -> list[str]:
+    """A printed command as a program and its arguments; ``sfp`` is that of the checkout."""
+    parts = shlex.split(command)
+    return [sys.executable, "-m", *parts] if parts[0] == "sfp" else parts
 
 
 def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -156,7 +161,7 @@ def test_step(step, checkout, tmp_path_factory):
     if step.kind == "file":
         (folder / step.file).write_text(step.text)
         return
-    command = shlex.split(step.text) if step.kind == "sh" else [sys.executable, "-c", step.text]
+    command = words(step.text) if step.kind == "sh" else [sys.executable, "-c", step.text]
     done = run(command, folder, SFP_DATA=str(tmp_path_factory.getbasetemp() / "readme_data"))
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
 
@@ -172,7 +177,7 @@ def test_command_that_needs_data(command, checkout, tmp_path):
     nowhere = (
         ["--mirror", "http://127.0.0.1:9"] if "--download" in command else []
     )  # where there is a network, nothing is fetched
-    done = run([*shlex.split(command), *nowhere], checkout("README.md"), SFP_DATA=str(tmp_path))
+    done = run([*words(command), *nowhere], checkout("README.md"), SFP_DATA=str(tmp_path))
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr
     assert re.search(
         r"^(error|failed): .*(data root|There is no|does not exist|http://127.0.0.1:9)",

@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 
 import sfp
 from sfp.datasets import toyland
-from sfp.result import compare, palette_for, read_provenance
+from sfp.exports.png import read_provenance
+from sfp.result import compare, palette_for
 
 NAMES = ["sky", ["sea", "ocean"], "house", "boat"]
 
@@ -31,6 +32,13 @@ def test_label_png(result, tmp_path):
     assert np.array_equal(np.asarray(labels), result.labels)
     assert labels.getpalette()[: 3 * len(NAMES)] == result.palette.ravel().tolist()
     assert read_provenance(path) == result.protocol
+    rows = (tmp_path / "labels.csv").read_text().splitlines()
+    assert rows[0] == "index,name,red,green,blue,pixels" and len(rows) == 1 + len(NAMES)
+    for index, row in enumerate(rows[1:]):
+        number, name, *colour, pixels = row.split(",")
+        assert (int(number), name) == (index, result.names[index])
+        assert [int(part) for part in colour] == result.palette[index].tolist()
+        assert int(pixels) == (result.labels == index).sum()
 
 
 def test_label_png_of_many_names(result, tmp_path):
@@ -120,7 +128,7 @@ def test_coco_masks(result, tmp_path):
             and mask[:, x].any()
             and mask[y + h - 1].any()
         )
-        labels[mask] = annotation["category_id"]
+        labels[mask] = annotation["category_id"] - 1
     assert np.array_equal(labels, result.labels)
 
 
@@ -168,8 +176,9 @@ def test_comparison_strip(result):
 def test_mistakes(result, tmp_path):
     with pytest.raises(sfp.SFPError, match=r"\.gif"):
         result.save(tmp_path / "labels.gif")
+    (tmp_path / "file").write_text("")
     with pytest.raises(sfp.SFPError, match="can't be written"):
-        result.save(tmp_path / "absent" / "labels.png")
+        result.save(tmp_path / "file" / "labels.png")
     with pytest.raises(sfp.SFPError, match="no result file"):
         sfp.Segmentation.load(tmp_path / "absent.npz")
     np.savez(tmp_path / "other.npz", labels=np.zeros(3))

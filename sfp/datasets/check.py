@@ -55,14 +55,12 @@ def check_dataset(name: str, data: Path, workers: int = 1, subset: bool = False)
     root = data / layout.root
     if not root.is_dir():
         raise SFPError(
-            f"There is no {root}; prepare {name} with tools/prepare_dataset.py, or give --data the "
+            f"There is no {root}; prepare {name} with sfp prepare, or give --data the "
             "folder that has it."
         )
     problems = []
     if unfinished_marker(layout, root).exists():
-        problems.append(
-            f"The preparation of {root} was interrupted; run tools/prepare_dataset.py {name} again."
-        )
+        problems.append(f"The preparation of {root} was interrupted; run sfp prepare {name} again.")
     names = _names(layout, root, problems)
     if not names:
         return Findings(tuple(problems), 0, {})

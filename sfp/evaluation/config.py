@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,15 +21,16 @@ from typing import Annotated, Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+import sfp
 from sfp.clip import load_clip
 from sfp.clip.clip import FrozenCLIP
 from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
+from sfp.files import CONFIGS, find_config
 from sfp.methods import list_methods
 from sfp.options import Range, check_type, parse_options
 from sfp.pipeline import Protocol, Vocabulary
 from sfp.segmentor import SFPSegmentor
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs"
 TCL = {"short_side": 448, "model.window": 448, "model.stride": 224}
 SETTINGS = ("own", "common", "tcl")
 _EXAMPLE = "configs/cfg_toyland.py"
@@ -46,7 +48,7 @@ _LOADING = ("batch_size", "num_workers", "dataset")
 
 
 def read_config(file: str | Path, options: list[str]) -> Config:
-    """A config with overrides ``KEY=VALUE``.
+    """A config, by its path or the name of its dataset, with overrides ``KEY=VALUE``.
 
     ``model.method=NAME`` brings the settings of ``configs/methods/NAME.py``: its ``model``, what
     its ``datasets`` say of the config's ``dataset``, and what its ``backbones`` say of both; with
@@ -59,11 +61,7 @@ def read_config(file: str | Path, options: list[str]) -> Config:
         SFPError: no such file (the closest is offered), a mistake in it, or an option that isn't
             KEY=VALUE.
     """
-    path = Path(file)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else CONFIGS
-        known = sorted(folder.glob("cfg_*.py")) or sorted(CONFIGS.glob("cfg_*.py"))
-        raise unknown_choice("config file", str(file), [str(p) for p in known])
+    path = find_config(file)
     cfg = _from_file(path)
     overrides = parse_options(options, "--cfg-options")
     settings = overrides.get("settings", "own")
@@ -110,6 +108,9 @@ def read_config(file: str | Path, options: list[str]) -> Config:
 
 def _from_file(path: Path) -> Config:
     logging.disable(logging.INFO)  # mmengine reports each environment variable that a config reads
+    within = CONFIGS.parent == Path(sfp.__file__).parent and "SFP_DATA" not in os.environ
+    if within:  # data/ beside a wheel's configs would lie in site-packages: in the working folder
+        os.environ["SFP_DATA"] = "data"
     try:
         _require_python(path)
         return Config.fromfile(path)
@@ -123,6 +124,8 @@ def _from_file(path: Path) -> Config:
         ) from error
     finally:
         logging.disable(logging.NOTSET)
+        if within:
+            del os.environ["SFP_DATA"]
 
 
 def _require_python(path: Path) -> None:
@@ -294,9 +297,7 @@ def check_dataset(cfg: Config) -> None:
                 f" {hint}."
             )
     if next(root.glob(".unfinished_*"), None):
-        raise SFPError(
-            f"The preparation of {root} was interrupted; run tools/prepare_dataset.py again."
-        )
+        raise SFPError(f"The preparation of {root} was interrupted; run sfp prepare again.")
     if dataset.get("ann_file"):
         _check_list(root / dataset.ann_file, f"ann_file of {dataset.type}", hint)
 

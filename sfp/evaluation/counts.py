@@ -48,7 +48,7 @@ def count_image(
             wrong = int(values.max()) if int(values.max()) >= classes else int(values.min())
             raise SFPError(
                 f"{name} has the {kind} {wrong}, but there are {classes} classes (0 to "
-                f"{classes - 1}); run tools/check_dataset.py."
+                f"{classes - 1}); run sfp check."
             )
     rows = (labels[labels == prediction], prediction, labels)
     return torch.stack([torch.bincount(row, minlength=classes) for row in rows]).cpu().numpy()
@@ -86,7 +86,7 @@ class Figures:
         if not labelled.any():
             raise SFPError(
                 "No pixel is evaluated, since all labels are to be ignored; run"
-                " tools/check_dataset.py on the data."
+                " sfp check on the data."
             )
         with np.errstate(invalid="ignore", divide="ignore"):
             iou = 100 * right / (predicted + labelled - right)

@@ -203,7 +203,7 @@ def load_group(path: Path) -> list[Cell]:
         ]
     except (ValueError, TypeError, KeyError) as error:
         raise SFPError(
-            f"{path} holds no cells of a grid ({error}); start tools/benchmark.py again."
+            f"{path} holds no cells of a grid ({error}); start sfp benchmark again."
         ) from error
 
 

@@ -43,6 +43,11 @@ class Item:
         return str(PurePosixPath(self.name).with_suffix(""))
 
     @property
+    def title(self) -> str:
+        """What a message calls it."""
+        return f"{self.name} in {self.file}"
+
+    @property
     def source(self) -> dict[str, Any]:
         """What tells its file from another or a changed one; stands in the results."""
         return {
@@ -79,6 +84,10 @@ class FileItem(Item):
     def path(self) -> str:
         return self.file
 
+    @property
+    def title(self) -> str:
+        return self.file
+
     def read_pixels(self) -> np.ndarray:
         from sfp.images import read_image
 
@@ -103,7 +112,7 @@ class TarItem(Item):
             raise SFPError(
                 f"{self.file} can't be read ({error.strerror}); check the path."
             ) from error
-        return decode_image(data, f"{self.name} in {self.file}")
+        return decode_image(data, self.title)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +129,7 @@ class PackedItem(Item):
         from sfp.images import decode_image
 
         data = _in_lane(self, _PackedTar, lambda archive: archive.read(self.member))
-        return decode_image(data, f"{self.name} in {self.file}")
+        return decode_image(data, self.title)
 
 
 class _PackedTar:

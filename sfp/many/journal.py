@@ -74,6 +74,7 @@ class Journal:
         """
         out, advice = self.folder.parent, "choose another folder with --out"
         missing = not out.exists()
+        make_folder(out, advice)
         make_folder(self.folder, advice)
         start = FileLock(self.folder / ".start.lock")
         try:

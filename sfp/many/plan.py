@@ -38,6 +38,7 @@ class Plan:
     Attributes:
         seen: how many pictures have come up so far.
         done: how many of them were done.
+        example: the stem of one of those.
         wrong: what is wrong with the sources.
     """
 
@@ -54,6 +55,7 @@ class Plan:
         self.sources, self.out, self.journal, self.endings = sources, out, journal, endings
         self.read_record, self.shard, self.fresh = read_record, shard, fresh
         self.seen = self.done = 0
+        self.example = ""
         self.wrong: list[SFPError] = []
         self._keys: set[int] = set()
         self._stems: set[int] = set()
@@ -75,6 +77,7 @@ class Plan:
                 unit.append(job)
             else:
                 self.done += 1
+                self.example = job.stem
             if self.seen % UNIT == 0 and unit:
                 yield unit
                 unit = []

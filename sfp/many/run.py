@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfp.exports.png import read_provenance
 from sfp.files import sweep, whole_file
 from sfp.many.journal import Journal, Shard
-from sfp.many.plan import Plan, Record
+from sfp.many.plan import Plan
 from sfp.many.recipe import Recipe
 from sfp.many.sources import Sources
 from sfp.many.worker import Job, Outcome, Seconds, Worker
@@ -33,6 +34,7 @@ class Summary:
         done_before: how many of them were done.
         segmented, failed: how many were segmented now, and how many could not be.
         failures: the first thousand reasons.
+        example: the stem of the results of one picture that is done, "" where there is none.
         wall: seconds of this run's work, without the start.
         seconds: where the processes' time went, all together.
         workers: how many processes.
@@ -43,6 +45,7 @@ class Summary:
     segmented: int = 0
     failed: int = 0
     failures: list[str] = field(default_factory=list)
+    example: str = ""
     wall: float = 0.0
     seconds: Seconds = field(default_factory=Seconds)
     workers: int = 1
@@ -100,7 +103,6 @@ def run(
     recipe: Recipe,
     engine: Engine | None = None,
     *,
-    read_record: Callable[[Path], Record | None],
     shard: Shard = (1, 1),
     fresh: bool = False,
     workers: int = 1,
@@ -112,7 +114,6 @@ def run(
         sources, out, recipe: what, where to, and how.
         engine: works on the units and calls ``Summary.begin`` once it has a model; this process
             alone if None.
-        read_record: see ``Plan``.
         shard: which of how many shares of the pictures is this run's, from 1.
         fresh: also do again what is done.
         workers: how many processes the engine has.
@@ -123,11 +124,12 @@ def run(
             that can't be segmented is counted in the summary, and its reason printed.
     """
     summary = Summary(workers=workers)
-    journal = Journal(out, recipe.asked or {}, shard)
+    settings = {key: value for key, value in recipe.asked.items() if key != "device"}
+    journal = Journal(out, settings, shard)
     with journal.held(fresh):
         if journal.was_killed:
             sweep(out)
-        plan = Plan(sources, out, journal, recipe.endings, read_record, shard, fresh)
+        plan = Plan(sources, out, journal, recipe.endings, read_provenance, shard, fresh)
         units = iter(plan)
         first = next(units, None)
         with _Progress(plan, summary, quiet) as progress:
@@ -138,12 +140,14 @@ def run(
                         summary.fail(outcome.error)
                     else:
                         journal.add(outcome.job.item, outcome.job.stem)
+                        summary.example = outcome.job.stem
                         summary.done_before += outcome.was_done
                         summary.segmented += not outcome.was_done
                     progress.tell(outcome)
                 summary.end()
             progress.tell_wrong()
         summary.pictures = plan.seen
+        summary.example = summary.example or plan.example
         summary.done_before += plan.done
         if first is not None:
             file = journal.folder / f"summary-{shard[0]}-of-{shard[1]}.json"
@@ -196,35 +200,43 @@ class _Progress:
         more = self.plan.done - self.skipped
         if self.bar is not None and more:
             self.skipped += more
-            self.bar.n += more
-            self.bar.initial += more
-            self.bar.last_print_n += more
+            self._pass(more)
 
     def tell(self, outcome: Outcome) -> None:
-        from tqdm import tqdm
-
         if self.quiet:
             return
         if self.bar is None:
-            self.bar = tqdm(desc="segmenting", unit="image", smoothing=0.1, leave=True)
+            from tqdm import tqdm
+
+            one = self.plan.seen == 1
+            self.bar = tqdm(desc="segmenting", unit="image", smoothing=0.1, disable=one)
             self.counter.start()
             self.skip_done()
         self.tell_wrong()
-        self.told += 1
-        if outcome.error or self.told <= _NAMED:
-            text = outcome.error or f"{outcome.job.item.name}: {outcome.report}"
-            tqdm.write(text)
+        if outcome.was_done:
+            self._pass(1)
+            return
+        self.told += not outcome.error
+        if outcome.error and self.plan.seen > 1:  # else it is the program's own last word
+            self.bar.write(outcome.error)
+        elif not outcome.error and self.told <= _NAMED:
+            self.bar.write(outcome.report)
         elif self.told == _NAMED + 1:
-            tqdm.write("and so on; only what goes wrong is named from here on")
+            self.bar.write("and so on: from here on only what goes wrong is named")
         self.bar.update()
 
     def tell_wrong(self) -> None:
         """What is wrong with the sources, which others pass."""
         for error in self.plan.wrong[self.wrong :]:
             self.summary.fail(str(error))
-            if not self.quiet:
+            if not self.quiet and (self.plan.seen or len(self.plan.wrong) > 1):
                 print(error)
         self.wrong = len(self.plan.wrong)
+
+    def _pass(self, more: int) -> None:
+        self.bar.n += more
+        self.bar.initial += more
+        self.bar.last_print_n += more
 
     def _count(self) -> None:
         total = self.plan.total(lambda: self.closed)

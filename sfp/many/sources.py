@@ -16,8 +16,8 @@ from pathlib import PurePath
 
 from sfp.errors import SFPError
 from sfp.many.items import DAMAGE, FileItem, FrameItem, Item, PackedItem, RowItem, TarItem
+from sfp.names import PICTURES
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
 LISTS = (".txt", ".lst", ".list")

@@ -1,1 +1,1 @@
-"""The web page: ``python -m sfp.page``."""
+"""The web page: ``sfp page``."""

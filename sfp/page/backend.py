@@ -17,7 +17,7 @@ from sfp import Inspection, Segmentation, Segmenter, SFPError, list_detectors, l
 from sfp.datasets import toyland
 from sfp.errors import refuse_want_of_memory, unknown_choice
 from sfp.images import read_image
-from sfp.options import parse_names
+from sfp.names import parse_names
 from sfp.pipeline import Vocabulary
 from sfp.refiners import list_refiners
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ def decode(
     logit_scale: float = 40.0,
     prob_thd: float = 0.0,
     area_thd: float | None = None,
-    keep_probabilities: bool = False,
+    keep_probabilities: bool | Literal["label"] = False,
     decide: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Labels of one image.
@@ -32,12 +33,14 @@ def decode(
         prob_thd: pixels whose best class is less probable become class 0.
         area_thd: classes (but class 0) whose share of all foreground pixels is not above it are
             dropped.
-        keep_probabilities: also return the class probabilities.
+        keep_probabilities: also return the class probabilities; "label": that of each pixel's label
+            alone.
         decide: what makes of scores (rows, columns, Q) the values in [0, 1] that are compared, in
             the place of the scaled softmax.
 
     Returns:
-        Labels (H, W) int64, and probabilities (K, H, W) float32 or None.
+        Labels (H, W) int64, and probabilities (K, H, W), of the labels alone (H, W), float32 or
+        None.
     """
     device, classes = scores.cells.device, int(class_of_query[-1]) + 1
     unasked = int(class_of_query[0]) > 0
@@ -51,7 +54,9 @@ def decode(
             counts += torch.bincount(labels[rows, columns].flatten(), minlength=classes)
         dropped = counts <= area_thd * counts[1:].sum()
         dropped[0] = False
-    kept = torch.empty((classes, *scores.size), device=device) if keep_probabilities else None
+    own = keep_probabilities == "label"
+    size = scores.size if own else (classes, *scores.size)
+    kept = torch.empty(size, device=device) if keep_probabilities else None
     for rows, columns, tile in _decided(scores, decide):
         # with a rule of its own the logits are its probabilities' logarithms
         logits = tile.mul_(logit_scale) if decide is None else tile.log()
@@ -62,14 +67,23 @@ def decode(
             logits.masked_fill_(dropped[class_of_query], float("-inf"))
         best, query = logits.max(-1)  # the best class has the best query
         label = class_of_query[query]
+        probability = None if total is None else (best - total).exp()
         if prob_thd > 0:
-            label.masked_fill_((best - total).exp() < prob_thd, 0)
+            fallen = probability < prob_thd
+            label.masked_fill_(fallen, 0)
+            if own and not unasked:  # then theirs is that of class 0, not that of the best class
+                first = logits[..., class_of_query == 0].amax(-1)
+                probability = torch.where(fallen, (first - total).exp(), probability)
+            elif own:
+                probability.masked_fill_(fallen, prob_thd)
         labels[rows, columns] = label
-        if kept is not None:
+        if own:
+            kept[rows, columns] = probability
+        elif kept is not None:
             probabilities = logits.sub_(total[..., None]).exp_()
             probabilities = best_of_synonyms(probabilities, class_of_query, classes)
             kept[:, rows, columns] = probabilities.permute(2, 0, 1)
-    if kept is not None and unasked:
+    if kept is not None and unasked and not own:
         kept[0] = prob_thd
     return labels, kept
 

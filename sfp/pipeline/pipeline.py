@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -197,7 +198,7 @@ class Pipeline:
         images: Sequence[Tensor | Picture],
         tasks: Sequence[Task],
         sizes: Sequence[tuple[int, int]],
-        keep_probabilities: bool = False,
+        keep_probabilities: bool | Literal["label"] = False,
     ) -> list[list[Labels]]:
         """Labels of images for several tasks from one pass: for each task those of asking it alone.
 
@@ -206,7 +207,7 @@ class Pipeline:
                 or such in a ``Picture``, which also knows the original pixels and the file.
             tasks: their protocols agree in window and stride with the pipeline's.
             sizes: (H, W) of each label map, usually the image file's size.
-            keep_probabilities: also return class probabilities.
+            keep_probabilities: also return class probabilities, or see ``decode``.
 
         Returns:
             For each task and image labels (H, W) int64, and probabilities (K, H, W) float32 or
@@ -238,7 +239,7 @@ class Pipeline:
             for task in tasks
         ]
 
-    def _label(self, view: View, task: Task, size: tuple[int, int], keep: bool) -> Labels:
+    def _label(self, view: View, task: Task, size: tuple[int, int], keep: bool | str) -> Labels:
         text, protocol = task.text.to(self.device), task.protocol
         scores = self.score(view, text, size)
         of_labels = [own for own in protocol.refiners if isinstance(own, LabelRefiner)]
@@ -256,12 +257,15 @@ class Pipeline:
         if type(self.method).decide is not Method.decide:
             options["decide"] = partial(self.method.decide, text=text)
         classes = torch.tensor(text.class_of_query)
-        kept = keep or bool(of_labels)
+        relabels = type(self.method).relabel is not Method.relabel
+        kept = True if of_labels or (keep and relabels) else keep
         labels, probabilities = decode(scores, classes, keep_probabilities=kept, **options)
-        if type(self.method).relabel is not Method.relabel:
+        if relabels:
             labels = self.method.relabel(labels, view)
         for refiner in of_labels:
             labels, probabilities = refiner(labels, probabilities, view, text)
+        if keep == "label" and kept is True:
+            probabilities = probabilities.gather(0, labels[None])[0]
         return labels, probabilities if keep else None
 
 

@@ -27,13 +27,12 @@ from sfp.many.items import FileItem
 from sfp.many.run import Summary, one_process, run
 from sfp.many.sources import Sources
 from sfp.many.worker import Job, Worker
-from sfp.result import read_provenance
 
 
 def go(given, out, recipe, engine=None, **more):  # noqa: F811
     given = [given] if isinstance(given, (str, Path)) else given
     sources = Sources([str(each) for each in given], out)
-    return run(sources, out, recipe, engine, read_record=read_provenance, **more)
+    return run(sources, out, recipe, engine, **more)
 
 
 def labels(out: Path) -> dict[str, bytes]:
@@ -114,9 +113,8 @@ class TestWhatGoesWrong:
 SCRIPT = """
 import sys, pickle; from pathlib import Path; import torch; torch.set_num_threads(1)
 from sfp.many.run import run; from sfp.many.sources import Sources
-from sfp.result import read_provenance
 recipe = pickle.load(open(sys.argv[1], 'rb'))
-run(Sources(sys.argv[2:3], sys.argv[3]), Path(sys.argv[3]), recipe, read_record=read_provenance)
+run(Sources(sys.argv[2:3], sys.argv[3]), Path(sys.argv[3]), recipe)
 """
 
 

@@ -62,8 +62,7 @@ def prepare(
             marker = unfinished_marker(layout, root)
             with whole_file(marker) as partial:
                 partial.write_text(
-                    f"Preparing {name} has begun and not ended; run tools/prepare_dataset.py "
-                    "again.\n"
+                    f"Preparing {name} has begun and not ended; run sfp prepare again.\n"
                 )
             carry_out(plan, workers, f"preparing {name}")
             marker.unlink()

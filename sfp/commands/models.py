@@ -1,0 +1,40 @@
+"""List the CLIP models, each with the weights that open_clip knows of it.
+
+sfp models
+sfp models L-14
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from sfp.errors import SFPError, run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="sfp models", description=__doc__.split("\n")[0])
+    parser.add_argument("part", nargs="?", default="", help="of a name, in any case")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return run_command(show, parser.parse_args(arguments))
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print each model, and the tags that ``--pretrained`` takes for it.
+
+    Raises:
+        SFPError: no name has that part.
+    """
+    import open_clip
+
+    from sfp.clip.loading import BUILT_IN, _plain_vits
+
+    tags: dict[str, list[str]] = {name: ["built in, needs no download"] for name in BUILT_IN}
+    for model, tag in open_clip.list_pretrained():
+        if model in _plain_vits():
+            tags.setdefault(model, []).append(tag)
+    found = [name for name in tags if args.part.lower() in name.lower()]
+    if not found:
+        raise SFPError(f"No model has {args.part!r} in its name; sfp models lists them all.")
+    for name in found:
+        print(f"{name:24} {', '.join(tags[name])}")
