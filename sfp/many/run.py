@@ -234,9 +234,10 @@ class _Progress:
         self.wrong = len(self.plan.wrong)
 
     def _pass(self, more: int) -> None:
-        self.bar.n += more
-        self.bar.initial += more
-        self.bar.last_print_n += more
+        if not self.bar.disable:
+            self.bar.n += more
+            self.bar.initial += more
+            self.bar.last_print_n += more
 
     def _count(self) -> None:
         total = self.plan.total(lambda: self.closed)
