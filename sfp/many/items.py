@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sfp.errors import SFPError
@@ -40,7 +40,7 @@ class Item:
 
     @property
     def stem(self) -> str:
-        return str(PurePosixPath(self.name).with_suffix(""))
+        return os.path.splitext(self.name)[0]
 
     @property
     def title(self) -> str:

@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import count
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sfp.errors import SFPError
@@ -59,8 +59,8 @@ class Plan:
         self.wrong: list[SFPError] = []
         self._keys: set[int] = set()
         self._stems: set[int] = set()
-        self._folder = ""
-        self._files = functools.lru_cache(maxsize=8)(_files)
+        self._folder, self._one_folder = "", sources.one_folder
+        self._files = functools.lru_cache(maxsize=8)(self._list)
 
     def __iter__(self) -> Iterator[list[Job]]:
         """Units of at most 16 pictures that are left."""
@@ -69,15 +69,16 @@ class Plan:
             if isinstance(found, SFPError):
                 self.wrong += [found] if self._is_own(str(found)) else []
                 continue
-            job = self._job(found)
+            known = self.journal.has(found)
+            job = self._job(found, known)
             if job is None or not self._is_own(found.place):
                 continue
             self.seen += 1
-            if self.fresh or not self._is_done(job):
-                unit.append(job)
-            else:
+            if known and not self.fresh and self._has_files(job.stem):
                 self.done += 1
                 self.example = job.stem
+            else:
+                unit.append(job)
             if self.seen % UNIT == 0 and unit:
                 yield unit
                 unit = []
@@ -97,12 +98,12 @@ class Plan:
         number, shards = self.shard
         return shards == 1 or zlib.crc32(place.encode("utf-8", "replace")) % shards == number - 1
 
-    def _job(self, item: Item) -> Job | None:
+    def _job(self, item: Item, known: bool) -> Job | None:
         """The item with the stem of its results: the old ones' if it has any, else one that is
         free; None if it came before.
         """
         folder = os.path.dirname(item.name)
-        if self.sources.one_folder and folder != self._folder:  # nothing comes twice
+        if self._one_folder and folder != self._folder:  # nothing comes twice
             self._folder = folder
             self._keys.clear()
             self._stems.clear()
@@ -111,7 +112,6 @@ class Plan:
         self._keys.add(hash(item.key))
         stem = self.journal.stem_of(item)
         if not stem:
-            known = self.journal.has(item)
             stem = next(each for each in _stems(item) if self._is_free(each, item, known))
         self._stems.add(hash(stem))
         return Job(item, stem)
@@ -125,28 +125,25 @@ class Plan:
         source = record.get("source")
         return isinstance(source, dict) and source.get("path") == item.key
 
-    def _is_done(self, job: Job) -> bool:
-        return self.journal.has(job.item) and all(
-            self._exists(f"{job.stem}{ending}") for ending in self.endings
-        )
+    def _has_files(self, stem: str) -> bool:
+        return all(self._exists(f"{stem}{ending}") for ending in self.endings)
 
     def _exists(self, name: str) -> bool:
         """By the folder's listing, which is read once: a million questions are slow."""
         folder, _, file = name.rpartition("/")
-        return file in self._files(self.out / folder)
+        return file in self._files(folder)
 
-
-def _files(folder: Path) -> frozenset[str]:
-    try:
-        return frozenset(os.listdir(folder))
-    except OSError:
-        return frozenset()
+    def _list(self, folder: str) -> frozenset[str]:
+        try:
+            return frozenset(os.listdir(self.out / folder))
+        except OSError:
+            return frozenset()
 
 
 def _stems(item: Item) -> Iterator[str]:
     """photo, photo_jpg, photo_jpg-2, photo_jpg-3 ..."""
     yield item.stem
-    longer = f"{item.stem}_{PurePosixPath(item.name).suffix.lstrip('.').lower()}"
+    longer = f"{item.stem}_{os.path.splitext(item.name)[1].lstrip('.').lower()}"
     yield longer
     for number in count(2):
         yield f"{longer}-{number}"

@@ -67,7 +67,6 @@ def test_two_nodes_of_which_an_actor_is_killed(photos, recipe, expected, cluster
     assert summary.failed == 0 and summary.segmented + summary.done_before == COUNT
     assert labels(tmp_path) == expected
     assert all(file.stat().st_mtime_ns == time for file, time in killed[0].items())
-    assert not list(tmp_path.rglob("*.partial*")) or True
 
 
 @pytest.mark.slow
@@ -104,6 +103,7 @@ def test_ones_own_program(photos, recipe, cluster, tmp_path):  # noqa: F811
     rows = images.map_batches(
         SegmentBatch, fn_constructor_kwargs=options, concurrency=1, batch_size=2
     ).take_all()
+    ray.shutdown()
     assert [row["error"] for row in rows] == ["", ""] and all("path" in row for row in rows)
 
 
@@ -114,6 +114,7 @@ def test_what_stops_a_run(photos, recipe, cluster, tmp_path):  # noqa: F811
         go(photos, tmp_path / "a", wrong, on_ray(wrong, tmp_path / "a", cluster, 1))
     (tmp_path / "b").mkdir()
     (tmp_path / "b/00_labels.png").mkdir()  # a folder in a result's place
+    own = on_ray(recipe, tmp_path / "b", cluster, 1, fresh=True)
     with pytest.raises(SFPError, match="can't be written"):
         go(
             photos / "00.jpg",

@@ -19,6 +19,11 @@ from sfp.errors import SFPError
 from sfp.many.processes import several_processes
 
 
+def children():
+    own = psutil.Process().children()
+    return [child for child in own if "spawn_main" in " ".join(child.cmdline())]
+
+
 def killing(engine, victims):
     """The engine, whose processes are killed after the given numbers of outcomes."""
 
@@ -34,8 +39,9 @@ def killing(engine, victims):
     return own
 
 
-def test_two_processes_of_which_one_is_killed(photos, recipe, expected, tmp_path):  # noqa: F811
-    engine = killing(several_processes(recipe, tmp_path, 2), {3: 0})
+@pytest.mark.parametrize("victims", [{}, pytest.param({3: 0, 9: 1}, marks=pytest.mark.slow)])
+def test_two_processes(victims, photos, recipe, expected, tmp_path):  # noqa: F811
+    engine = killing(several_processes(recipe, tmp_path, 2), victims)
     summary = go(photos, tmp_path, recipe, engine, quiet=True, workers=2)
     assert summary.failed == 0 and summary.segmented + summary.done_before == COUNT
     assert labels(tmp_path) == expected
@@ -44,6 +50,7 @@ def test_two_processes_of_which_one_is_killed(photos, recipe, expected, tmp_path
     ]
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_had(photos, recipe, tmp_path):  # noqa: F811
     wrong = replace(recipe, model="ViT-B/16", pretrained="nowhere")
     with pytest.raises(SFPError, match="nowhere"):
