@@ -86,7 +86,7 @@ setup(
         "sfp.datasets.preparation": ["ade847_ids.txt"],
         "sfp.page": ["page.css"],
     },
-    entry_points={"console_scripts": ["sfp = sfp.__main__:main"]},
+    entry_points="[console_scripts]\nsfp = sfp.__main__:main\n",
     install_requires=[
         "torch>=2.10,<3",
         "torchvision>=0.25,<1",

@@ -19,6 +19,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 BACKGROUND = "background"
 FEW = 5
 _SEPARATORS = {"ade847": "; "}  # of lists whose names have commas, as their configs say
+_RANKED = frozenset({"FLOSS"})  # methods with a ranking of prompts for each name
 _MANY = 10  # words of one class: a background's
 _MOST_BYTES = 1 << 20  # of a class list; the longest that is shipped has 12 kB
 
@@ -93,8 +94,11 @@ def shipped_lists() -> dict[str, Path]:
     return {file.stem.removeprefix("cls_"): file for file in files}
 
 
-def usual_background(names: Sequence[Sequence[str]]) -> list[str] | None:
-    """Words of what lies around things, "background" first; None for more than five names.
+def usual_background(
+    names: Sequence[Sequence[str]], methods: Iterable[str] = ()
+) -> list[str] | None:
+    """Words of what lies around things, "background" first; None for more than five names, and
+    where one of the methods takes no other names than those of a table of its own.
 
     CLIP gives every pixel to one of the names that are asked for, so that a single one gets all of
     them. Stuff that is among the names, or the last word of one, is left out; and so is all where a
@@ -102,7 +106,7 @@ def usual_background(names: Sequence[Sequence[str]]) -> list[str] | None:
     """
     asked = {_stem(word) for group in names for word in group}
     asked |= {word.rpartition(" ")[2] for word in asked}
-    if len(names) > FEW or BACKGROUND in asked:
+    if len(names) > FEW or BACKGROUND in asked or not _RANKED.isdisjoint(methods):
         return None
     words = [BACKGROUND]
     for row in _STUFF.strip().splitlines():

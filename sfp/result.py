@@ -44,7 +44,10 @@ def _colour(place: int) -> Colour:
 
 @dataclass(frozen=True)
 class Pixel:
-    """A pixel's ``name``, and each name's score, best first (empty where none were kept)."""
+    """A pixel's ``name``, and each name's score, best first.
+
+    Where only the labels' scores were kept, that of its name; empty where none were.
+    """
 
     name: str
     scores: dict[str, float]
@@ -149,7 +152,8 @@ class Segmentation:
         row, column = int(y), int(x)
         name = self.names[self.labels[row, column]]
         if self.scores is None:
-            return Pixel(name, {})
+            known = self.confidence is not None
+            return Pixel(name, {name: float(self.confidence[row, column])} if known else {})
         scores = self.scores[:, row, column]
         order = np.argsort(-scores, kind="stable")
         return Pixel(name, {self.names[i]: float(scores[i]) for i in order})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -20,18 +22,19 @@ from conftest import ROOT
 from PIL import Image
 
 import sfp
-from sfp.page import __main__ as program
+from sfp.commands import page as program
 from sfp.page import views
 from sfp.page.backend import (
     AS_PUBLISHED,
     BACKBONES,
     OFF,
+    Around,
     Backbone,
     Backend,
     Settings,
     purifications,
-    read_names,
     refinements,
+    typed_names,
 )
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -114,7 +117,7 @@ def test_a_backbone_from_a_file_and_few_kept(tmp_path):
 def test_every_method_works_with_the_built_in_model(backend, scene):
     for method in sfp.list_methods():
         assert backend.segmentation(
-            scene, "sea, sky", Settings(method, AS_PUBLISHED, TOYLAND)
+            scene, "sea, sky", Settings(method, AS_PUBLISHED, TOYLAND), Around(False)
         ).areas
 
 
@@ -127,6 +130,60 @@ def test_refiners_can_be_chosen(backend, scene):
     assert refinements() == ["none", *sfp.list_refiners()]
     with pytest.raises(sfp.SFPError, match="Unknown refiner 'TLPP'"):
         backend.segmentation(scene, "sea, sky", Settings("CLIP", OFF, TOYLAND, "TLPP"))
+
+
+def test_few_names_get_a_background(backend, scene):
+    alone, around, sure = (
+        backend.segmentation(scene, "boat", SETTINGS, Around(*options))
+        for options in ((False,), (True,), (True, 0.9))
+    )
+    assert alone.areas == {"boat": 1.0}
+    assert around.names == ("background", "boat") and 0.05 < around.areas["boat"] < 0.3
+    assert sure.areas["boat"] < around.areas["boat"]
+    label = backend.segmentation(scene, "boat, sky, sea", SETTINGS, Around(False, 0.6))
+    assert label.names[0] == "background" and label.protocol["words"][0] == ["boat"]
+    many = backend.segmentation(scene, backend.examples[0].names, SETTINGS, Around())
+    assert "background" not in many.names
+    floss = Settings("FLOSS", AS_PUBLISHED, TOYLAND)  # takes the names of its ranking alone
+    assert backend.segmentation(scene, "boat, sky", floss, Around()).names == ("boat", "sky")
+
+
+def test_many_names(backend, scene):
+    assert len(typed_names("ADE20k ")) == 150
+    names = ", ".join(f"thing {number}" for number in range(60))
+    result = backend.segmentation(scene, names, Settings("CLIP", OFF, TOYLAND))
+    assert result.scores is None
+    pixel = result.at(3, 4)
+    assert list(pixel.scores) == [pixel.name] and 0 < pixel.scores[pixel.name] < 1
+    assert " more." in views.legend(result)
+
+
+def test_a_result_can_be_downloaded(backend, scene):
+    result = backend.segmentation(scene, "boat, sky", Settings("CLIP", OFF, TOYLAND), Around(False))
+    first, coco = backend.files(result)
+    assert backend.files(result) == [first, coco]
+    assert np.array_equal(np.asarray(Image.open(first)), result.labels)
+    categories = json.loads(coco.read_text())["categories"]
+    assert [category["name"] for category in categories] == ["boat", "sky"]
+    for number in range(8):
+        files = backend.files(replace(result, protocol={"number": number}))
+    assert all(file.is_file() for file in files) and not first.exists()
+
+
+def test_what_is_said_of_repair_and_of_photographs(backend, scene, tmp_path):
+    said = {
+        ("CLIP", OFF): "no outlier repaired",
+        ("SFP", AS_PUBLISHED): "outliers repaired by SOM after layers 1 to 11",
+        ("SC-CLIP", AS_PUBLISHED): "outliers repaired by LOF after layer 11",
+    }
+    for (method, purification), words in said.items():
+        assert backend.repair(Settings(method, purification, TOYLAND)) == words
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
+    photo = backend.add_picture(tmp_path / "photo.jpg")
+    assert backend.is_out_of_place(photo, SETTINGS)
+    assert not backend.is_out_of_place(scene, SETTINGS)
+    other = Settings("SFP", AS_PUBLISHED, BACKBONES[2].title)
+    assert not backend.is_out_of_place(photo, other)
 
 
 def test_pictures_are_reduced_turned_and_bounded_in_number(backend, tmp_path):
@@ -179,13 +236,14 @@ def test_a_bad_picture_is_one_sentence(make, words, backend, tmp_path):
     [
         ("  ", "no names"),
         ("a" * 61, "61 letters"),
-        (",".join("abcdefg" * 6), "42 words"),
-        ("a b " * 300, "in 1200 letters"),
+        (",".join("abcdefg" * 80), "560 words"),
+        ("a b " * 3000, "in 12000 letters"),
+        ("configs/cls_toyland.txt, " * 500, "letters"),
     ],
 )
 def test_names_are_bounded(text, words):
     with pytest.raises(sfp.SFPError, match=words):
-        read_names(text)
+        typed_names(text)
 
 
 @pytest.mark.parametrize(
@@ -235,20 +293,19 @@ def test_the_views_of_a_layer(backend, scene):
     assert f"gives them <b>{before:.0f}%</b> of its attention before" in later
 
 
-def run_program(capsys, monkeypatch, *arguments: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["sfp.page", *arguments])
-    return program.main(), capsys.readouterr().err
+def run_program(capsys, *arguments: str) -> tuple[int, str]:
+    return program.main(arguments), capsys.readouterr().err
 
 
 def test_without_gradio_it_says_how_to_install_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    code, said = run_program(capsys, monkeypatch)
+    code, said = run_program(capsys)
     assert code == 2 and "pip install -c constraints.txt -e '.[page]'" in said
 
 
 def test_a_taken_port_is_one_sentence(capsys, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        code, said = run_program(capsys, monkeypatch, "--port", str(taken.getsockname()[1]))
+        code, said = run_program(capsys, "--port", str(taken.getsockname()[1]))
     assert code == 2 and "choose another --port" in said
 
 
@@ -269,7 +326,7 @@ def test_a_taken_port_is_one_sentence(capsys, monkeypatch):
 )
 def test_a_model_that_cannot_be_had_ends_the_start(arguments, words, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    code, said = run_program(capsys, monkeypatch, "--port", "0", *arguments.split())
+    code, said = run_program(capsys, "--port", "0", *arguments.split())
     assert code == 2 and words in said and "Traceback" not in said, said
 
 
@@ -316,7 +373,7 @@ def address(tmp_path_factory):
     pytest.importorskip(
         "gradio", reason="the page needs Gradio: pip install -c constraints.txt -e '.[page]'"
     )
-    (command,) = re.findall(r"^python (-m sfp\.page)$", (ROOT / "README.md").read_text(), re.M)
+    (command,) = re.findall(r"^(sfp page)$", (ROOT / "README.md").read_text(), re.M)
     home = str(tmp_path_factory.mktemp("home"))
     environment = {
         **os.environ,
@@ -326,7 +383,7 @@ def address(tmp_path_factory):
         "TMPDIR": home,
     }
     server = subprocess.Popen(
-        [sys.executable, *shlex.split(command), "--port", "0"],
+        [sys.executable, "-m", *shlex.split(command), "--port", "0"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -436,7 +493,14 @@ def test_segment_an_example(page):
     assert picture_bytes(page, "#sfp-overlay") != before
     page.fill("#sfp-names textarea", "sun; fish, shark; mushroom")
     page.press("#sfp-names textarea", "Enter")
-    page.wait_for_function("!document.querySelector('#sfp-legend').innerText.includes('tree')")
+    wait_for_text(page, "#sfp-legend", "background")
+    assert "tree" not in page.inner_text("#sfp-legend")
+    page.click("button#sfp-segment")
+    wait_for_text(page, "#sfp-segment-status", "from the cache")
+    with page.expect_download() as download:
+        page.click("#sfp-download-coco")
+    categories = json.loads(Path(download.value.path()).read_text())["categories"]
+    assert [category["name"] for category in categories] == ["sun", "fish", "mushroom"]
 
 
 def test_inspect_layers_and_patches(page):
@@ -496,6 +560,14 @@ def test_errors_are_sentences(page, tmp_path):
     page.fill("#sfp-names textarea", "sea, sea")
     page.click("button#sfp-segment")
     wait_for_text(page, "#sfp-segment-status", "The list of names has the duplicate name 'sea'")
+    page.fill("#sfp-names textarea", "sea, sun")
+    page.click("button#sfp-segment")
+    wait_for_text(page, "#sfp-legend", "sun")
+    assert "of a photograph its labels mean nothing" in page.inner_text("#sfp-segment-status")
+    page.fill("#sfp-names textarea", "sea, sea")
+    page.click("button#sfp-segment")
+    wait_for_text(page, "#sfp-segment-status", "duplicate name")
+    assert not page.is_visible("#sfp-overlay") and not page.is_visible("#sfp-download-png")
     page.fill("#sfp-names textarea", "sea, sky")
     page.click("#sfp-backbone input")
     page.get_by_role("option", name="ViT-B/16, OpenAI").click()

@@ -205,15 +205,6 @@ def read_recipe(args: argparse.Namespace) -> tuple[Recipe, list[str]]:
     names, file = read_names(args.names)
     if file:
         print(f"{len(names)} names of {file}")
-    background = parse_background(args.background)
-    if background is None and not args.no_background:
-        background = usual_background(names)
-        if background:
-            given = "a single name" if len(names) == 1 else f"{len(names)} names"
-            print(
-                f"Around {given} the background is asked for, too: {', '.join(background[1:])};"
-                " --no-background leaves it out"
-            )
     formats = parse_formats(args.format)
     titles = [args.method]
     if args.methods is not None:
@@ -222,6 +213,15 @@ def read_recipe(args: argparse.Namespace) -> tuple[Recipe, list[str]]:
             raise SFPError(f"--methods {args.methods} names one twice; name each once.")
         if args.format != "overlay,png" or args.parts:
             raise SFPError("--methods draws a strip alone; leave --format and --parts out.")
+    background = parse_background(args.background)
+    if background is None and not args.no_background:
+        background = usual_background(names, titles)
+        if background:
+            given = "a single name" if len(names) == 1 else f"{len(names)} names"
+            print(
+                f"Around {given} the background is asked for, too: {', '.join(background[1:])};"
+                " --no-background leaves it out"
+            )
     known = registered_names("sfp.methods")
     for title in titles:
         if title not in known:

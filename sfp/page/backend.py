@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,21 @@ from sfp import Inspection, Segmentation, Segmenter, SFPError, list_detectors, l
 from sfp.datasets import toyland
 from sfp.errors import refuse_want_of_memory, unknown_choice
 from sfp.images import read_image
-from sfp.names import parse_names
-from sfp.pipeline import Vocabulary
+from sfp.names import (
+    BACKGROUND,
+    check_names,
+    parse_names,
+    read_names,
+    shipped_lists,
+    usual_background,
+)
 from sfp.refiners import list_refiners
 
 AS_PUBLISHED, OFF, NONE = "as published", "off", "none"
 MAX_FILE_BYTES = 20 << 20
-MAX_WORDS, MAX_WORD_LENGTH, MAX_NAMES_LENGTH = 40, 60, 1000
+MAX_WORDS, MAX_WORD_LENGTH, MAX_NAMES_LENGTH = 500, 60, 10_000
+_MOST_SCORES = 40  # names; above it a picture's scores of all names would take hundreds of MiB
+_RESULTS = 8  # whose files are kept to be downloaded
 _MAX_PIXELS = 50_000_000
 _MAX_ASPECT = 4
 _LONG_SIDE = 1024  # of the pictures that are kept: the models take a short side of 336
@@ -79,6 +88,19 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Around:
+    """What becomes of pixels that are none of the names.
+
+    Attributes:
+        background: ask for usual stuff, too, where there are few names.
+        least: probability below which a pixel is background.
+    """
+
+    background: bool = True
+    least: float = 0.0
+
+
+@dataclass(frozen=True)
 class Example:
     """A picture's file, and names to look for in it."""
 
@@ -101,7 +123,10 @@ class Backend:
         self.backbones = {backbone.title: backbone for backbone in backbones}
         self.examples = _draw_examples(folder)
         self._text_cache = folder / "text"
+        self._results = folder / "results"
         self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._files: OrderedDict[str, list[Path]] = OrderedDict()
+        self._cartoons = {self.add_picture(example.file) for example in self.examples}
         self.load = functools.lru_cache(maxsize=2)(self._load)
         self.segmentation = functools.lru_cache(maxsize=4)(self._segmentation)
         self.inspection = functools.lru_cache(maxsize=2)(self._inspection)
@@ -167,14 +192,64 @@ class Backend:
             settings.method, settings.purification, settings.refinement, settings.every_layer
         )
 
-    def _segmentation(self, picture: str | None, names: str, settings: Settings) -> Segmentation:
-        """A picture, by its key, segmented by names, see ``read_names``.
+    def is_out_of_place(self, picture: str | None, settings: Settings) -> bool:
+        """Whether a picture that is none of Toyland's meets Toyland's CLIP."""
+        backbone = self.backbones.get(settings.backbone)
+        known = picture in self._cartoons
+        return backbone is not None and backbone.model.startswith("Toyland") and not known
+
+    def repair(self, settings: Settings) -> str:
+        """What a method of these settings does about outliers, in words.
+
+        Raises:
+            SFPError: see ``segmenter``.
+        """
+        purifier = self.segmenter(settings).pipeline.method.purifier
+        if purifier is None:
+            return "no outlier repaired"
+        layers = sorted(purifier.layers)
+        where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+        if layers and layers != list(range(layers[0], layers[-1] + 1)):
+            where = f"layers {', '.join(map(str, layers))}"
+        return f"outliers repaired by {purifier.detector.name} after {where}"
+
+    def computed(self) -> int:
+        """How many answers were computed so far, and not taken from the cache."""
+        return self.segmentation.cache_info().misses + self.inspection.cache_info().misses
+
+    def files(self, result: Segmentation) -> list[Path]:
+        """A result as files to download: labels as PNG, masks as COCO's JSON."""
+        key = hashlib.sha256(result.labels.tobytes() + repr(result.protocol).encode()).hexdigest()
+        if key not in self._files:
+            folder = self._results / key[:16]
+            self._files[key] = [result.save(folder / name) for name in ("labels.png", "coco.json")]
+            if len(self._files) > _RESULTS:
+                _, old = self._files.popitem(last=False)
+                shutil.rmtree(old[0].parent, ignore_errors=True)
+        self._files.move_to_end(key)
+        return self._files[key]
+
+    def _segmentation(
+        self, picture: str | None, names: str, settings: Settings, around: Around = Around()
+    ) -> Segmentation:
+        """A picture, by its key, segmented by names, see ``typed_names``.
 
         Raises:
             SFPError: no picture, wrong names, an unknown choice, or weights that can't be had.
         """
-        pixels, words = self.picture(picture), read_names(names)
-        return self.segmenter(settings)(pixels, words)
+        pixels, words = self.picture(picture), typed_names(names)
+        background: str | list[str] | None = None
+        if around.background:
+            background = usual_background(words, [settings.method])
+        if background is None and around.least > 0 and words[0][0].lower() != BACKGROUND:
+            background = BACKGROUND  # a label alone
+        return self.segmenter(settings)(
+            pixels,
+            words,
+            background=background,
+            prob_thd=around.least or None,
+            keep_scores=True if len(words) <= _MOST_SCORES else "label",
+        )
 
     def _inspection(self, picture: str | None, settings: Settings, detector: str) -> Inspection:
         """A picture, by its key, through the layers, with one detector's outliers.
@@ -205,14 +280,16 @@ class Backend:
         return make
 
 
-def read_names(text: str) -> list[str | list[str]]:
-    """Names as typed, see ``parse_names``, within the page's bounds.
+def typed_names(text: str) -> list[list[str]]:
+    """Names as typed, see ``parse_names``, or a shipped list such as ade20k, within bounds.
 
     Raises:
         SFPError: none, too many, a too long or empty one, or one that stands twice.
     """
     if not text.strip():
         raise SFPError("There are no names; type what to look for, such as: cat, sofa, window.")
+    if text.strip().lower() in shipped_lists():  # never another file of the server's
+        return read_names(text)[0]
     names = parse_names(text)
     words = [word for name in names for word in ([name] if isinstance(name, str) else name)]
     if len(text) > MAX_NAMES_LENGTH or len(words) > MAX_WORDS:
@@ -226,8 +303,7 @@ def read_names(text: str) -> list[str | list[str]]:
             f"The name {longest[:20]!r}... has {len(longest)} letters; "
             f"the page takes {MAX_WORD_LENGTH}, so shorten it."
         )
-    Vocabulary.from_names(names, "The list of names")
-    return names
+    return check_names(names, "The list of names")
 
 
 def purifications() -> list[str]:

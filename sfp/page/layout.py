@@ -56,28 +56,46 @@ def build_page(backend: Backend, delete_cache: tuple[int, int]) -> gr.Blocks:
                 names = gr.Textbox(
                     backend.examples[0].names,
                     label="What to look for",
-                    info="Commas between names; or ; between names and , between synonyms.",
+                    info="Commas between names; or ; between names and , between synonyms; or a "
+                    "dataset's list, such as ade20k.",
                     max_length=MAX_NAMES_LENGTH,
                     lines=1,
                     max_lines=4,
                     elem_id="sfp-names",
                 )
+                around = [
+                    gr.Checkbox(
+                        True,
+                        label="Ask for a usual background, too (with five names or less)",
+                        info="Sky, wall, road ...: else each pixel becomes one of the names.",
+                        elem_id="sfp-background",
+                    ),
+                    gr.Slider(
+                        0,
+                        0.95,
+                        value=0,
+                        step=0.05,
+                        label="Least probability",
+                        info="Less probable pixels become background.",
+                        elem_id="sfp-least",
+                    ),
+                ]
             with gr.Column(scale=7, min_width=320):
                 settings = _settings(backend)
                 with gr.Tabs():
                     with gr.Tab("Segment"):
-                        segment = segment_tab(backend, picture, names, settings)
+                        segment = segment_tab(backend, picture, names, around, settings)
                     with gr.Tab("Inspect"):
                         emptied = inspect_tab(backend, picture, settings)
                     with gr.Tab("Compare"):
-                        emptied |= compare_tab(backend, picture, names, settings)
+                        emptied |= compare_tab(backend, picture, names, around, settings)
 
         def take(file: str) -> tuple[Any, ...]:
             key = backend.add_picture(Path(file))
             ready = f"{Path(file).name} is ready; name what is in it and press a button."
-            hidden = gr.Image(visible=False)
-            shown_now = backend.picture(key)
-            return views.status(ready), key, shown_now, SEGMENT_HINT, hidden, "", None, None
+            old = [gr.Image(visible=False), "", gr.Label(visible=False), None]
+            old += [gr.DownloadButton(visible=False)] * (len(segment["outputs"]) - 5)
+            return views.status(ready), key, backend.picture(key), SEGMENT_HINT, *old
 
         def choose(event: gr.SelectData) -> tuple[Any, ...]:
             count = len(backend.examples)
@@ -93,7 +111,7 @@ def build_page(backend: Backend, delete_cache: tuple[int, int]) -> gr.Blocks:
 
         page.load(start, None, [picture, shown], **QUIET)
         upload.upload(
-            errors_as_status(take, 8),
+            errors_as_status(take, 3 + len(segment["outputs"])),
             upload,
             [status, picture, shown, *segment["outputs"]],
             **QUEUED,

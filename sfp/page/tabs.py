@@ -9,9 +9,14 @@ import gradio as gr
 
 from sfp import SFPError, list_detectors, list_methods
 from sfp.page import views
-from sfp.page.backend import Backend, Settings
+from sfp.page.backend import Around, Backend, Settings
 from sfp.page.widgets import QUEUED, QUIET, done_status, errors_as_status, picture_widget
 
+_OUT_OF_PLACE = (
+    "Toyland's CLIP knows its own cartoons alone: of a photograph its labels mean nothing, so"
+    " choose another backbone for one."
+)
+_AROUND = "A usual background was asked for around so few names."
 SEGMENT_HINT = views.hint("Press Segment to see where your words are.")
 _CLICK_HINT = views.hint("Click the picture to see the scores of the words there.")
 _INSPECT_HINT = views.hint(
@@ -26,9 +31,13 @@ _PANELS_HINT = views.hint(
 
 
 def segment_tab(
-    backend: Backend, picture: gr.State, names: gr.Textbox, settings: list[gr.Dropdown]
+    backend: Backend,
+    picture: gr.State,
+    names: gr.Textbox,
+    around: list[gr.components.Component],
+    settings: list[gr.Dropdown],
 ) -> dict[str, Any]:
-    """Returns the event that a new example runs too."""
+    """Returns the event that a new example runs too; ``around`` holds what ``Around`` does."""
     asked = gr.State(None)  # what the shown result was asked with
     button = gr.Button("Segment", variant="primary", size="md", elem_id="sfp-segment")
     status = gr.HTML(SEGMENT_HINT, elem_id="sfp-segment-status")
@@ -37,17 +46,36 @@ def segment_tab(
     )
     legend = gr.HTML(elem_id="sfp-legend")
     scores = gr.Label(visible=False, num_top_classes=6, show_heading=False, elem_id="sfp-scores")
+    with gr.Row():
+        downloads = [
+            gr.DownloadButton(label, visible=False, size="sm", elem_id=f"sfp-download-{kind}")
+            for kind, label in (("png", "Labels (PNG)"), ("coco", "Masks (COCO JSON)"))
+        ]
+    hidden = [gr.Image(visible=False), "", gr.Label(visible=False), None]
+    hidden += [gr.DownloadButton(visible=False)] * len(downloads)
 
-    def segment(key: str | None, text: str, *chosen: str) -> tuple[Any, ...]:
-        request = (key, text, Settings(*chosen))
-        began = time.perf_counter()
+    def segment(
+        key: str | None, text: str, background: bool, least: float, *chosen: str
+    ) -> tuple[Any, ...]:
+        request = (key, text, Settings(*chosen), Around(bool(background), float(least)))
+        began, computed = time.perf_counter(), backend.computed()
         result = backend.segmentation(*request)
         drawn = gr.Image(result.overlay(legend=False), visible=True)
-        done = done_status(result.image, request[2], began)
-        return done, drawn, views.legend(result) + _CLICK_HINT, gr.Label(visible=False), request
+        done = done_status(
+            result.image,
+            request[2],
+            backend.repair(request[2]),
+            began if backend.computed() > computed else None,
+            _OUT_OF_PLACE if backend.is_out_of_place(key, request[2]) else "",
+        )
+        legend = views.legend(result) + _CLICK_HINT
+        if request[3].background and len(result.protocol["words"][0]) > 5:
+            legend += views.hint(_AROUND)
+        files = [gr.DownloadButton(value=file, visible=True) for file in backend.files(result)]
+        return done, drawn, legend, gr.Label(visible=False), request, *files
 
     def click(
-        request: tuple[str, str, Settings] | None, event: gr.SelectData
+        request: tuple[str, str, Settings, Around] | None, event: gr.SelectData
     ) -> tuple[Any, gr.Label]:
         if request is None:
             return gr.skip(), gr.Label(visible=False)
@@ -56,9 +84,9 @@ def segment_tab(
         return gr.skip(), gr.Label(found.scores, label=f"At x {x}, y {y}", visible=True)
 
     run = dict(
-        fn=errors_as_status(segment, 5),
-        inputs=[picture, names, *settings],
-        outputs=[status, overlay, legend, scores, asked],
+        fn=errors_as_status(segment, 5 + len(downloads), hidden),
+        inputs=[picture, names, *around, *settings],
+        outputs=[status, overlay, legend, scores, asked, *downloads],
         show_progress_on=status,
         **QUEUED,
     )
@@ -118,14 +146,15 @@ def inspect_tab(backend: Backend, picture: gr.State, settings: list[gr.Dropdown]
         *chosen: str,
     ) -> tuple[Any, ...]:
         request = (key, Settings(*chosen, every_layer=each), by)
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), backend.computed()
         inspection = backend.inspection(*request)
+        began = began if backend.computed() > computed else None
         height, width = inspection.grid
         if at is None or not (at[0] < height and at[1] < width):
             at = (height // 2, width // 2)
         at_layer = min(int(at_layer), inspection.layers)
         slider = gr.Slider(maximum=inspection.layers, value=at_layer)
-        done = done_status(inspection.image, request[1], began)
+        done = done_status(inspection.image, request[1], backend.repair(request[1]), began)
         return done, request, at, slider, gr.Column(visible=True), *draw(request, at_layer, at)
 
     def move(
@@ -148,7 +177,8 @@ def inspect_tab(backend: Backend, picture: gr.State, settings: list[gr.Dropdown]
 
     inputs = [picture, detector, everywhere, layer, patch, *settings]
     outputs = [status, asked, patch, layer, panel, caption, *panels]
-    run = errors_as_status(inspect, len(outputs))
+    gone = [None, gr.skip(), gr.skip(), gr.Column(visible=False), "", *[gr.skip()] * len(panels)]
+    run = errors_as_status(inspect, len(outputs), gone)
     button.click(run, inputs, outputs, show_progress_on=status, **QUEUED)
     gr.on([detector.input, everywhere.input], run, inputs, outputs, **QUIET)
     layer.input(
@@ -162,7 +192,11 @@ def inspect_tab(backend: Backend, picture: gr.State, settings: list[gr.Dropdown]
 
 
 def compare_tab(
-    backend: Backend, picture: gr.State, names: gr.Textbox, settings: list[gr.Dropdown]
+    backend: Backend,
+    picture: gr.State,
+    names: gr.Textbox,
+    around: list[gr.components.Component],
+    settings: list[gr.Dropdown],
 ) -> dict[Any, Any]:
     """Returns what each of its parts becomes when the picture is another one."""
     other = gr.Dropdown(
@@ -174,23 +208,34 @@ def compare_tab(
         sides = [picture_widget(f"side-{side}", "Result", min_width=140) for side in ("a", "b")]
     shares = gr.HTML(elem_id="sfp-shares")
 
-    def compare(key: str | None, text: str, second: str, *chosen: str) -> tuple[Any, ...]:
-        began, (first, *rest) = time.perf_counter(), chosen
+    def compare(
+        key: str | None, text: str, second: str, background: bool, least: float, *chosen: str
+    ) -> tuple[Any, ...]:
+        began, computed = time.perf_counter(), backend.computed()
+        first, *rest = chosen
+        outside = Around(bool(background), float(least))
         if second == first:
             raise SFPError(f"Both methods are {second}; choose another one to compare it with.")
         results = {
-            method: backend.segmentation(key, text, Settings(method, *rest))
+            method: backend.segmentation(key, text, Settings(method, *rest), outside)
             for method in (first, second)
         }
         drawn = [
             gr.Image(result.overlay(legend=False), label=title) for title, result in results.items()
         ]
-        done = done_status(results[first].image, Settings(f"{first} and {second}", *rest), began)
+        repairs = [f"{method} with {backend.repair(Settings(method, *rest))}" for method in results]
+        done = done_status(
+            results[first].image,
+            Settings(f"{first} and {second}", *rest),
+            "; ".join(repairs),
+            began if backend.computed() > computed else None,
+            _OUT_OF_PLACE if backend.is_out_of_place(key, Settings(first, *rest)) else "",
+        )
         return done, gr.Row(visible=True), *drawn, views.comparison(results)
 
     button.click(
-        errors_as_status(compare, 5),
-        [picture, names, other, *settings],
+        errors_as_status(compare, 5, [gr.Row(visible=False), gr.skip(), gr.skip(), ""]),
+        [picture, names, other, *around, *settings],
         [status, row, *sides, shares],
         show_progress_on=status,
         **QUEUED,

@@ -10,6 +10,7 @@ from PIL import Image
 from sfp import Inspection, Segmentation
 from sfp.drawing import Colour, heatmap, mark, mask_over
 
+_MISSING = 20  # names that are listed as not found
 HEIGHT = 448  # of the drawings of a layer, in pixels
 
 
@@ -31,7 +32,8 @@ def legend(result: Segmentation) -> str:
         for text, colour in result.legend
     )
     missing = [name for name in result.names if name not in result.areas]
-    note = hint(f"Not found: {', '.join(missing)}.") if missing else ""
+    more = f" and {len(missing) - _MISSING} more" if len(missing) > _MISSING else ""
+    note = hint(f"Not found: {', '.join(missing[:_MISSING])}{more}.") if missing else ""
     return f'<ul class="sfp-legend">{entries}</ul>{note}'
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sfp.errors import SFPError
 from sfp.page import views
-from sfp.page.backend import AS_PUBLISHED, NONE, OFF, Settings
+from sfp.page.backend import NONE, Settings
 
 # every event that uses a model waits in one queue
 QUEUED: dict[str, Any] = dict(
@@ -43,17 +43,22 @@ def picture_widget(
     )
 
 
-def done_status(image: np.ndarray, settings: Settings, began: float) -> str:
-    """The status of a picture (H, W, 3) on which the work began at ``began``, a perf_counter."""
+def done_status(
+    image: np.ndarray, settings: Settings, repair: str, began: float | None, warning: str = ""
+) -> str:
+    """The status of a picture (H, W, 3).
+
+    Args:
+        repair: what was done about outliers, see ``Backend.repair``.
+        began: when the work began, by ``perf_counter``; None where nothing had to be done.
+        warning: a further sentence.
+    """
     height, width = image.shape[:2]
-    by = "" if settings.purification in (AS_PUBLISHED, OFF) else "by "
-    repair = f"repair {by}{settings.purification}"
-    repair += ", after every layer" if settings.every_layer else ""
-    repair += f", refined by {settings.refinement}" if settings.refinement != NONE else ""
-    seconds = time.perf_counter() - began
-    took = f"in {seconds:.1f} s" if seconds >= 0.05 else "at once"
+    refined = f", refined by {settings.refinement}" if settings.refinement != NONE else ""
+    took = "from the cache" if began is None else f"in {time.perf_counter() - began:.1f} s"
     return views.status(
-        f"{settings.method} on {settings.backbone}, {repair}: {width}x{height} pixels {took}."
+        f"{settings.method} on {settings.backbone}, {repair}{refined}: {width}x{height} pixels"
+        f" {took}. {warning}".strip()
     )
 
 
@@ -62,8 +67,17 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/]+[\\/])*(?=[^\s\\/])", "", text)
 
 
-def errors_as_status(work: Callable[..., Any], outputs: int) -> Callable[..., Any]:
-    """An event's function whose errors become its first output; the other outputs stay."""
+def errors_as_status(
+    work: Callable[..., Any], outputs: int, cleared: Sequence[Any] | None = None
+) -> Callable[..., Any]:
+    """An event's function whose errors become its first output.
+
+    Args:
+        work: the function.
+        outputs: how many it has.
+        cleared: what the others become then, so that nothing old is taken for an answer; if None
+            they stay.
+    """
 
     @functools.wraps(work)
     def answer(*inputs: Any) -> Any:
@@ -75,6 +89,7 @@ def errors_as_status(work: Callable[..., Any], outputs: int) -> Callable[..., An
             logging.getLogger(__name__).exception("the page's %s failed", work.__name__)
             text = "Something went wrong on the server; its terminal says what."
         status = views.status(text, error=True)
-        return status if outputs == 1 else (status, *[gr.skip()] * (outputs - 1))
+        others = [gr.skip()] * (outputs - 1) if cleared is None else cleared
+        return (status, *others) if others else status
 
     return answer
