@@ -24,6 +24,8 @@ MMSEG = [
     "setuptools>=78.1.1,<82",
 ]
 PAGE = ["gradio>=6.31,<7", "fastapi>=0.133,<1", "starlette>=1.0.1,<2", "uvicorn>=0.30,<1"]
+VIDEO = ["av>=17.1,<19"]
+RAY = ["ray[data]>=2.60,<3", "pyarrow>=25,<27"]
 NOTEBOOKS = ["ipykernel>=6,<8", "nbclient>=0.8,<1", "nbformat>=5.7,<6"]
 VISION = ["transformers>=4.57,<6"]
 DEV = [
@@ -114,6 +116,8 @@ setup(
         "page": PAGE,
         "notebooks": NOTEBOOKS,
         "vision": VISION,
-        "dev": [*MMSEG, *PAGE, *NOTEBOOKS, *VISION, *DEV],
+        "video": VIDEO,
+        "ray": RAY,
+        "dev": [*MMSEG, *PAGE, *NOTEBOOKS, *VISION, *VIDEO, *DEV],
     },
 )

@@ -24,7 +24,7 @@ from sfp.clip.clip import FrozenCLIP
 from sfp.clip.loading import check_weights
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
-from sfp.images import ImageLike, read_image, resize_short_side, resized_size
+from sfp.images import ImageLike, StoredImage, read_image, resize_short_side, resized_size
 from sfp.inspection import Inspection, inspect_image
 from sfp.methods import METHODS, build_method, check_method
 from sfp.options import check_type
@@ -60,7 +60,8 @@ class _Photo:
 
     @classmethod
     def read(cls, image: ImageLike) -> _Photo:
-        return cls(read_image(image), str(image) if isinstance(image, (str, os.PathLike)) else "")
+        path = image.path if isinstance(image, StoredImage) else image
+        return cls(read_image(image), str(path) if isinstance(path, (str, os.PathLike)) else "")
 
 
 class Segmenter:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +16,27 @@ from torch import Tensor
 from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.options import check_type
 
-ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
+
+@runtime_checkable
+class StoredImage(Protocol):
+    """A picture that is read when it is asked for: in an archive, a video, a table (see
+    ``sfp.many``).
+
+    Attributes:
+        path: of its file, "" where it has none of its own.
+    """
+
+    path: str
+
+    def read_pixels(self) -> np.ndarray:
+        """The picture as (H, W, 3) uint8 RGB.
+
+        Raises:
+            SFPError: it can't be read.
+        """
+
+
+ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor | StoredImage
 _LONG_SIDE = 2048
 _ARRAYS = "(H, W, 3), (H, W, 4) or (H, W) uint8 with RGB order"
 _TENSORS = "(3, H, W) uint8, or float in [0, 1]"
@@ -29,11 +50,14 @@ def read_image(image: ImageLike) -> np.ndarray:
 
     Args:
         image: a path; a PIL image; an array (H, W, 3), RGBA (H, W, 4) or grey (H, W), uint8; or a
-            tensor (C, H, W) with 3, 4 or 1 channels, uint8 or float in [0, 1].
+            tensor (C, H, W) with 3, 4 or 1 channels, uint8 or float in [0, 1]; or a
+            ``StoredImage``.
 
     Raises:
         SFPError: no such file, not a picture, or an array or tensor of another shape or type.
     """
+    if isinstance(image, StoredImage):
+        return image.read_pixels()
     if isinstance(image, Tensor):
         return _from_pil(_from_array(_planes(image)))
     if isinstance(image, np.ndarray):
@@ -54,6 +78,22 @@ def read_image(image: ImageLike) -> np.ndarray:
             raise _unreadable(str(image) or "The empty path", error) from error
     kinds = f"a path, a PIL image, an array {_ARRAYS}, or a tensor {_TENSORS}"
     raise SFPError(f"The image is a {type(image).__name__}; give {kinds}.")
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """A picture's file in memory as ``read_image`` gives it.
+
+    Args:
+        name: where it comes from, for the error.
+
+    Raises:
+        SFPError: it is no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            return _from_pil(opened)
+    except Exception as error:  # as above
+        raise _unreadable(name, error) from error
 
 
 def _unreadable(what: str, error: Exception) -> SFPError:

@@ -11,9 +11,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfp.commands.segment import find_images
 from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.files import make_folder, whole_file
+from sfp.many.items import Item
+from sfp.many.recipe import is_result
+from sfp.many.sources import Sources
 from sfp.options import add_weights_arguments, parse_options, weights_arguments
 from sfp.registry import registered_names
 
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("images", nargs="+", type=Path, help="pictures, or folders of pictures")
+    add("images", nargs="+", help="pictures, or what sfp segment takes of many")
     add("--out", type=Path, default=Path("inspected"), help="folder for the figures")
     add("--figures", help=f"which of {', '.join(FIGURES)}; all but patch without --patch")
     add("--layers", help="such as 1,6,11; six spread over the model if not given")
@@ -57,7 +59,7 @@ def inspect(args: argparse.Namespace) -> None:
     Raises:
         SFPError: wrong arguments, pictures, model or folder.
     """
-    images = find_images(args.images)
+    images = find_images(args.images, args.out)
     patch = read_numbers(args.patch, "--patch", 2)
     layers = read_numbers(args.layers, "--layers")
     figures = [figure for figure in FIGURES if figure != "patch" or patch]
@@ -76,7 +78,7 @@ def inspect(args: argparse.Namespace) -> None:
     segmenter = Segmenter(
         args.method, args.model, args.pretrained, args.device, **weights, **options
     )
-    for image, (stem, _) in images.items():
+    for image in images:
         found = segmenter.inspect(image, short_side=args.short_side, detectors=detectors)
         draw = {
             "attention": lambda f: drawn.attention_figure(f, layers, purified=args.purified),
@@ -86,16 +88,29 @@ def inspect(args: argparse.Namespace) -> None:
         }
         files = []
         for figure in figures:
-            files.append(args.out / f"{stem}_{figure}.png")
+            files.append(args.out / f"{image.stem}_{figure}.png")
             make_folder(files[-1].parent)
             picture = draw[figure](found)
             with whole_file(files[-1]) as partial:
                 picture.save(partial)
-        print(f"{image} -> {', '.join(map(str, files))}")
+        print(f"{image.title} -> {', '.join(map(str, files))}")
         stream = found.purified if args.purified else found.plain
         for name, masks in stream.outliers.items():
             counts = " ".join(str(int(mask.sum())) for mask in masks)
             print(f"  outliers by {name}, layer by layer: {counts}")
+
+
+def find_images(given: list[str], out: Path) -> list[Item]:
+    """The pictures that are named.
+
+    Raises:
+        SFPError: one of them can't be had.
+    """
+    found = list(Sources(given, out, is_result=is_result))
+    for each in found:
+        if isinstance(each, SFPError):
+            raise each
+    return found
 
 
 def chosen(text: str, kind: str, choices: Sequence[str]) -> list[str]:

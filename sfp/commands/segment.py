@@ -6,11 +6,12 @@ sfp segment photos --names ade20k --format overlay,coco,cvat --parts
 sfp segment scene.jpg --names "sea, sky" --model Toyland --method ProxyCLIP --options proxy=colour
 sfp segment photos --names "cat, sofa" --background "background, wall, floor" --methods
 CLIP,SC-CLIP,SFP
+sfp segment "shards/*.tar" film.mp4 --every 30 --names "cat, sofa" --processes 8
+sfp segment list.txt --names "cat, sofa" --engine ray --address head:6379
 
 A folder's pictures are found in its subfolders too, and their results lie in the same subfolders of
---out. Each label PNG carries its settings and its source, so that the same command again skips
-what is done, and a changed setting or picture is done again. Two pictures of one name get results
-of two names.
+--out. The same command again skips what is done, after any interruption too; a changed setting or
+picture is done again. Two pictures of one name get results of two names.
 """
 
 from __future__ import annotations
@@ -18,30 +19,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sfp
 from sfp.errors import SFPError, run_command, unknown_choice
-from sfp.exports.png import png_provenance, read_provenance
-from sfp.files import make_folder, only_one, sweep, whole_file
-from sfp.names import BACKGROUND, PICTURES, read_names, usual_background
+from sfp.exports.png import read_provenance
+from sfp.files import whole_file
+from sfp.many.recipe import LABELS, Recipe, is_result, settings_of
+from sfp.many.sources import Sources
+from sfp.names import BACKGROUND, read_names, usual_background
 from sfp.options import add_weights_arguments, parse_options, weights_arguments
 from sfp.registry import registered_names
 
 if TYPE_CHECKING:
-    from sfp import Segmenter
     from sfp.exports.instances import Annotated
+    from sfp.many.run import Engine
 
 FORMATS = ("overlay", "png", "npz", "coco", "labelstudio", "cvat")
 _DEFAULTS = {"window": 224, "stride": 112, "short_side": 336}
-_LABELS, _OVERLAY, _STRIP, _WHOLE = "_labels.png", "_overlay.jpg", "_methods.png", "_result.npz"
 _COCO, _TASKS, _INTERFACE = "coco.json", "labelstudio.json", "labelstudio.xml"
 _CVAT = "cvat.zip"
-_OF_PICTURE = ("source", "scores", "asked")  # what a record says of its picture and its command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("images", nargs="+", type=Path, help="pictures, or folders of pictures")
+    add(
+        "images",
+        nargs="+",
+        help="pictures, folders, lists (.txt, or - for the standard input), globs in quotes, tars"
+        " of web datasets, videos, Parquet tables",
+    )
     add(
         "--names",
         required=True,
@@ -105,38 +112,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--stride", type=int, default=112)
     add("--short-side", type=int, default=336, help="pictures are resized to it first")
     add("--device", help="cuda or cpu; CUDA where there is one by default")
+    many = parser.add_argument_group("many pictures")
+    add_many = many.add_argument
+    add_many("--every", type=int, default=1, metavar="N", help="each N-th frame of a video")
+    add_many("--processes", type=int, default=1, metavar="N", help="on this machine")
+    add_many(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="do only the I-th of N shares, while others do theirs into the same --out",
+    )
+    add_many("--engine", choices=("local", "ray"), default="local", help="ray: actors of Ray Data")
+    add_many("--address", help="of a Ray cluster, HOST:PORT or auto; this machine by default")
+    add_many("--actors", type=int, metavar="N", help="of Ray; one for each GPU by default")
     add("--fresh", action="store_true", help="also do again what is done")
     add("--debug", action="store_true", help="show the traceback of an error")
     return run_command(segment, parser.parse_args(arguments))
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A picture, the stem of its results, and what tells its file from another or a changed one."""
-
-    image: Path
-    stem: Path
-    source: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked of every picture.
-
-    Attributes:
-        names, background: as ``Segmenter`` takes them.
-        titles: the methods.
-        options: of ``Segmenter``, the method's among them.
-        formats: of ``FORMATS``.
-        asked: all of it that changes a result, plain values as in JSON.
-    """
-
-    names: list[list[str]]
-    background: str | list[str] | None
-    titles: list[str]
-    options: dict[str, Any]
-    formats: list[str]
-    asked: dict[str, Any]
 
 
 def segment(args: argparse.Namespace) -> None:
@@ -146,48 +138,66 @@ def segment(args: argparse.Namespace) -> None:
         SFPError: wrong names, pictures, model or folder; or pictures that can't be segmented, named
             when all others are done.
     """
-    images = find_images(args.images)
-    question = read_question(args)
-    endings = [_STRIP] if args.methods else [_LABELS]  # the first one carries the record
-    for form, ending in (("overlay", _OVERLAY), ("npz", _WHOLE)):
-        if form in question.formats and not args.methods:
-            endings.append(ending)
-    with only_one(args.out, "--out"):
-        sweep(args.out)
-        jobs = plan(images, args.out, endings[0])
-        records = {job: _record(args.out, job, endings) for job in jobs}
-        left = [job for job in jobs if args.fresh or not _is_asked(records[job], job, question)]
-        failed: list[SFPError] = []
-        if left:
-            segmenters = build(question, args)
-            cards = [
-                segmenter.protocol(question.names, background=question.background)
-                for segmenter in segmenters
-            ]
-            card = {"methods": cards} if args.methods else _with_names(cards[0], question)
-            card["parts"] = args.parts
-            if not args.fresh:  # the same settings may have been asked for in other words
-                left = [job for job in left if not _is_done(records[job], job, card)]
-        if len(left) < len(jobs):
-            print(
-                f"{len(jobs) - len(left)} of {len(jobs)} are done with these settings; --fresh does"
-                " them again"
-            )
-        if left:
-            failed = segment_all(args, jobs, left, segmenters, question, card, endings)
-        if not args.methods:
-            collect(args.out, jobs, question.formats)
-    if len(failed) == 1:
-        raise failed[0]
-    if failed:
+    from sfp.many.run import run
+
+    sources = Sources(args.images, args.out, args.every, is_result)
+    recipe, formats = read_recipe(args)
+    engine, workers = choose_engine(args, recipe)
+    summary = run(
+        sources,
+        args.out,
+        recipe,
+        engine,
+        shard=args.shard,
+        fresh=args.fresh,
+        workers=workers,
+    )
+    if summary.done_before:
+        print(
+            f"{summary.done_before} of {summary.pictures} are done with these settings; --fresh"
+            " does them again"
+        )
+    if summary.segmented > 1:
+        print(summary)
+    if not args.methods:
+        collect(args.out, summary.example, formats)
+    if summary.failed == 1:
+        raise SFPError(summary.failures[0])
+    if summary.failed:
         raise SFPError(
-            f"{len(failed)} of {len(jobs)} images could not be segmented and are named above, the "
-            f"first because: {failed[0]}"
+            f"{summary.failed} of {summary.pictures} images could not be segmented and are named"
+            f" above, the first because: {summary.failures[0]}"
         )
 
 
-def read_question(args: argparse.Namespace) -> Question:
-    """The arguments, checked as far as it goes without a model, and what is said of the names.
+def choose_engine(args: argparse.Namespace, recipe: Recipe) -> tuple[Engine | None, int]:
+    """What works on the pictures, and in how many processes.
+
+    Raises:
+        SFPError: options that don't fit each other.
+    """
+    if args.engine != "ray":
+        for option in ("address", "actors"):
+            if getattr(args, option) is not None:
+                raise SFPError(f"--{option} is Ray's; add --engine ray, or leave it out.")
+        if args.processes == 1:
+            return None, 1
+        from sfp.many.processes import several_processes
+
+        return several_processes(recipe, args.out, args.processes, args.fresh), args.processes
+    if args.processes != 1:
+        raise SFPError(
+            "--processes is for one machine without Ray; give --actors for --engine ray."
+        )
+    from sfp.many.on_ray import on_ray
+
+    return on_ray(recipe, args.out, args.address, args.actors, args.fresh), args.actors or 0
+
+
+def read_recipe(args: argparse.Namespace) -> tuple[Recipe, list[str]]:
+    """The arguments as a recipe, and the formats; what is said of the names is printed.
+
+    All is checked as far as it goes without a model.
 
     Raises:
         SFPError: wrong names, formats, methods or options.
@@ -251,163 +261,45 @@ def read_question(args: argparse.Namespace) -> Question:
         if isinstance(value, str) and os.path.isfile(value)
     }
     plain = json.loads(json.dumps(asked, default=repr))
-    return Question(names, background, titles, options, formats, plain)
-
-
-def build(question: Question, args: argparse.Namespace) -> list[Segmenter]:
-    """A segmenter for each method, all on one frozen CLIP."""
-    from sfp import Segmenter
-
-    found: list[Segmenter] = []
-    for title in question.titles:
-        clip = found[0].pipeline.method.clip if found else args.model
-        found.append(Segmenter(title, clip, args.pretrained, args.device, **question.options))
-    return found
-
-
-def find_images(paths: list[Path]) -> dict[Path, tuple[Path, str]]:
-    """Files as given, and the pictures in folders and their subfolders: each with the stem of its
-    results, and its name for other tools.
-
-    Hidden files and what this program made are left out.
-
-    Raises:
-        SFPError: no such file, or a folder without pictures.
-    """
-    found: dict[Path, tuple[Path, str]] = {}
-    for path in paths:
-        if path.is_dir():
-            inside = [
-                p
-                for p in sorted(path.rglob("*"))
-                if p.suffix.lower() in PICTURES and not _hidden(p.relative_to(path))
-            ]
-            inside = [p for p in inside if not _is_result(p)]
-            if not inside:
-                raise SFPError(
-                    f"The folder {path} has no pictures ({', '.join(PICTURES)}); name one that "
-                    f"has some."
-                )
-            names = {p: p.relative_to(path) for p in inside}
-            found |= {p: (name.with_suffix(""), name.as_posix()) for p, name in names.items()}
-        elif not os.path.lexists(path):
-            raise SFPError(f"There is no image file {path}; check the path.")
-        else:
-            found[path] = (Path(path.stem), path.name)
-    return found
-
-
-def plan(images: dict[Path, tuple[Path, str]], out: Path, ending: str) -> list[Job]:
-    """A job for each picture.
-
-    Its old results' stem if it has any, else one that is free, in ``out`` and among the jobs.
-    """
-    jobs: dict[Path, Job] = {}
-    for image, (stem, name) in images.items():
-        path = os.path.relpath(os.path.realpath(image), os.path.realpath(out))
-        details = image.stat() if image.is_file() else None
-        source = {
-            "path": path,
-            "name": name,
-            "bytes": details and details.st_size,
-            "modified_ns": details and details.st_mtime_ns,
-        }
-        for candidate in _stems(stem, image.suffix):
-            file = out / f"{candidate}{ending}"
-            own = (read_provenance(file) or {}).get("source", {}).get("path") == path
-            if candidate not in jobs and (own or not file.exists()):
-                jobs[candidate] = Job(image, candidate, source)
-                break
-    return list(jobs.values())
-
-
-def segment_all(
-    args: argparse.Namespace,
-    jobs: list[Job],
-    left: list[Job],
-    segmenters: list[Segmenter],
-    question: Question,
-    card: dict[str, Any],
-    endings: list[str],
-) -> list[SFPError]:
-    """Segment the pictures that are left and write the results; returns what went wrong with some.
-
-    Raises:
-        SFPError: results that can't be written.
-    """
-    from tqdm import tqdm
-
-    from sfp.result import compare
-
-    keep = False if args.methods else True if _WHOLE in endings else "label"
-    streams = [
-        segmenter.many(
-            [job.image for job in left],
-            question.names,
-            background=question.background,
-            keep_scores=keep,
-            yield_errors=True,
-        )
-        for segmenter in segmenters
-    ]
-    failed: list[SFPError] = []
-    answers = tqdm(
-        zip(left, *streams, strict=True),
-        "segmenting",
-        len(left),
-        unit="image",
-        disable=len(jobs) == 1,
+    recipe = Recipe(
+        titles,
+        names,
+        background,
+        options=options,
+        strip=args.methods is not None,
+        overlay="overlay" in formats,
+        whole="npz" in formats,
+        parts=args.parts,
+        asked=plain,
+        **weights,
     )
-    for job, *results in answers:
-        error = next((result for result in results if isinstance(result, SFPError)), None)
-        if error is not None:
-            failed.append(error)
-            if len(jobs) > 1:
-                tqdm.write(str(error))
-            continue
-        files = [args.out / f"{job.stem}{ending}" for ending in endings]
-        make_folder(files[0].parent)
-        record = {**card, "source": job.source, "asked": question.asked}
-        if args.methods:
-            shown = dict(zip(question.titles, results, strict=True))
-            with whole_file(files[0]) as partial:
-                compare(shown).save(partial, pnginfo=png_provenance(record))
-            report = "compared"
-        else:
-            found = results[0].annotated(parts=args.parts).instances
-            record["scores"] = [instance.score for instance in found]
-            result = replace(results[0], protocol=record)
-            for file in reversed(files):  # the one that says that it is done comes last
-                result.save(file)
-            report = ", ".join(f"{name} {100 * area:.1f}%" for name, area in result.areas.items())
-        tqdm.write(f"{job.image}: {report} -> {', '.join(map(str, reversed(files)))}")
-    return failed
+    return recipe, formats
 
 
-def collect(out: Path, jobs: list[Job], formats: list[str]) -> None:
-    """Write the files that are one for all pictures: of these jobs, and of all else in ``out`` that
-    has their settings.
+def collect(out: Path, example: str, formats: list[str]) -> None:
+    """Write the files that are one for all pictures: of all results in ``out`` that have the
+    settings of the example, which is a stem.
 
     Raises:
         SFPError: two pictures that CVAT couldn't tell apart, or a file that can't be written.
     """
     forms = [form for form in FORMATS[3:] if form in formats]
-    own = next((found for job in jobs if (found := _record(out, job, [_LABELS]))), None)
-    if not forms or own is None:
+    own = read_provenance(out / f"{example}{LABELS}") if forms and example else None
+    if own is None:
         return
-    settings = _settings(own)
+    settings = settings_of(own)
     files, others = [], 0
-    for file in sorted(out.rglob(f"*{_LABELS}")):
+    for file in sorted(out.rglob(f"*{LABELS}")):
         record = read_provenance(file)
         if record is not None and "source" in record and "scores" in record:
-            files += [(file, record)] if _settings(record) == settings else []
-            others += _settings(record) != settings
-    named = [record["source"]["name"] for _, record in files]
+            files += [(file, record)] if settings_of(record) == settings else []
+            others += settings_of(record) != settings
+    named = Counter(record["source"]["name"] for _, record in files)
 
     def pictures() -> Iterator[Annotated]:
         for file, record in files:
             source = record["source"]
-            once = named.count(source["name"]) == 1
+            once = named[source["name"]] == 1
             yield _annotated(file, record, source["name"] if once else source["path"])
 
     written = []
@@ -477,55 +369,10 @@ def _annotated(file: Path, record: dict[str, Any], name: str) -> Annotated:
     return replace(picture, instances=[replace(each, score=score) for each, score in scored])
 
 
-def _with_names(card: dict[str, Any], question: Question) -> dict[str, Any]:
-    """A protocol with the names of its labels."""
-    label = [card["background"]] if card["background"] else []
-    return {**card, "names": [*label, *(words[0] for words in card["words"])]}
-
-
-def _record(out: Path, job: Job, endings: list[str]) -> dict[str, Any] | None:
-    """What an earlier run says of a picture's results, where they are all there."""
-    files = [out / f"{job.stem}{ending}" for ending in endings]
-    return read_provenance(files[0]) if all(file.is_file() for file in files) else None
-
-
-def _settings(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in _OF_PICTURE}
-
-
-def _is_asked(record: dict[str, Any] | None, job: Job, question: Question) -> bool:
-    """Whether a picture was done by the same command, which is known without a model."""
-    return (
-        record is not None
-        and record.get("source") == job.source
-        and record.get("asked") == question.asked
-    )
-
-
-def _is_done(record: dict[str, Any] | None, job: Job, card: dict[str, Any]) -> bool:
-    """Whether a picture was done with the same settings."""
-    return record is not None and record.get("source") == job.source and _settings(record) == card
-
-
-def _stems(stem: Path, suffix: str) -> Iterator[Path]:
-    """photo, photo_jpg, photo_jpg-2, photo_jpg-3 ..."""
-    yield stem
-    longer = stem.with_name(f"{stem.name}_{suffix.lstrip('.').lower()}")
-    yield longer
-    for number in count(2):
-        yield longer.with_name(f"{longer.name}-{number}")
-
-
-def _is_result(path: Path) -> bool:
-    """Whether this program made the file: it or the PNG that came with it carries a provenance."""
-    for ending, carrier in ((_LABELS, _LABELS), (_OVERLAY, _LABELS), (_STRIP, _STRIP)):
-        if path.name.endswith(ending):
-            return (
-                read_provenance(path.with_name(path.name.removesuffix(ending) + carrier))
-                is not None
-            )
-    return False
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _shard(text: str) -> tuple[int, int]:
+    """Which share of how many, from "I/N"."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, shards = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= shards:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; write I/N, such as 2/8")
+    return number, shards
