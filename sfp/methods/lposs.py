@@ -66,7 +66,7 @@ class LPOSS(Wrapper):
 
     def prepare(self) -> None:
         super().prepare()
-        dino = load_backbone(
+        self._dino = load_backbone(
             self.dino,
             self.clip,
             "dino",
@@ -74,13 +74,13 @@ class LPOSS(Wrapper):
             reads="values",
             positions=self.dino_positions,
         )
-        self.backbones = {**self.backbones, "dino": dino}
+        name = "graph" if "dino" in self.backbones else "dino"  # a base may have one, too
+        self.backbones = {**self.backbones, name: self._dino}
 
     def encode(self, windows: Tensor) -> dict[str, Tensor]:
         """The base's, of windows padded to CLIP's patch; f on DINO's grid, (B, h', w', C)."""
         found = super().encode(pad_to_patches(self.clip, windows, self.trunk.patch))
-        dino = self.backbones["dino"]
-        maps = dino(pad_to_patches(self.clip, windows, dino.patch or 1))
+        maps = self._dino(pad_to_patches(self.clip, windows, self._dino.patch or 1))
         if type(self.wrapped).score is Method.score:
             features = resized(found["features"], maps.shape[-2:])
             found["features"] = l2_normalise(features)
@@ -111,7 +111,7 @@ class LPOSS(Wrapper):
 
     def _places(self, view: View, grid: tuple[int, int]) -> Tensor:
         """x: centres of all patches in pixels of the image, (n h' w', 2) float32."""
-        patch, centres = self.backbones["dino"].patch, []
+        patch, centres = self._dino.patch, []
         starts = view.boxes[:, :2].to(view["dino"])
         for axis, cells in enumerate(grid):
             step = patch or view.size[axis] / cells

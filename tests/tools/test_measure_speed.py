@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
+import torch
+from conftest import ROOT
+
+from sfp.methods import build_method
 
 
 @pytest.fixture
@@ -34,6 +40,7 @@ def test_operations_ratios_and_stages(tool, quick, tmp_path):
         "--methods",
         "CLIP",
         "SFP-release:pm=L2,topk=5",
+        "CLIP-DINOiser",
         "--batch",
         2,
         1,
@@ -45,7 +52,7 @@ def test_operations_ratios_and_stages(tool, quick, tmp_path):
     assert code == 0, error
     assert "| SFP-release:pm=L2,topk=5 | 2 |" in text and "2 classes x 80 prompts" in text
     result = json.loads(out.read_text())
-    assert len(result["forward"]) == 6 and result["threads"] == 1 and result["weights"] == "made up"
+    assert len(result["forward"]) == 8 and result["threads"] == 1 and result["weights"] == "made up"
     rows = {(row["method"], row["batch"]): row for row in result["forward"]}
     # 12 blocks of 50 tokens: 24 C^2 for the linear maps and 4 T C for attention per token, patch
     # embedding, projection
@@ -55,7 +62,10 @@ def test_operations_ratios_and_stages(tool, quick, tmp_path):
     assert rows["open_clip", 2]["gflop_per_window"] == pytest.approx(expected / 1e9, rel=1e-3)
     dense = expected + 48 * 2 * width * 512  # all patches are projected, not the class token
     assert rows["CLIP", 2]["gflop_per_window"] == pytest.approx(dense / 1e9, rel=1e-3)
-    (clip, release) = result["images"]
+    (clip, release, learned) = result["images"]
+    assert "Methods with second models" in text and "| CLIP-DINOiser | 2 | 2 | dinoiser 0 |" in text
+    assert learned["over_clip"]["ratio"] > 0
+    assert learned["clip_gflop"] == pytest.approx(2 * dense / 1e9, rel=1e-2)
     assert clip["windows"] == 2 and clip["gflop"] == pytest.approx(2 * dense / 1e9, rel=2e-2)
     assert set(release["stages_ms"]) == {
         "decode",
@@ -71,29 +81,30 @@ def test_operations_ratios_and_stages(tool, quick, tmp_path):
     assert result["texts"]["texts"] == 160 and min(map(float, result["texts"].values())) > 0
 
 
-def test_passes_and_operations_of_second_models(tool, quick, tmp_path):
-    """Those of made-up weights of the sizes that the option names, read by the method itself."""
-    out, tiny = tmp_path / "speed.json", "LPOSS:dino=vit_tiny_patch16_224"
-    methods = [tiny, "CLIP-DINOiser"]
-    code, text, error = tool(
-        "measure_speed", *quick, "--methods", *methods, "--batch", 1, "--out", out
+def test_passes_and_operations_of_second_models(tmp_path, clip):
+    """Of made-up weights of the sizes that the option names, read by the method itself."""
+    program = runpy.run_path(str(ROOT / "tools/measure_speed.py"))
+    options = program["with_made_up"](
+        "LPOSS", dict(dino="vit_tiny_patch16_224", base="CLIP-DINOiser"), clip, tmp_path
     )
-    assert code == 0, error
-    assert "Methods with second models" in text and f"| {tiny} | 2 | 2 | dino 2 |" in text
-    spread, learned = json.loads(out.read_text())["images"]
-    assert spread["models"]["CLIP"]["passes"] == learned["models"]["CLIP"]["passes"] == 2
-    # 11 blocks of 197 tokens of 192 channels; queries, keys and values of the twelfth; 2 windows
+    assert Path(options["dino_weights"]).is_file() and options["base"]["dinoiser_weights"]
+    method = build_method("LPOSS", clip, **options)
+    windows = torch.randn(2, 3, 224, 224)
+    models = {"CLIP": clip.model, **method.backbones}
+    total, counts = program["operations"](lambda: method.run(windows), models)
+    # 11 blocks of 197 tokens of 192 channels; queries, keys and values of the twelfth
     tokens, width = 197, 192
     block = tokens * (24 * width**2 + 4 * tokens * width)
-    wanted = 11 * block + 196 * 6 * width**2 + 2 * 196 * 3 * 16 * 16 * width
-    dino = spread["models"]["dino"]
-    assert dino == dict(passes=2, gflop=pytest.approx(2 * wanted / 1e9, rel=1e-3))
-    assert spread["gflop"] > 0.9 * spread["clip_gflop"] + dino["gflop"]
-    convolution = 2 * 2 * 49 * 256 * 9 * 768
-    assert learned["models"]["dinoiser"] == dict(
-        passes=0, gflop=pytest.approx(convolution / 1e9, rel=1e-3)
+    wanted = 11 * block + tokens * 6 * width**2 + 2 * 196 * 3 * 16 * 16 * width
+    assert counts["dino"] == dict(passes=2, gflop=pytest.approx(2 * wanted / 1e9, rel=1e-2))
+    convolution = 2 * 196 * 256 * 9 * 128
+    assert counts["dinoiser"] == dict(
+        passes=0, gflop=pytest.approx(2 * convolution / 1e9, rel=1e-3)
     )
-    assert spread["over_clip"]["ratio"] > 0 and spread["clip_gflop"] > 0
+    assert counts["CLIP"]["passes"] == 2 and total > 2 * (wanted + convolution) / 1e9
+    assert program["with_made_up"]("ProxyCLIP", dict(proxy="colour"), clip, tmp_path) == dict(
+        proxy="colour"
+    )
 
 
 def test_table_9(tool, quick):
