@@ -33,7 +33,7 @@ PUBLISHED = {
 
 
 def build(name: str, clip, **options):
-    """A method; where it wants a proxy, the windows' mean colours on CLIP's grid; SAM's likewise."""
+    """A method; where it wants a proxy, the windows' mean colours on CLIP's grid; SAM's too."""
 
     def colours(windows: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(windows.float(), clip.trunk.patch)

@@ -6,12 +6,16 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import open_clip
 import pytest
 import second_backbone as second
+import timm
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from safetensors.torch import save_file
 from tiny_sam import write_sam
+from transformers import SamConfig, SamModel
 
 from sfp import Segmenter
 from sfp.backbones.sam import Sam, SamAttention, colour_attention
@@ -310,3 +314,35 @@ def test_through_the_command_line(sam_folder, tmp_path, monkeypatch, tool):
     assert set(results["backbones"]) == {"proxy", "sam", "SAM.sam"}
     assert set(results["weight_files"]) >= {"clip", "sam", "SAM.sam"}
     assert results["options"]["proxy"] == "colour" and results["options"]["sam"] == sam_folder
+
+
+@pytest.mark.slow
+def test_real_sizes_through_the_real_loading_code(tmp_path):
+    """CLIP, DINO and SAM as large as ViT-B/16, made-up weights, from files; labels redrawn."""
+    torch.manual_seed(0)
+    dino = timm.create_model("vit_base_patch16_224.dino", pretrained=False, num_classes=0)
+    save_file(dino.state_dict(), tmp_path / "dino.safetensors")
+    SamModel(SamConfig()).save_pretrained(tmp_path / "sam")
+    clip = open_clip.create_model("ViT-B-16", pretrained=None)
+    save_file(clip.state_dict(), tmp_path / "clip.safetensors")
+    del dino, clip
+    segmenter = Segmenter(
+        "Trident",
+        "ViT-B-16",
+        str(tmp_path / "clip.safetensors"),
+        device="cpu",
+        quick_gelu=True,
+        prompts=["a photo of a {}."],
+        short_side=448,
+        window=336,
+        stride=224,
+        proxy_weights=str(tmp_path / "dino.safetensors"),
+        sam_weights=str(tmp_path / "sam"),
+        refine=[dict(type="SAM", sam_weights=str(tmp_path / "sam"), iou_thresh=-1e9)],
+    )
+    method = segmenter.pipeline.method
+    assert method.backbones["proxy"].heads == method.backbones["sam"].heads == 12
+    refiner = segmenter.pipeline.protocol.refiners[0]
+    assert refiner.backbones["sam"] is method.backbones["sam"]
+    result = segmenter(photo(0, 300, 350), NAMES)
+    assert result.labels.shape == (300, 350) and np.isfinite(result.scores).all()
