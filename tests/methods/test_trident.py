@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 
@@ -209,6 +210,15 @@ def test_windows_are_coupled_and_joined(clip):
     torch.testing.assert_close(canvas[:, :, :14], joint[0, :, :, :14])
     both = (joint[0, :, :, 14:] + joint[1, :, :, :14]) / 2
     torch.testing.assert_close(canvas[:, :, 14:28], both)
+
+
+@pytest.mark.parametrize(("cells", "rho"), [(6, 1), (14, 1), (21, 2), (24, 2), (28, 2), (35, 2)])
+def test_the_canvas_is_a_multiple_of_clips_grid(cells, rho, clip):
+    """Of 14 cells: 21 / 14 = 1.5 and 35 / 14 = 2.5 are rounded to the even number."""
+    own = functools.partial(F.adaptive_avg_pool2d, output_size=cells)
+    method = build_method("Trident", clip, proxy=own, sam=None)
+    (view,) = Pipeline(method, None, Protocol()).views([second.picture("four", 224, 336)])
+    assert method.canvas(view).shape[1:] == (14 * rho, 21 * rho)
 
 
 def test_several_vocabularies_share_one_look(clip):
