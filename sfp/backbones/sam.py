@@ -48,7 +48,8 @@ class SamAttention:
         grid: (m_h, m_w); M = m_h m_w.
         values: u_h with bias, (heads, M, d_h) float32.
         maps: P_h of each head, (M, M) float32, one after another: softmax over the whole grid,
-            padding too, cut to the picture's part without dividing again. Read once.
+            padding too, cut to the picture's part without dividing again. A real SAM makes each
+            when it is asked for, once.
     """
 
     grid: tuple[int, int]
@@ -264,18 +265,19 @@ class SamStandIn(Backbone):
     """
 
     def see(self, pixels: np.ndarray) -> SamStandInImage:
-        """The picture through the callable."""
-        return SamStandInImage(self.function(pixels))
+        """The picture, for the callable."""
+        return SamStandInImage(self.function, pixels)
 
 
 @dataclass(frozen=True)
 class SamStandInImage:
-    """A picture as a callable saw it."""
+    """A picture that a callable sees when it is asked for."""
 
-    found: SamAttention
+    function: Callable[[np.ndarray], SamAttention]
+    pixels: np.ndarray
 
     def attention(self) -> SamAttention:
-        return self.found
+        return self.function(self.pixels)
 
 
 def colour_attention(pixels: np.ndarray) -> SamAttention:
@@ -287,7 +289,7 @@ def colour_attention(pixels: np.ndarray) -> SamAttention:
     planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     values = mean_colours(planes, grid).flatten(2).mT
     unit = l2_normalise(values)[0]
-    return SamAttention(grid, values, iter([(10 * unit @ unit.T).softmax(-1)]))
+    return SamAttention(grid, values, [(10 * unit @ unit.T).softmax(-1)])
 
 
 def load_sam(

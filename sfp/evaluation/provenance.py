@@ -25,7 +25,7 @@ from sfp.backbones import backbone_file
 from sfp.clip.clip import FrozenCLIP
 from sfp.clip.loading import weights_file
 from sfp.errors import SFPError
-from sfp.evaluation.config import dataset_options
+from sfp.evaluation.config import dataset_options, read_protocol
 from sfp.evaluation.counts import Figures, as_json
 from sfp.evaluation.dataset import short_name, short_side_of
 from sfp.evaluation.loop import Part
@@ -246,7 +246,7 @@ def weight_files(cfg: Config) -> dict[str, str]:
     files = {"clip": weights_file(model.clip, named)} if named else {}
     masks: dict[str, str] = {}
     users = [("", options) for _, options in _with_bases(model.method, model)]
-    for name, given in map(parse_spec, model.get("refine", ())):
+    for name, given in map(parse_spec, read_protocol(model).refine):
         users.append((f"{name}.", {**REFINERS.options(name), **given}))
     for user, options in users:
         masks |= masks_on_disk(options["masks"]) if "masks" in options else {}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.backbones import load_backbone, load_sam
-from sfp.backbones.sam import SAM_BASE, SamAttention, SamImage
+from sfp.backbones.sam import SAM_BASE, SamAttention, SamImage, SamStandInImage
 from sfp.backbones.timm_vit import Positions
 from sfp.clip.clip import l2_normalise
 from sfp.clip.kernels import linear
@@ -32,13 +32,12 @@ class Seen:
     """What SAM saw of one picture, and what was made of it.
 
     Attributes:
-        parts: R (M, M) and its grid (m_h, m_w), of each part of the picture from left to right;
-            none where there is no SAM. They are let go of once ``features`` are made.
+        parts: the parts of the picture from left to right, none where there is no SAM.
         sam: the picture as SAM saw it, for a refiner; None where it saw parts, or is a stand-in.
         features: unit features (m_h, m_w, D) of the whole picture, made by the first ``score``.
     """
 
-    parts: list[tuple[Tensor, tuple[int, int]]] = field(default_factory=list)
+    parts: list[SamImage | SamStandInImage] = field(default_factory=list)
     sam: SamImage | None = None
     features: Tensor | None = None
 
@@ -176,13 +175,9 @@ class Trident(Method):
         pixels = self._stretched(picture)
         middle = pixels.shape[1] // 2
         parts = [pixels[:, :middle], pixels[:, middle:]] if self.sam_halves else [pixels]
-        for part in parts:
-            found = self.backbones["sam"].see(part)
-            attention = found.attention()
-            mixed = affinity(attention, self.kappa, self.refine_neg_cos)
-            seen.parts.append((mixed.to(self.clip.device), attention.grid))
-        if isinstance(found, SamImage) and not self.sam_halves:
-            seen.sam = found
+        seen.parts = [self.backbones["sam"].see(part) for part in parts]
+        if not self.sam_halves and isinstance(seen.parts[0], SamImage):
+            seen.sam = seen.parts[0]
         return seen
 
     def _stretched(self, picture: Picture) -> np.ndarray:
@@ -234,9 +229,11 @@ class Trident(Method):
         middle = canvas.shape[2] // 2
         pieces = [canvas] if len(parts) == 1 else [canvas[..., :middle], canvas[..., middle:]]
         found = []
-        for piece, (weights, grid) in zip(pieces, parts, strict=True):
-            cells = _resized(piece[None], grid)[0].flatten(1).T  # c_i
-            found.append((weights @ cells).unflatten(0, grid))
+        for piece, part in zip(pieces, parts, strict=True):
+            attention = part.attention()
+            weights = affinity(attention, self.kappa, self.refine_neg_cos).to(canvas.device)  # R
+            cells = _resized(piece[None], attention.grid)[0].flatten(1).T  # c_i
+            found.append((weights @ cells).unflatten(0, attention.grid))
         return torch.cat(found, 1)
 
     def score(self, view: View, text: Text) -> Tensor:
@@ -244,7 +241,6 @@ class Trident(Method):
         seen = view.looked
         if seen.features is None:
             seen.features = l2_normalise(self.trunk.readout(self.mixed(view)))
-            seen.parts = []
         return linear(seen.features, text.vectors)
 
 

@@ -70,6 +70,10 @@ def test_every_settings_file_is_of_a_method_and_names_known_datasets(path):
     assert set(settings.get("datasets", {})) <= set(CLASSES)
 
 
+def _redrawn(threshold: float) -> list[dict]:
+    return [dict(type="SAM", coarse_thresh=threshold)]
+
+
 class TestThresholds:
     """Those of the methods' repositories, spot by spot."""
 
@@ -220,6 +224,32 @@ class TestThresholds:
             ("SFP-release", "ade20k", dict(logit_scale=40), 384),
             ("CLIPtrase", "voc20", dict(window=0, cluster_vote="majority", class_scores=True), 224),
             ("MaskCLIP", "voc20", dict(prompts="imagenet85"), 336),
+            (
+                "Trident",
+                "voc20",
+                dict(window=336, stride=112, kappa=0.0, refine=_redrawn(0.2), prob_thd=0.0),
+                336,
+            ),
+            (
+                "Trident",
+                "voc21",
+                dict(window=336, stride=224, prob_thd=0.2, area_thd=None, refine=_redrawn(0.2)),
+                448,
+            ),
+            ("Trident", "context60", dict(prob_thd=0.15, refine=_redrawn(0.15)), 576),
+            ("Trident", "context59", dict(prob_thd=0.0, refine=_redrawn(0.15)), 576),
+            ("Trident", "coco_object", dict(prob_thd=0.25, refine=_redrawn(0.25)), 448),
+            ("Trident", "coco_stuff164k", dict(stride=224, refine=_redrawn(0.05)), 448),
+            ("Trident", "ade20k", dict(refine_neg_cos=False, refine=_redrawn(0.05)), 576),
+            (
+                "Trident",
+                "city_scapes",
+                dict(kappa=3.0, refine_neg_cos=False, sam_halves=True, refine=_redrawn(0.1)),
+                688,
+            ),
+            ("Trident", "ade847", dict(window=336, refine=_redrawn(0.2)), 448),
+            ("Trident", "context459", dict(stride=224, refine=_redrawn(0.2)), 448),
+            ("Trident", "toyland", dict(proxy="colour", sam="colour", window=224), 336),
         ],
     )
     def test_values(self, method, dataset, expected, short_side):
