@@ -49,8 +49,9 @@ class Method(Registered, ABC):
 
     Annotated attributes of the class body are its options, checked and stored: ``sigma: float =
     5.0``. What needs more is done in ``prepare``. Stages: ``look`` knows the whole image;
-    ``encode`` knows windows, the ``part`` of each in what ``look`` saw, and no text; ``score``, ``refine_pixels``, ``refine`` and ``relabel`` know
-    one image's ``View``, and all but the last the ``Text``.
+    ``encode`` knows windows, the ``part`` of each in what ``look`` saw, and no text; ``score``,
+    ``refine_pixels``, ``refine`` and ``relabel`` know one image's ``View``, and all but the last
+    the ``Text``.
 
     Args:
         clip: the frozen CLIP.
