@@ -124,7 +124,7 @@ class CorrCLIP(Masked, Padded):
         return {"features": l2_normalise(self.features_of(windows, regions))}
 
     def features(self, windows: Tensor) -> Tensor:
-        """F (B, h', w', D) of windows as images of their own: their masks are made, or asked for."""
+        """F (B, h', w', D) of windows as images of their own, each with its own masks."""
         box = [0, 0, *windows.shape[-2:]]
         looked = [self.look(Picture(window)) for window in windows]
         parts = torch.stack(self.parts(looked, [box] * len(windows)))

@@ -20,7 +20,7 @@ from sfp.stages import Picture, Text, View
 
 @METHODS.register("LaVG")
 class LaVG(Masked, SCLIP):
-    """S_p = g_i T at each pixel p of mask i, g_i the mean of F over the mask's pixels in the window.
+    """S_p = g_i T at each pixel p of mask i, g_i the mean of F over the window's pixels of it.
 
     F are SCLIP's unit features, bilinear at the window's pixels and not made unit again, T the
     texts. Of masks that overlap the first counts; one more mask has all that the others leave. The

@@ -75,7 +75,7 @@ class NormalisedCut(MaskProgram):
 
 
 def refined(mask: np.ndarray, side: int, size: tuple[int, int]) -> np.ndarray:
-    """A mask of patches (h, w) at a picture's size (H, W), by way of a square of ``side`` pixels."""
+    """A mask of patches (h, w) at a picture's size (H, W), by way of a square of ``side``."""
     rows, columns = (np.arange(side) * cells // side for cells in mask.shape)
     square = mask[rows][:, columns]
     filled = scipy.ndimage.binary_fill_holes(square)

@@ -1,4 +1,4 @@
-"""Where an image's masks come from: files, a callable, or a program whose masks are kept on disk."""
+"""Where masks come from: files, a callable, or a program whose masks are kept on disk."""
 
 from __future__ import annotations
 
@@ -262,14 +262,15 @@ def _program_of(masks: Any) -> tuple[str, dict[str, Any]] | None:
     Raises:
         SFPError: an unknown name.
     """
-    if isinstance(masks, Mapping):
-        name, options = parse_spec(masks)
-    elif not isinstance(masks, str) or Path(masks).suffix == ".json" or Path(masks).is_dir():
+    if not isinstance(masks, (str, Mapping)):
         return None
-    elif os.sep in masks.partition(":")[0]:
-        return None
-    else:
-        name, options = parse_spec(masks)
+    if isinstance(masks, str):
+        name, path = masks.partition(":")[0], Path(masks).expanduser()
+        named = path.suffix == ".json" or path.is_dir() or set(name) & {"/", os.sep}
+        if name not in PROGRAMS.names() and named:
+            return None
+        PROGRAMS.get(name)
+    name, options = parse_spec(masks)
     PROGRAMS.get(name)
     return name, options
 

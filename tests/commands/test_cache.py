@@ -20,7 +20,8 @@ OWN = {
     "compiled": ["inductor/ab/code.py"],
 }
 FOREIGN = [
-    "sfp/text/mine.safetensors", "sfp/masks/mine/a.npz", "sfp/notes.txt", "home/.cache/clip/mine.pt",
+    "sfp/text/mine.safetensors", "sfp/masks/mine/a.npz", "sfp/notes.txt",
+    "home/.cache/clip/mine.pt",
     "hub/models--me--my-model/blobs/0", "hub/version.txt",
     "data/downloads/mine.zip", "data/VOCdevkit/VOC2012/JPEGImages/a.jpg",
 ]  # fmt: skip

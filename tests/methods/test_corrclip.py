@@ -1,4 +1,4 @@
-"""CorrCLIP against the authors' code, alone and beside another image, and against a plain reading."""
+"""CorrCLIP against the authors' code, alone and beside another image, and a plain reading."""
 
 from __future__ import annotations
 
@@ -186,8 +186,8 @@ def test_the_ordinary_stream_is_untouched_by_the_copies(clip):
         for method in (whole, main):
             original = CorrCLIP.mixed
 
-            def spy(self, weights, stream, grid, size, original=original):
-                streams.append(stream)
+            def spy(self, weights, stream, grid, size, original=original, seen=streams):
+                seen.append(stream)
                 return original(self, weights, stream, grid, size)
 
             method.mixed = spy.__get__(method)
@@ -238,5 +238,5 @@ def test_constants_by_depth(clip):
         return build_method("CorrCLIP", own, proxy="colour", masks=lambda _: 0).spatial_layers
 
     assert (layers(clip), layers(parity_clip("vit24-p14"))) == (5, 12)
-    with pytest.raises(SFPError, match="spatial_layers of CorrCLIP is 11; .* 1 to 10"):
+    with pytest.raises(SFPError, match=r"spatial_layers of CorrCLIP is 11; .* 1 to 10"):
         build_method("CorrCLIP", clip, proxy="colour", masks=lambda _: 0, spatial_layers=11)

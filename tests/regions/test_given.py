@@ -247,7 +247,7 @@ def test_the_six_photographs_with_masks_as_png(method, tmp_path, toyland_clip):
 
     photos = sorted(p for p in REAL.rglob("*.jpg"))
     assert len(photos) == 6
-    for number, photo in enumerate(photos):
+    for photo in photos:
         width, height = Image.open(photo).size
         rows, columns = np.arange(height) * 3 // height, np.arange(width) * 4 // width
         blocks = rows[:, None] * 4 + columns  # 12 regions, 0 for none

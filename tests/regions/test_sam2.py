@@ -111,7 +111,7 @@ def test_its_weights_are_in_the_fingerprint_and_noticed_on_disk(folder, tmp_path
 
 
 def test_mistakes(folder, tmp_path, toyland_clip, monkeypatch):
-    with pytest.raises(SFPError, match="has no model.safetensors"):
+    with pytest.raises(SFPError, match=r"has no model\.safetensors"):
         load_masks(f"sam2:model={tmp_path}", toyland_clip)
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"none")
