@@ -137,7 +137,7 @@ def measure(args: argparse.Namespace) -> None:
         max(args.batch), 3, side, side, generator=torch.Generator().manual_seed(0)
     ).to(clip.device)
     contenders: dict[str, Callable[[Tensor], Any]] = {PLAIN: plain.encode_image, **methods}
-    inputs = {**dict.fromkeys(methods, windows), PLAIN: windows.to(plain.visual.conv1.weight.dtype)}
+    inputs = {**dict.fromkeys(methods, windows), PLAIN: windows.to(next(plain.visual.parameters()).dtype)}
 
     forward = []
     for batch in args.batch:
@@ -433,7 +433,7 @@ def measure_images(
             protocol = pipeline.protocol
             grid = window_grid(*image.shape[1:], protocol.window, protocol.stride)
             windows = torch.stack([cut(image, window) for window in grid])
-            for_plain = windows.to(plain.visual.conv1.weight.dtype)
+            for_plain = windows.to(next(plain.visual.parameters()).dtype)
             size = clip.model.visual.image_size[0]
             if windows.shape[-1] != size:  # open_clip takes its native size alone
                 for_plain = torch.nn.functional.interpolate(for_plain, size=size)
