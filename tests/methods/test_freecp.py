@@ -18,6 +18,7 @@ from sfp.datasets import toyland
 from sfp.errors import SFPError
 from sfp.methods import METHODS, build_method, list_methods
 from sfp.methods._boxes import boxes_of, mask_of
+from sfp.methods._wrapper import Wrapper
 from sfp.methods.freecp import affinity as affinity_of
 from sfp.methods.freecp import agreement, refine, rivals, soft_iou, stretch
 from sfp.page.backend import TOYLAND_OPTIONS
@@ -254,9 +255,7 @@ def test_it_wraps_every_method_that_is_no_wrapper(toyland_clip):
     )
     words = ("sky", "grass", "sea", "sun")
     text = Text(TextBank(toyland_clip).encode(words), words)
-    for name in list_methods():
-        if name in ("FreeCP", "FLOSS"):
-            continue
+    for name in filter(Wrapper.can_wrap, list_methods()):
         base = dict(type=name, **TOYLAND_OPTIONS.get(name, {}))
         method = build_method(
             "FreeCP", toyland_clip, base=base, purify=True, pm="SOM", registers=1, rp_thres=0.0
