@@ -41,17 +41,11 @@ class Wrapper(Method):
         base = given.get("base", known["base"])
         METHODS.check_options(cls.name, {"base": base})
         name, options = parse_spec(base)
-        below = METHODS.get(name)
-        stages = {"part", "refine", "refine_pixels", "decide", "relabel"}
-        if below.cosines is not Method.cosines:
-            stages.remove("decide")
-        for stage in stages:
-            changed = getattr(below, stage) is not getattr(Method, stage)
-            if changed or issubclass(below, Wrapper) or below.joins_windows:
-                raise SFPError(
-                    f"base of {cls.name} is {name}, whose scores are no cosines of single windows;"
-                    " give a method such as ClearCLIP."
-                )
+        if not cls.can_wrap(name):
+            raise SFPError(
+                f"base of {cls.name} is {name}, whose scores are no cosines of single windows;"
+                " give a method such as ClearCLIP."
+            )
         check_method(name, options)
         of_base = set(METHODS.options(name)) - set(known)
         for option in sorted(of_base & set(given)):
@@ -59,6 +53,15 @@ class Wrapper(Method):
                 f"{option} is an option of the base {name}, not of {cls.name}; write"
                 f" base='{name}:{option}={given[option]}'."
             )
+
+    @staticmethod
+    def can_wrap(name: str) -> bool:
+        """Whether a method of that name has cosines of single windows, and nothing after them."""
+        below = METHODS.get(name)
+        stages = ["part", "refine", "refine_pixels", "relabel"]
+        stages += ["decide"] if below.cosines is Method.cosines else []
+        changed = any(getattr(below, own) is not getattr(Method, own) for own in stages)
+        return not changed and not issubclass(below, Wrapper) and not below.joins_windows
 
     def __post_init__(self):
         name, options = parse_spec(self.base)

@@ -16,7 +16,7 @@ from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
 from sfp.errors import SFPError
 from sfp.experiments.prompt_ranking import Journal, prompt_entropies, ranked
-from sfp.methods import METHODS, build_method, list_methods
+from sfp.methods import build_method, list_methods
 from sfp.methods._wrapper import Wrapper
 from sfp.methods.floss import FLOSS, take_surer
 from sfp.pipeline import Pipeline, Protocol
@@ -286,10 +286,7 @@ def test_it_wraps_every_method_that_is_no_wrapper(toyland_clip, tmp_path):
     bank = TextBank(toyland_clip, cache_dir=False)
     text = Text(bank.encode(words), words, bank=bank)
     window = parity.image("rect.0", 64, 96)[None]
-    for name in list_methods():
-        below = METHODS.get(name)
-        if issubclass(below, Wrapper) or below.joins_windows:
-            continue
+    for name in filter(Wrapper.can_wrap, list_methods()):
         file = write_ranking(tmp_path / "ranking.json", toyland_clip, words, base=name)
         base = dict(type=name, **TOYLAND_OPTIONS.get(name, {}))
         scores = build_method("FLOSS", toyland_clip, base=base, ranking=str(file)).scores(

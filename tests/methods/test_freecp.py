@@ -16,7 +16,7 @@ from sfp.clip.text_bank import TextBank
 from sfp.clip.trunk import Attention, Hook
 from sfp.datasets import toyland
 from sfp.errors import SFPError
-from sfp.methods import METHODS, build_method, list_methods
+from sfp.methods import build_method, list_methods
 from sfp.methods._boxes import boxes_of, mask_of
 from sfp.methods._parts import propagation as affinity_of
 from sfp.methods._wrapper import Wrapper
@@ -255,10 +255,7 @@ def test_it_wraps_every_method_that_is_no_wrapper(toyland_clip):
     )
     words = ("sky", "grass", "sea", "sun")
     text = Text(TextBank(toyland_clip).encode(words), words)
-    for name in list_methods():
-        below = METHODS.get(name)
-        if issubclass(below, Wrapper) or below.joins_windows:
-            continue
+    for name in filter(Wrapper.can_wrap, list_methods()):
         base = dict(type=name, **TOYLAND_OPTIONS.get(name, {}))
         method = build_method(
             "FreeCP", toyland_clip, base=base, purify=True, pm="SOM", registers=1, rp_thres=0.0
