@@ -24,6 +24,7 @@ from test_files import files_limited, small_disk  # noqa: F401
 import sfp
 from sfp.errors import SFPError
 from sfp.many.items import FileItem
+from sfp.many.recipe import scores_of
 from sfp.many.run import Summary, one_process, run
 from sfp.many.sources import Sources
 from sfp.many.worker import Job, Worker
@@ -58,6 +59,17 @@ def test_labels_are_those_of_the_segmenter(photos, recipe, expected):  # noqa: F
         alone = segmenter(photos / f"{name}.jpg", NAMES).labels.astype(np.uint8)
         made = np.frombuffer(expected[f"{name}_labels.png"], np.uint8).reshape(alone.shape)
         assert (made == alone).mean() > 0.999
+
+
+@pytest.mark.parametrize("background", [None, "rest", ["background", "sand"]])
+def test_scores_are_those_of_instances(background, photos, recipe):  # noqa: F811
+    segmenter = sfp.Segmenter("CLIP", "Toyland", device="cpu", **recipe.options)
+    more = dict(background=background, prob_thd=0.5 if background == "rest" else None)
+    result = segmenter(photos / "00.jpg", NAMES, keep_scores="label", **more)
+    for parts in (False, True):
+        instances = result.annotated(parts=parts).instances
+        expected = [instance.score for instance in instances]
+        assert scores_of(result, parts) == pytest.approx(expected, abs=1.1e-4) and expected
 
 
 def test_the_summary(photos, recipe, tmp_path, capsys):  # noqa: F811
