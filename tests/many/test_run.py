@@ -77,7 +77,7 @@ def test_the_summary(photos, recipe, tmp_path, capsys):  # noqa: F811
     found = json.loads((tmp_path / "out/.sfp/summary-1-of-1.json").read_text())
     assert found == summary.as_dict()
     assert found["segmented"] == found["pictures"] == 11 and found["failures"] == []
-    assert sum(found["share_of_time"].values()) == pytest.approx(1, abs=0.05)
+    assert 0.5 < sum(found["share_of_time"].values()) < 1.01  # the rest is told and noted
     assert found["share_of_time"]["model"] > 0.1
     told = capsys.readouterr()
     assert told.out.count("sky ") == 11 and "11/11" in told.err
