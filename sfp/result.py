@@ -6,6 +6,7 @@ import colorsys
 import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,12 +238,11 @@ class Segmentation:
                 "for COCO masks or .npz for everything."
             )
         make_folder(path.parent)
-        if ending == ".png":
-            with whole_file(path.with_suffix(".csv")) as partial:
-                table = class_table(self.labels, self.names, self.palette)
-                partial.write_text(table, encoding="utf-8")
-        with whole_file(path) as partial:
+        table = whole_file(path.with_suffix(".csv")) if ending == ".png" else nullcontext()
+        with whole_file(path) as partial, table as beside:
             if ending == ".png":
+                names = class_table(self.labels, self.names, self.palette)
+                beside.write_text(names, encoding="utf-8")
                 self.label_image().save(partial, pnginfo=png_provenance(self.protocol))
             elif ending == ".json":
                 partial.write_text(json.dumps(self.to_coco()), encoding="utf-8")
