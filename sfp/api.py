@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -49,19 +49,6 @@ class _Question:
     names: tuple[str, ...]
     task: Task
     provenance: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Photo:
-    """An image as it was read, (H, W, 3) uint8 RGB, and its file, "" where it came from none."""
-
-    pixels: np.ndarray
-    path: str
-
-    @classmethod
-    def read(cls, image: ImageLike) -> _Photo:
-        path = image.path if isinstance(image, StoredImage) else image
-        return cls(read_image(image), str(path) if isinstance(path, (str, os.PathLike)) else "")
 
 
 class Segmenter:
@@ -162,7 +149,7 @@ class Segmenter:
                 don't fit each other.
         """
         question = self._question(names, background, prob_thd)
-        return self._answer([_Photo.read(image)], [question], keep_scores)[0][0]
+        return self._answer([self._read(image)], [question], keep_scores)[0][0]
 
     def many(
         self,
@@ -221,7 +208,7 @@ class Segmenter:
         questions = [self._question(names, background, prob_thd) for names in vocabularies]
         if not questions:
             return []
-        answers = self._answer([_Photo.read(image)], questions, keep_scores)
+        answers = self._answer([self._read(image)], questions, keep_scores)
         return [results[0] for results in answers]
 
     def inspect(
@@ -320,13 +307,13 @@ class Segmenter:
         return _Question(vocabulary.names, Task(text, protocol), provenance)
 
     def _answer(
-        self, photos: Sequence[_Photo], questions: Sequence[_Question], keep_scores: Kept
+        self, pictures: Sequence[Picture], questions: Sequence[_Question], keep_scores: Kept
     ) -> list[list[Segmentation]]:
         """For each question a result for each picture."""
         kept = sum(_kept(question, keep_scores) for question in questions)
-        for photo in photos:
-            _check_scores(photo.pixels, kept)
-        sizes = [photo.pixels.shape[:2] for photo in photos]
+        for picture in pictures:
+            _check_scores(picture.pixels, kept)
+        sizes = [picture.pixels.shape[:2] for picture in pictures]
         tasks = [question.task for question in questions]
         own = keep_scores == "label"
         pictures = [self._picture(photo) for photo in photos]
@@ -337,19 +324,22 @@ class Segmenter:
                     labels.cpu().numpy(),
                     question.names,
                     None if scores is None or own else scores.cpu().numpy(),
-                    photo.pixels,
+                    picture.pixels,
                     question.provenance,
                     scores.cpu().numpy() if own else None,
                 )
-                for photo, (labels, scores) in zip(photos, maps, strict=True)
+                for picture, (labels, scores) in zip(pictures, maps, strict=True)
             ]
             for question, maps in zip(questions, found, strict=True)
         ]
 
-    def _picture(self, photo: _Photo) -> Picture:
-        clip = self.pipeline.method.clip
-        resized = resize_short_side(photo.pixels, self.short_side, clip.trunk.patch)
-        return Picture(clip.normalise(resized), photo.pixels, photo.path)
+    def _read(self, image: ImageLike) -> Picture:
+        """An image as it was read, and at the size that the windows slide over."""
+        pixels, clip = read_image(image), self.pipeline.method.clip
+        resized = resize_short_side(pixels, self.short_side, clip.trunk.patch)
+        path = image.path if isinstance(image, StoredImage) else image
+        path = str(path) if isinstance(path, (str, os.PathLike)) else ""
+        return Picture(clip.normalise(resized), pixels, path)
 
     def _stream(
         self,
@@ -359,25 +349,25 @@ class Segmenter:
         yield_errors: bool,
     ) -> Iterator[Segmentation | SFPError]:
         names = _kept(question, keep_scores)
-        batch: list[_Photo] = []
+        batch: list[Picture] = []
         windows = size = 0
-        for photo in _read_ahead(images):
+        for picture in _read_ahead(images, self._read):
             more_windows = more_size = most = 0
-            if isinstance(photo, _Photo):
+            if isinstance(picture, Picture):
                 try:
-                    more_windows, most, more_size = self._cost(photo.pixels, names)
+                    more_windows, most, more_size = self._cost(picture.pixels, names)
                 except SFPError as error:
-                    photo = error
+                    picture = error
             full = windows + more_windows > most or size + more_size > _BATCH_BYTES
-            if batch and (full or isinstance(photo, SFPError)):
+            if batch and (full or isinstance(picture, SFPError)):
                 yield from self._answer(batch, [question], keep_scores)[0]
                 batch, windows, size = [], 0, 0
-            if isinstance(photo, SFPError):
+            if isinstance(picture, SFPError):
                 if not yield_errors:
-                    raise photo
-                yield photo
+                    raise picture
+                yield picture
             else:
-                batch.append(photo)
+                batch.append(picture)
                 windows, size = windows + more_windows, size + more_size
         if batch:
             yield from self._answer(batch, [question], keep_scores)[0]
@@ -431,18 +421,18 @@ def _check_scores(pixels: np.ndarray, names: int) -> None:
         )
 
 
-def _read_ahead(images: Iterable[ImageLike]) -> Iterator[_Photo | SFPError]:
+def _read_ahead(
+    images: Iterable[ImageLike], read: Callable[[ImageLike], Picture]
+) -> Iterator[Picture | SFPError]:
     """The pictures in order, or the error of one, a few of them read before they are asked for."""
     waiting: deque[Future] = deque()
     left = iter(images)
     with ThreadPoolExecutor(_READERS, "read images") as readers:
         try:
-            waiting.extend(
-                readers.submit(_Photo.read, image) for image in islice(left, _READ_AHEAD)
-            )
+            waiting.extend(readers.submit(read, image) for image in islice(left, _READ_AHEAD))
             while waiting:
                 future = waiting.popleft()
-                waiting.extend(readers.submit(_Photo.read, image) for image in islice(left, 1))
+                waiting.extend(readers.submit(read, image) for image in islice(left, 1))
                 error = future.exception()
                 if error is not None and not isinstance(error, SFPError):
                     raise error

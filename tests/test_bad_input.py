@@ -80,6 +80,8 @@ def place(tmp_path_factory):
     (root / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "zero.jpg").write_bytes(b"")
     (root / "words.jpg").write_text("no picture")
+    for name in ("words.tar", "words.mp4"):
+        (root / name).write_text("no picture" * 100)
     (root / "file").write_text("x\n")
     (root / "empty").mkdir()
     grey = np.full((40, 40), 0.5, np.float32)
@@ -397,6 +399,18 @@ COMMANDS = [
     ("segment", "sound.jpg --names a,b --options text_cache=5", "text_cache is 5"),
     ("segment", f"sound.jpg --names a,b --options weights_sha256={'0' * 63}a", "000a", "SHA-256"),
     ("segment", "sound.jpg --names a,b --options prompts=phot", "did you mean 'photo'"),
+    ("segment", "list.txt --names a", "no list list.txt"),
+    ("segment", "*.webp --names a", "No file is named as *.webp"),
+    ("segment", "absent.tar --names a", "no file absent.tar"),
+    ("segment", "words.tar --names a", "words.tar is cut short or damaged after 0 pictures"),
+    ("segment", "words.mp4 --names a", "words.mp4 can't be read as a video"),
+    ("segment", "sound.jpg --names a --every 0", "--every 0"),
+    ("segment", "sound.jpg --names a,b --processes 0", "--processes 0"),
+    ("segment", "sound.jpg --names a,b --shard 3/2", "'3/2' is no share; write I/N"),
+    ("segment", "sound.jpg --names a,b --shard x", "'x' is no share"),
+    ("segment", "sound.jpg --names a,b --engine spark", "'spark'"),
+    ("segment", "sound.jpg --names a,b --address a:1", "--address is Ray's"),
+    ("segment", "sound.jpg --names a,b --actors 2", "--actors is Ray's"),
     ("benchmark", "--devices 9", "'9'"),
     ("benchmark", f"{_BENCH} --methods SFP SFP", "one name"),
     ("benchmark", f"{_BENCH} --settings theirs", "theirs"),

@@ -35,6 +35,8 @@ NOT_RUN = {
     "sfp page": "serves until it is stopped; test_page.py starts it",
     "sfp page --model ViT-B/16 --pretrained weights/ViT-B-16.pt --port 8000": "needs OpenAI's weights",  # noqa: E501
     'sfp segment photo.jpg --names "cat, sofa, window" --background "background, wall, floor"': "needs OpenAI's weights",  # noqa: E501
+    'sfp segment photos --names "cat, sofa" --engine ray --address head:6379': "needs a Ray cluster",  # noqa: E501
+    'sfp segment "docs/pictures/sc*.jpg" --names "sky, sea, boat" --model Toyland --out on_ray --engine ray --actors 1': "needs Ray; test_on_ray.py does it",  # noqa: E501
     "NNODES=2 NODE_RANK=0 MASTER_ADDR=first-machine sh scripts/distribute_test.sh configs/cfg_ade20k.py 8": "two machines",  # noqa: E501
     "NNODES=2 NODE_RANK=1 MASTER_ADDR=first-machine sh scripts/distribute_test.sh configs/cfg_ade20k.py 8": "two machines",  # noqa: E501
     "srun -n 8 --gres=gpu:8 --ntasks-per-node=8 sh scripts/distribute_test.sh configs/cfg_ade20k.py": "Slurm",  # noqa: E501

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from sfp.errors import SFPError
+from sfp.files import sweep
 from sfp.many.recipe import Recipe
 from sfp.many.run import Engine, Summary, Units
 from sfp.many.worker import Outcome, Seconds, Worker
@@ -138,10 +139,15 @@ def on_ray(
 
     def engine(units: Units, summary: Summary) -> Iterator[Outcome]:
         ray = connect(address)
+        died = False
         try:
-            yield from _outcomes(ray, recipe, out.resolve(), actors, fresh, units, summary)
+            for outcome in _outcomes(ray, recipe, out.resolve(), actors, fresh, units, summary):
+                died = died or outcome.was_done  # by an actor that didn't live to say so
+                yield outcome
         finally:
             ray.shutdown()
+            if died:
+                sweep(out)
 
     return engine
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sfp.errors import SFPError
+from sfp.files import sweep
 from sfp.many.recipe import Recipe
 from sfp.many.run import Engine, Summary, Units
 from sfp.many.worker import Job, Outcome, Seconds, Worker, cores
@@ -74,6 +75,7 @@ class _Crowd:
         self.summary = summary
         self.again: deque[list[Job]] = deque()  # what dead processes left
         self.tries: dict[str, int] = {}
+        self.left_files = False  # by a process that was killed
 
     def work(self, units: Iterator[Sequence[Job]]) -> Iterator[Outcome]:
         members = [self._start(index) for index in range(self.count)]
@@ -99,11 +101,15 @@ class _Crowd:
                 self._give(member, None)
             for member in members:
                 self._farewell(member)
+                member.process.join(10)
         finally:
             for member in members:
                 if member.process.is_alive():
                     member.process.kill()
+                    self.left_files = True
                 member.process.join()
+            if self.left_files:
+                sweep(self.out)
 
     def _start(self, index: int) -> _Member:
         context = multiprocessing.get_context("spawn")
@@ -141,6 +147,7 @@ class _Crowd:
     def _bury(self, member: _Member) -> Iterator[Outcome]:
         """Give out again what a dead process had; raises SFPError where no model could be had."""
         member.process.join()
+        self.left_files = True
         code = member.process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         if not member.ready:

@@ -10,6 +10,8 @@ from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sfp.errors import SFPError
 from sfp.exports.png import png_provenance, read_provenance
 from sfp.files import make_folder, whole_file
@@ -124,8 +126,7 @@ class Asked:
                 compare(shown).save(partial, pnginfo=png_provenance(record))
             report = "compared"
         else:
-            found = results[0].annotated(parts=self.recipe.parts).instances
-            record["scores"] = [instance.score for instance in found]
+            record["scores"] = scores_of(results[0], self.recipe.parts)
             result = replace(results[0], protocol=record)
             for file in reversed(files):  # the one that says that it is done comes last
                 result.save(file)
@@ -141,6 +142,21 @@ class Asked:
         if record is None or record.get("source") != item.source:
             return False
         return record.get("asked") == self.recipe.asked or settings_of(record) == self.card
+
+
+def scores_of(result: Segmentation, parts: bool) -> list[float]:
+    """The scores of ``Segmentation.annotated``'s instances, in their order.
+
+    Of whole names they are means over labels, for which no mask need be made: of 12 megapixels that
+    takes a fifth of the time.
+    """
+    if parts or result.confidence is None:
+        return [instance.score for instance in result.annotated(parts=parts).instances]
+    labels, count = result.labels.ravel(), len(result.names)
+    pixels = np.bincount(labels, minlength=count)
+    sums = np.bincount(labels, result.confidence.ravel(), count)
+    first = int(result.background is not None)
+    return [round(float(sums[i] / pixels[i]), 4) for i in range(first, count) if pixels[i]]
 
 
 def settings_of(record: dict[str, Any]) -> dict[str, Any]:

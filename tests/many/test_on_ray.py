@@ -112,17 +112,11 @@ def test_what_stops_a_run(photos, recipe, cluster, tmp_path):  # noqa: F811
     wrong = replace(recipe, model="ViT-B/16", pretrained="nowhere")
     with pytest.raises(SFPError, match="nowhere"):
         go(photos, tmp_path / "a", wrong, on_ray(wrong, tmp_path / "a", cluster, 1))
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b/00_labels.png").mkdir()  # a folder in a result's place
-    own = on_ray(recipe, tmp_path / "b", cluster, 1, fresh=True)
-    with pytest.raises(SFPError, match="can't be written"):
-        go(
-            photos / "00.jpg",
-            tmp_path / "b",
-            recipe,
-            on_ray(recipe, tmp_path / "b", cluster, 1),
-            fresh=True,
-        )
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/b").write_text("")  # where a folder would be made
+    engine = on_ray(recipe, tmp_path / "out", cluster, 1)
+    with pytest.raises(SFPError, match="out/b can't be written"):
+        go(photos, tmp_path / "out", recipe, engine, quiet=True)
 
 
 class TestAddresses:

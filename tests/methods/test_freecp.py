@@ -16,7 +16,7 @@ from sfp.clip.text_bank import TextBank
 from sfp.clip.trunk import Attention, Hook
 from sfp.datasets import toyland
 from sfp.errors import SFPError
-from sfp.methods import build_method, list_methods
+from sfp.methods import METHODS, build_method, list_methods
 from sfp.methods._boxes import boxes_of, mask_of
 from sfp.methods._parts import propagation as affinity_of
 from sfp.methods._wrapper import Wrapper
