@@ -316,7 +316,6 @@ class Segmenter:
         sizes = [picture.pixels.shape[:2] for picture in pictures]
         tasks = [question.task for question in questions]
         own = keep_scores == "label"
-        pictures = [self._picture(photo) for photo in photos]
         found = self.pipeline.segment(pictures, tasks, sizes, keep_scores)
         return [
             [

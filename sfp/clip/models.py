@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
 
 QUICK = "-quickgelu"
-_TRANSFORMERS = "install it by: pip install 'sfp[vision]'"
+_TRANSFORMERS = "install it by: pip install 'sfp-ovss[vision]'"
 
 
 @functools.cache

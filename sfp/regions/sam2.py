@@ -127,7 +127,7 @@ def _load(model: str) -> tuple[Any, Any]:
     except ImportError as error:
         raise SFPError(
             f"The mask program sam2 needs transformers ({error}); install the extra:"
-            " pip install 'sfp[vision]'."
+            " pip install 'sfp-ovss[vision]'."
         ) from error
     hint = f"bring config.json and {_WEIGHTS} and name their folder as model=FOLDER"
     file = _file_of(model)

@@ -106,6 +106,6 @@ def _opencv():
         import cv2
     except ImportError as error:
         raise SFPError(
-            'Preparing ade847 needs OpenCV; install it with pip install "sfp[mmseg]".'
+            'Preparing ade847 needs OpenCV; install it with pip install "sfp-ovss[mmseg]".'
         ) from error
     return cv2
