@@ -132,7 +132,10 @@ def measure(args: argparse.Namespace) -> None:
         max(args.batch), 3, side, side, generator=torch.Generator().manual_seed(0)
     ).to(clip.device)
     contenders: dict[str, Callable[[Tensor], Any]] = {PLAIN: plain.encode_image, **methods}
-    inputs = {**dict.fromkeys(methods, windows), PLAIN: windows.to(next(plain.visual.parameters()).dtype)}
+    inputs = {
+        **dict.fromkeys(methods, windows),
+        PLAIN: windows.to(next(plain.visual.parameters()).dtype),
+    }
 
     forward = []
     for batch in args.batch:
