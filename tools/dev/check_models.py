@@ -4,9 +4,9 @@
     python tools/dev/check_models.py "*SigLIP*" # some, printed
 
 Weights are made up. A network of more than 100 million numbers is cut to two blocks in each tower,
-at its true width, and a vocabulary that is not CLIP's to 5000 words; those of Hugging Face's text towers get
-a config.json of their true width, since theirs is on the hub alone. Differences are the largest of
-unit vectors, float32, one image of the native size and two texts.
+at its true width, and a vocabulary that is not CLIP's to 5000 words; those of Hugging Face's text
+towers get a config.json of their true width, since theirs is on the hub alone. Differences are the
+largest of unit vectors, float32, one image of the native size and two texts.
 """
 
 from __future__ import annotations
