@@ -501,7 +501,8 @@ def _entry(model: str, tag: str) -> dict[str, Any]:
 
     from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
 
-    usual = dict(url="", hf_hub="", quick_gelu=False, mean=PIXEL_MEAN, std=PIXEL_STD)
+    by_config = bool((open_clip.get_model_config(model) or {}).get("quick_gelu", False))
+    usual = dict(url="", hf_hub="", quick_gelu=by_config, mean=PIXEL_MEAN, std=PIXEL_STD)
     return usual | open_clip.get_pretrained_cfg(model, tag)
 
 

@@ -3,10 +3,10 @@
     python tools/dev/check_models.py            # all: writes sfp/clip/models.csv and docs/models.md
     python tools/dev/check_models.py "*SigLIP*" # some, printed
 
-Weights are made up. A network of more than 100 million numbers is cut to three blocks in each
-tower, at its true width, and its vocabulary to 50000 words; those of Hugging Face's text towers get
-a config.json of their true width, since theirs is on the hub alone. Differences are the largest of
-unit vectors, float32, one image of the native size and two texts.
+Weights are made up. A network of more than 100 million numbers is cut to two blocks in each tower,
+at its true width, and a vocabulary that is not CLIP's to 5000 words; those of Hugging Face's text
+towers get a config.json of their true width, since theirs is on the hub alone. Differences are the
+largest of unit vectors, float32, one image of the native size and two texts.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from sfp.clip import load_clip  # noqa: E402
 from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD, FrozenCLIP, l2_normalise  # noqa: E402
+from sfp.clip.loading import _usual_activation  # noqa: E402
 from sfp.clip.models import (  # noqa: E402
     KNOWN,
     build_network,
@@ -42,7 +43,7 @@ from sfp.errors import SFPError  # noqa: E402
 from sfp.methods import METHODS, build_method  # noqa: E402
 
 PAGE = ROOT / "docs/models.md"
-MOST, BLOCKS, WORDS = 100_000_000, 3, 50_000
+MOST, BLOCKS, WORDS = 100_000_000, 2, 5_000
 RUN = ("MaskCLIP", "ClearCLIP", "SFP")
 # config.json of the text towers that open_clip takes from Hugging Face, at their true width
 _ROBERTA = dict(model_type="roberta", hidden_size=768, num_attention_heads=12, type_vocab_size=1,
@@ -110,7 +111,8 @@ def check(name: str) -> dict[str, Any]:
         whole, cut = sizes(name, config), ""
         if whole.pop("numbers") > MOST:
             config, cut = cut_down(config), f"{BLOCKS} blocks"
-        network = made_up(build_network(config, bool(config.get("quick_gelu")), name))
+        config["quick_gelu"] = _usual_activation(name, config)
+        network = made_up(build_network(config, config["quick_gelu"], name))
         register(name, config, Path(folder))
         try:
             found = compare(name, network, config)
@@ -165,8 +167,8 @@ def cut_down(config: dict[str, Any]) -> dict[str, Any]:
     for own in (text, config.get("multimodal_cfg", {})):
         if "layers" in own:
             own["layers"] = min(own["layers"], BLOCKS)
-        if "vocab_size" in own:
-            own["vocab_size"] = min(own["vocab_size"], WORDS)
+        if own.get("vocab_size", 0) != 49408:  # CLIP's, whose tokenizer is here
+            own["vocab_size"] = min(own.get("vocab_size", WORDS), WORDS)
     return config
 
 
@@ -216,13 +218,16 @@ def compare(name: str, network: nn.Module, config: dict[str, Any]) -> dict[str, 
         name,
         network.state_dict(),
         device="cpu",
-        quick_gelu=bool(config.get("quick_gelu")),
+        quick_gelu=config["quick_gelu"],
         pixel_mean=PIXEL_MEAN,
         pixel_std=PIXEL_STD,
     )
     trunk, generator = clip.trunk, torch.Generator().manual_seed(7)
-    native = [side * trunk.patch for side in trunk.native_grid]
-    image = torch.randn(1, 3, *native, generator=generator)
+    size = network.visual.image_size  # 384 with patches of 14 among them: what is left is dropped
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if hasattr(network.visual, "trunk"):
+        size = network.visual.trunk.patch_embed.img_size
+    image = torch.randn(1, 3, *size, generator=generator)
     ids = made_up_ids(clip, config, generator)
     with torch.inference_mode():
         ours = (clip.encode_image(image), clip.encode_text(ids))
@@ -262,7 +267,7 @@ def made_up_ids(clip: FrozenCLIP, config: dict[str, Any], generator: torch.Gener
     text, context = config["text_cfg"], clip.text.context
     if text_of(config) == "CLIP":
         return clip.tokenize(["a photo of a cat.", "the sea"])
-    most = min(text.get("vocab_size", WORDS), 30000)
+    most = min(text.get("vocab_size", WORDS), WORDS)
     ids = torch.randint(4, most, (2, context), generator=generator)
     ends = text.get("eos_id", 2)
     pad = 1 if "roberta" in text_of(config) or "nllb" in text_of(config) else 0
@@ -287,7 +292,7 @@ Made by `python tools/dev/check_models.py` with open_clip {open_clip.__version__
 these load and run, and their embeddings equal open_clip's own `encode_image` and `encode_text`
 (largest difference of unit vectors in float32: {worst_image:.1e} for images, {worst_text:.1e} for
 texts). {len(known) - len(takes)} have none and are refused. {plain} have OpenAI's architecture.
-For this comparison {cut} were cut to {BLOCKS} blocks in each tower, at their true width.
+For this comparison {cut} were cut to two or three blocks in each tower, at their true width.
 `sfp.list_models("*SigLIP*")` gives the table in Python, with the tags of published weights.
 
 - **tokens**: what comes before the patches, and what the image's embedding is made of: the class
