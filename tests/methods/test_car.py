@@ -248,6 +248,11 @@ def test_rounds_end_when_none_is_dropped(clip):
     ]
 
 
+def test_bare_words_are_never_the_last_round(clip):
+    rounds = Rounds(clip, [[0.9, 0.8], [0.9, 0.8]])
+    assert rounds(2)[0].tolist() == [0, 1] and len(rounds.asked) == 2
+
+
 def test_the_best_text_stays_where_none_is_sure(clip):
     rounds = Rounds(clip, [[0.1, 0.3, 0.2], [0.2]])
     members, _ = rounds(3)
