@@ -194,7 +194,7 @@ class TestMany:
         monkeypatch.setattr(
             segmenter.pipeline.method,
             "run",
-            lambda windows: batches.append(len(windows)) or run(windows),
+            lambda windows, *parts: batches.append(len(windows)) or run(windows, *parts),
         )
         alone = [len(list(segmenter.many([scene], NAMES))) and batches.pop() for scene in scenes]
         assert len(list(segmenter.many(scenes, NAMES, keep_scores=False))) == 3

@@ -175,17 +175,24 @@ def _frozen(
 def _package_of(model: str, tag: str) -> tuple[str, str, Package | None]:
     """Model, tag, and the folder or repository that one of them names, if any.
 
+    A name or tag that is known means that, whatever folders lie here; ``./NAME`` is the folder.
+
     Raises:
         SFPError: both name weights, or what ``open_package`` refuses.
     """
-    if is_package(model) and model.lower() not in (name.lower() for name in BUILT_IN):
+    import open_clip
+
+    built_in = {name.lower() for name in BUILT_IN}
+    models, tags = set(open_clip.list_models()), {own for _, own in open_clip.list_pretrained()}
+    if model.lower() not in built_in and model not in models and is_package(model):
         if tag not in ("openai", model):
             raise SFPError(
                 f"model={model!r} brings its own weights, but pretrained={tag!r} names others;"
                 " leave one of them out."
             )
         return _DEFAULT, model, open_package(model)
-    return model, tag, open_package(tag) if is_package(tag) else None
+    known = tag.lower() in built_in or tag in tags
+    return model, tag, open_package(tag) if not known and is_package(tag) else None
 
 
 def _of_config(

@@ -376,3 +376,12 @@ def test_probabilities():
     close(siglip.probabilities(images, texts), (scale * cosines + bias).sigmoid())
     assert clip.logit_bias is None
     close(clip.probabilities(images, texts), (clip.logit_scale * cosines).softmax(-1))
+
+
+def test_a_folder_of_a_tags_name_is_no_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("toyland", "openai", "Toyland"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    assert load_clip("Toyland", "toyland", device="cpu").name == "Toyland"
+    with pytest.raises(SFPError, match="has no weights"):
+        load_clip(pretrained="./openai", device="cpu")
