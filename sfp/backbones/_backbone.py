@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -31,7 +32,7 @@ class Backbone(nn.Module):
         self.function, self.heads, self.patch = function, None, None
         self.name = name or getattr(function, "__qualname__", repr(function))
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         return weights_sha256(self) if any(True for _ in self.parameters()) else self.name
 
