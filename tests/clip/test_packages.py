@@ -382,6 +382,6 @@ def test_a_folder_of_a_tags_name_is_no_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("toyland", "openai", "Toyland"):
         (tmp_path / name).mkdir(exist_ok=True)
-    assert load_clip("Toyland", "toyland", device="cpu").name == "Toyland"
+    assert sfp.load_clip("Toyland", "toyland", device="cpu").name == "Toyland"
     with pytest.raises(SFPError, match="has no weights"):
-        load_clip(pretrained="./openai", device="cpu")
+        sfp.load_clip(pretrained="./openai", device="cpu")

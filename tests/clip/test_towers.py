@@ -16,6 +16,7 @@ from sfp.errors import SFPError
 from sfp.methods import METHODS
 from sfp.outliers import DETECTORS
 from sfp.page.backend import TOYLAND_OPTIONS
+from sfp.stages import Picture
 
 EVERY = pytest.mark.parametrize("name", CONFIGS)
 # no token before the patches and a pool; a class token and rotary positions; registers alone
@@ -163,7 +164,8 @@ def test_every_method_runs_or_says_what_it_needs(name, method):
     if not options:  # else on the proxy's grid
         assert features.shape[1:3] == (4, 5)
     close(built(images[1:]), features[1:], 1e-3)
-    encoded = built.run(images)
+    looked = [built.look(Picture(image)) for image in images]
+    encoded = built.run(images, built.parts(looked, [[0, 0, *images.shape[-2:]]] * 2))
     assert all(torch.isfinite(value.float()).all() for value in encoded.values())
 
 
