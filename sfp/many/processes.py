@@ -81,9 +81,10 @@ class _Crowd:
         members = [self._start(index) for index in range(self.count)]
         try:
             while True:
-                for member in members:
-                    while len(member.held) < _HELD and (unit := self._next(units)):
-                        self._give(member, unit)
+                for held in range(_HELD):  # no process gets a second one before all have one
+                    for member in members:
+                        if len(member.held) == held and (member.ready or not held):
+                            self._give(member, self._next(units))
                 if not any(member.held for member in members):
                     break
                 by = {member.outcomes: member for member in members}
@@ -98,7 +99,7 @@ class _Crowd:
                     if (outcome := self._heard(member, found)) is not None:
                         yield outcome
             for member in members:
-                self._give(member, None)
+                self._send(member, None)
             for member in members:
                 self._farewell(member)
                 member.process.join(10)
@@ -126,8 +127,12 @@ class _Crowd:
         return self.again.popleft() if self.again else next(units, None)
 
     def _give(self, member: _Member, unit: Sequence[Job] | None) -> None:
-        if unit is not None:
-            member.held.append({job.item.key: job for job in unit})
+        if unit is None:
+            return
+        member.held.append({job.item.key: job for job in unit})
+        self._send(member, unit)
+
+    def _send(self, member: _Member, unit: Sequence[Job] | None) -> None:
         with contextlib.suppress(OSError):  # it has ended, which the other pipe tells
             member.units.send(unit)
 
