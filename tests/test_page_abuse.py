@@ -581,7 +581,7 @@ def test_memory_stays_level_over_forty_requests(address):
 def test_memory_of_the_program_stays_level(tmp_path):
     """200 mixed requests, then pictures at the bound of 50 million pixels."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-m", "sfp.page", "--port", "0"]
+    command = [sys.executable, "-m", "sfp", "page", "--port", "0"]
     server = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

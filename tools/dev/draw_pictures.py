@@ -161,7 +161,7 @@ def page() -> Image.Image:
             "There is no Chromium to draw page.png with; install it (Debian: apt-get install "
             "chromium)."
         )
-    command = [sys.executable, "-m", "sfp.page", "--port", "0"]
+    command = [sys.executable, "-m", "sfp", "page", "--port", "0"]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
         sync_playwright() as playwright,
