@@ -27,7 +27,7 @@ from conftest import ROOT
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sfp.page.__main__ import listen
+from sfp.commands.page import listen
 from sfp.page.backend import BACKBONES, Backend
 
 pytest.importorskip(
