@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import socket
 import threading
@@ -222,7 +223,11 @@ def _outcomes(
     gpus = 0 if recipe.device == "cpu" else int(has.get("GPU", 0))
     cores = max(1, int(has.get("CPU", 1)))
     count = actors or gpus or max(1, cores // 2)
-    share = dict(num_gpus=min(1.0, gpus / count)) if gpus else dict(num_cpus=max(1, cores // count))
+    if gpus:
+        share = dict(num_gpus=1 / math.ceil(count / gpus))
+    else:  # an actor must fit into any machine: one that fits into none is waited for, for ever
+        own = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
+        share = dict(num_cpus=max(1, min([cores // count, *(each for each in own if each)])))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
