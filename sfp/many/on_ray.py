@@ -32,7 +32,7 @@ from sfp.many.run import Engine, Summary, Units
 from sfp.many.worker import Outcome, Seconds, Worker
 
 _KNOCK = 5.0  # seconds that an address may take to answer
-_JOIN = 60.0  # seconds that a cluster may take to let one in
+_JOIN = 45.0  # seconds that a cluster may take to let one in; after 60 Ray ends the whole program
 _ROW = 4  # units that an actor is given at a time
 _COLUMNS = ("image", "bytes", "jpg", "jpeg", "png", "webp", "data", "content", "path")
 
