@@ -27,7 +27,7 @@ from conftest import ROOT
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sfp.page.__main__ import listen
+from sfp.commands.page import listen
 from sfp.page.backend import BACKBONES, Backend
 
 pytest.importorskip(
@@ -37,7 +37,8 @@ from sfp.page.server import allowed_hosts, page_server
 
 TOYLAND = BACKBONES[0].title
 CHOICES = ["CLIP", "as published", TOYLAND, "none"]
-SEGMENT = [None, "sea; sky", *CHOICES]
+AROUND = (True, 0)  # a usual background, the least probability
+SEGMENT = [None, "sea; sky", *AROUND, *CHOICES]
 INSPECT = [None, "SOM", False, 8, None, *CHOICES]
 
 
@@ -289,19 +290,19 @@ def test_names_are_bounded_and_shown_as_text(visitor):
         "sea; <img src=x onerror=alert(1)>; ": "empty name",
         "sea,sea": "duplicate name",
     }.items():
-        assert words in visitor.ask("segment", [None, names, *CHOICES])[0]
+        assert words in visitor.ask("segment", [None, names, *AROUND, *CHOICES])[0]
     for evil in ("<script>alert(1)</script>", '" onmouseover="x', "\ud83d\ude42"):
-        said, _, legend, *_ = visitor.ask("segment", [None, f"sea; {evil}", *CHOICES])
+        said, _, legend, *_ = visitor.ask("segment", [None, f"sea; {evil}", *AROUND, *CHOICES])
         assert "CLIP on Toyland" in said
         assert "<script" not in legend and '" onmouse' not in legend
-    assert visitor.join("segment", [None, "a" * 100_000, *CHOICES]).status_code == 413
+    assert visitor.join("segment", [None, "a" * 100_000, *AROUND, *CHOICES]).status_code == 413
 
 
 UNSOUND = [
     ("segment", []),
     ("segment", [None] * 5),
-    ("segment", ["0" * 64, "sea", *CHOICES]),  # another visitor's picture
-    ("segment", [None, "sea", ["CLIP"], *CHOICES[1:]]),
+    ("segment", ["0" * 64, "sea", *AROUND, *CHOICES]),  # another visitor's picture
+    ("segment", [None, "sea", *AROUND, ["CLIP"], *CHOICES[1:]]),
     *[
         ("inspect", [*INSPECT[:3], layer, *INSPECT[4:]])
         for layer in (float("nan"), float("inf"), 1e9, True, "8", None, [8])
@@ -354,7 +355,10 @@ def test_wrong_choices_and_clicks_are_errors(visitor):
     assert "less than minimum" in visitor.ask("inspect", [*INSPECT[:3], -1, *INSPECT[4:]])[0]
     assert "greater than maximum" in visitor.ask("inspect", [*INSPECT[:3], 10**9, *INSPECT[4:]])[0]
     assert "not in the list" in visitor.ask("inspect", [None, "nope", *INSPECT[2:]])[0]
-    assert "not in the list" in visitor.ask("segment", [None, "sea", "../../x", *CHOICES[1:]])[0]
+    assert (
+        "not in the list"
+        in visitor.ask("segment", [None, "sea", *AROUND, "../../x", *CHOICES[1:]])[0]
+    )
     assert "no pixel x=-5" in visitor.ask("click", [None], [-5, 5])[0]
     assert "no pixel x=1e+300" in visitor.ask("click", [None], [1e300, 5])[0]
     assert (
@@ -462,12 +466,12 @@ def test_many_at_once_are_served_one_after_the_other(visitor, address, backend):
     def segment(number: int) -> str:
         one = Visitor(address)
         one.ask("start", [])
-        return one.ask("segment", [None, f"sea; sky; name{number}", *CHOICES])[0]
+        return one.ask("segment", [None, f"sea; sky; name{number}", *AROUND, *CHOICES])[0]
 
     def leave(number: int) -> None:
         one = Visitor(address)
         one.ask("start", [])
-        one.join("segment", [None, f"sea; gone{number}", *CHOICES])
+        one.join("segment", [None, f"sea; gone{number}", *AROUND, *CHOICES])
         with one.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": one.session}):
             pass
 
@@ -483,7 +487,9 @@ def test_a_full_queue_is_refused(visitor):
     with ThreadPoolExecutor(8) as pool:
         answers = list(
             pool.map(
-                lambda number: visitor.join("segment", [None, f"sea; n{number}", *CHOICES]),
+                lambda number: visitor.join(
+                    "segment", [None, f"sea; n{number}", *AROUND, *CHOICES]
+                ),
                 range(60),
             )
         )
@@ -548,7 +554,7 @@ def mixed(address: str, count: int) -> None:
         visitor.session = f"{number % 50}{secrets.token_hex(4)}"
         if number % 5 == 0:
             visitor.ask("start", [])
-            visitor.ask("segment", [None, f"sea; sky; n{number}", *CHOICES])
+            visitor.ask("segment", [None, f"sea; sky; n{number}", *AROUND, *CHOICES])
         elif number % 5 == 1:
             visitor.ask("start", [])
             visitor.ask("inspect", [*INSPECT[:3], 1 + number % 12, *INSPECT[4:]])
@@ -556,7 +562,7 @@ def mixed(address: str, count: int) -> None:
             visitor.take(f"{number}.png", saved(Image.new("RGB", (640, 480 + number % 64)), "PNG"))
         elif number % 5 == 3:
             visitor.ask("start", [])
-            visitor.ask("compare", [None, "sea; sky", "MaskCLIP", *CHOICES])
+            visitor.ask("compare", [None, "sea; sky", "MaskCLIP", *AROUND, *CHOICES])
         else:
             visitor.take("cut.jpg", saved(SMALL, "JPEG")[:200])
             visitor.join("segment", SEGMENT, fn_index=None)
