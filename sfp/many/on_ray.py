@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import socket
 import threading
@@ -31,7 +32,7 @@ from sfp.many.run import Engine, Summary, Units
 from sfp.many.worker import Outcome, Seconds, Worker
 
 _KNOCK = 5.0  # seconds that an address may take to answer
-_JOIN = 60.0  # seconds that a cluster may take to let one in
+_JOIN = 45.0  # seconds that a cluster may take to let one in; after 60 Ray ends the whole program
 _ROW = 4  # units that an actor is given at a time
 _COLUMNS = ("image", "bytes", "jpg", "jpeg", "png", "webp", "data", "content", "path")
 
@@ -222,7 +223,11 @@ def _outcomes(
     gpus = 0 if recipe.device == "cpu" else int(has.get("GPU", 0))
     cores = max(1, int(has.get("CPU", 1)))
     count = actors or gpus or max(1, cores // 2)
-    share = dict(num_gpus=min(1.0, gpus / count)) if gpus else dict(num_cpus=max(1, cores // count))
+    if gpus:
+        share = dict(num_gpus=1 / math.ceil(count / gpus))
+    else:  # an actor must fit into any machine: one that fits into none is waited for, for ever
+        own = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
+        share = dict(num_cpus=max(1, min([cores // count, *(each for each in own if each)])))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
