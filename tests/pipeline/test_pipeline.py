@@ -15,6 +15,7 @@ from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
 from sfp.methods import build_method
 from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
+from sfp.refiners import REFINERS, LabelRefiner
 from sfp.stages import Text
 
 PROTOCOLS = {
@@ -221,3 +222,41 @@ class TestVocabulary:
             Vocabulary.from_file(file)
         with pytest.raises(SFPError, match="no names file"):
             Vocabulary.from_file(tmp_path / "absent.txt")
+
+
+class TestLabelsThatChangeAfterwards:
+    """Probabilities of the labels alone are those of the labels that stay."""
+
+    GROUPS = (0, 1, 2, 3, 4, 5, 6)
+
+    def both(self, walk: Pipeline) -> tuple:
+        image = parity.image("win.0", 112, 144)
+        ((labels, every),) = ask(walk, [image], self.GROUPS, [(112, 144)], True)
+        ((again, own),) = ask(walk, [image], self.GROUPS, [(112, 144)], "label")
+        assert torch.equal(labels, again)
+        torch.testing.assert_close(own, every.gather(0, labels[None])[0])
+        return labels, every
+
+    def test_by_the_method(self, clip):
+        regions = torch.arange(112 * 144).view(112, 144) // (28 * 144)  # four stripes
+
+        def masks(picture):
+            return torch.stack([regions == number for number in range(1, 4)])
+
+        options = dict(proxy="colour", masks=masks)
+        labels, every = self.both(pipeline(clip, Protocol(), "CorrCLIP", **options))
+        assert (labels != every.argmax(0)).any()
+        assert all(len(labels[regions == number].unique()) == 1 for number in range(1, 4))
+
+    def test_by_a_refiner(self, clip):
+        @REFINERS.register("SecondBest")
+        class SecondBest(LabelRefiner):
+            def __call__(self, labels, probabilities, view, text):
+                return probabilities.topk(2, 0).indices[1], probabilities
+
+        try:
+            walk = pipeline(clip, Protocol(refine=("SecondBest",)), "ClearCLIP")
+            labels, every = self.both(walk)
+        finally:
+            del REFINERS._classes["SecondBest"]
+        assert not (labels == every.argmax(0)).any()
