@@ -51,7 +51,7 @@ def test_the_users_word(program, silent, tmp_path, tool):
 
 
 def test_the_page_takes_it(monkeypatch, capsys):
-    from sfp.page.__main__ import main
+    from sfp.commands.page import main
 
     monkeypatch.setattr(sys, "argv", ["page", "--help"])
     with pytest.raises(SystemExit):
