@@ -167,7 +167,7 @@ def cut_down(config: dict[str, Any]) -> dict[str, Any]:
     for own in (text, config.get("multimodal_cfg", {})):
         if "layers" in own:
             own["layers"] = min(own["layers"], BLOCKS)
-        if own.get("vocab_size", 0) != 49408:  # CLIP's, whose tokenizer is here
+        if text_of(config) != "CLIP":  # whose tokenizer is here
             own["vocab_size"] = min(own.get("vocab_size", WORDS), WORDS)
     return config
 
