@@ -44,7 +44,6 @@ VARIANTS = {
     "ResCLIP": ["sfr=False"],
     "FSA": ["base=NACLIP"],
     "FreeCP": ["base=SCLIP", "base=MaskCLIP"],
-    "LPOSS": ["base=SFP"],
     "Trident": ["sam=None"],
     "CorrCLIP": ["correct=False"],
     "CASS": ["strategy=sequential"],
@@ -325,9 +324,11 @@ whether the last block keeps its residual and its FFN (for CLIP-Surgery and GEM:
 Options are `model.method=NAME`.
 
 {markdown_table(heads, methods)}
-ProxyCLIP's proxy is `proxy=colour` here, the mean colours of 8x8 pixels, and FSA is over that:
-DINO can't be downloaded where this was measured. Flat colours are easy for such a proxy, so their
-rows are no comparison. FLOSS's prompts were ranked on 8 scenes of another split.
+Second models (ProxyCLIP's, and FSA's below it, LPOSS's, Trident's, CASS's, CorrCLIP's and
+CLIP-DINOiser's) are `colour` here, the mean colours of 8x8 pixels, and masks (LaVG, CorrCLIP) are
+cut by these on 20x20 patches: DINO and SAM can't be downloaded where this was measured. Their rows
+show that the way works, and are no comparison: flat colours are easy for some of these methods and
+useless for others. CaR drops no text here and has no background words. FLOSS's prompts were ranked on 8 scenes of another split.
 CLIPSeg's layer on Toyland was chosen by `tools/probe_layers.py` on other scenes.
 
 ## Variants
