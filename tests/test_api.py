@@ -251,7 +251,7 @@ def test_several_vocabularies_in_one_pass(method, segmenter, scene, monkeypatch)
     monkeypatch.setattr(
         segmenter.pipeline.method,
         "run",
-        lambda windows: passes.append(len(windows)) or run(windows),
+        lambda windows, *parts: passes.append(len(windows)) or run(windows, *parts),
     )
     assert segmenter.vocabularies(scene.image, vocabularies) == alone
     assert len(passes) == 1

@@ -195,7 +195,7 @@ class TestBlame:
     def test_a_single_window(self, error, toyland_clip, monkeypatch):
         segmenter = sfp.Segmenter("CLIP", toyland_clip, text_cache=False, prompts="photo")
 
-        def fail(windows):
+        def fail(windows, *parts):
             raise raised(torchs) if error == "torch" else error
 
         monkeypatch.setattr(segmenter.pipeline.method, "run", fail)
@@ -205,7 +205,7 @@ class TestBlame:
 
 def test_a_wrong_type_is_no_want_of_memory(toyland_clip, monkeypatch):
     segmenter = sfp.Segmenter("CLIP", toyland_clip, text_cache=False, prompts="photo")
-    monkeypatch.setattr(segmenter.pipeline.method, "run", lambda windows: of_a_type())
+    monkeypatch.setattr(segmenter.pipeline.method, "run", lambda *given: of_a_type())
     with pytest.raises(RuntimeError, match="primitive descriptor"):
         segmenter(np.zeros((64, 64, 3), np.uint8), ["sky", "sea"])
 

@@ -313,7 +313,7 @@ def test_a_taken_port_is_one_sentence(capsys, monkeypatch):
     ("arguments", "words"),
     [
         ("--model ViT-B-61", "did you mean 'ViT-B-16'"),
-        ("--model RN50", "'RN50'"),
+        ("--model RN50", "RN50 is no plain ViT"),
         ("--model Toyland --pretrained absent.pt", "absent.pt"),
         ("--model ViT-B/16 --pretrained nonsense", "'nonsense'"),
         ("--model ViT-B/16", "not on this machine"),

@@ -533,15 +533,23 @@ def peak_rates(clip) -> tuple[float, float]:
     )
 
 
+def _bytes_of(part: Any) -> int:
+    """Bytes of all weights in a block, or in a part of one."""
+    if isinstance(part, Tensor):
+        return part.numel() * part.element_size()
+    if isinstance(part, torch.nn.Module):
+        return sum(map(_bytes_of, part.parameters()))
+    if isinstance(part, dict):
+        part = tuple(part.values())
+    return sum(map(_bytes_of, part)) if isinstance(part, (tuple, list)) else 0
+
+
 def least_bytes(clip, parts: tuple[Tensor, ...], text: Any, stitched: Any) -> dict[str, float]:
     """Bytes that a stage must read and write at least.
 
     Weights once for each group of windows, inputs and outputs once.
     """
-    blocks = [
-        sum(p.numel() * p.element_size() for p in block.module.parameters())
-        for block in clip.trunk.blocks
-    ]
+    blocks = [_bytes_of(vars(block)) for block in clip.trunk.blocks]
     pixels, height, width = sum(4 * part.numel() for part in parts), *stitched.size
     tokens = sum(len(part) for part in parts) * (
         1 + int(np.prod(clip.trunk.grid_of(*parts[0].shape[-2:])))

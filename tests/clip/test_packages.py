@@ -291,7 +291,7 @@ def test_without_transformers(tmp_path, monkeypatch):
     folder = tiny_clips.save("siglip", tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
     clip = sfp.load_clip(pretrained=folder, device="cpu")
-    with pytest.raises(SFPError, match=r"needs transformers; install it by: .*sfp\[vision\]"):
+    with pytest.raises(SFPError, match=r"needs transformers; install it by: .*sfp-ovss\[vision\]"):
         clip.tokenize(["cat"])
     refused("The text tower of .*roberta-base, needs transformers", "roberta-ViT-B-32",
             network("clip").state_dict())  # fmt: skip

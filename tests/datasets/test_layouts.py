@@ -258,7 +258,7 @@ def test_a_names_file_of_another_length(trees, tmp_path):
     (tmp_path / "names.txt").write_text("wall\nsky\n")
     with pytest.raises(SFPError, match=r"has 2 lines, but ADE847Dataset has 847"):
         DATASETS.build(dict(type="ADE847Dataset", name_path=str(tmp_path / "names.txt")))
-    with pytest.raises(SFPError, match=r"There is no names file .*; set name_path"):
+    with pytest.raises(SFPError, match=r"There is no names file .*name_path"):
         DATASETS.build(dict(type="ADE847Dataset", name_path=str(tmp_path / "absent.txt")))
 
 

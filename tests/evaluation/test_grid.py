@@ -447,7 +447,7 @@ def protocol(**changes) -> dict:
     """SFP's on VOC21."""
     usual = dict(
         window=224, stride=112, logit_scale=50, prob_thd=0.15, area_thd=0.1, refine=[],
-        pamr_iterations=0, pamr_dilations=[8, 16], short_side=336,
+        pamr_iterations=0, pamr_dilations=[8, 16], short_side=336, sigmoid=False,
     )  # fmt: skip
     return usual | changes
 

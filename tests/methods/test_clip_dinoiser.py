@@ -117,7 +117,7 @@ def test_a_plain_reading(clip, file):
     q, k, v = block.qkv(block.normed(stream := clip.trunk.run(window, last=9, resize="size")))
     attention = (q @ k.mT / 8).softmax(-1)
     u = stream + block.project(attention @ v)
-    a = F.layer_norm(u, (128,), block.module.ln_2.weight, block.module.ln_2.bias)[0, 1:]
+    a = F.layer_norm(u, (128,), block.norm_2.weight, block.norm_2.bias)[0, 1:]
     a = a.unflatten(0, (4, 5)).double().numpy()
     o, foreground = np.zeros((4, 5, 32)), np.zeros((4, 5))
     for y, x in np.ndindex(4, 5):

@@ -127,5 +127,5 @@ def test_mistakes(folder, tmp_path, toyland_clip, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(SFPError, match=r"needs transformers .*pip install 'sfp\[vision\]'"):
+    with pytest.raises(SFPError, match=r"needs transformers .*pip install 'sfp-ovss\[vision\]'"):
         load_masks(f"sam2:model={folder}", toyland_clip)

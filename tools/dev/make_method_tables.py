@@ -328,8 +328,9 @@ Second models (ProxyCLIP's, and FSA's below it, LPOSS's, Trident's, CASS's, Corr
 CLIP-DINOiser's) are `colour` here, the mean colours of 8x8 pixels, and masks (LaVG, CorrCLIP) are
 cut by these on 20x20 patches: DINO and SAM can't be downloaded where this was measured. Their rows
 show that the way works, and are no comparison: flat colours are easy for some of these methods and
-useless for others. CaR drops no text here and has no background words. FLOSS's prompts were ranked on 8 scenes of another split.
-CLIPSeg's layer on Toyland was chosen by `tools/probe_layers.py` on other scenes.
+useless for others. CaR drops no text here and has no background words. FLOSS's prompts were ranked
+on 8 scenes of another split. CLIPSeg's layer on Toyland was chosen by `tools/probe_layers.py` on
+other scenes.
 
 ## Variants
 
