@@ -96,7 +96,9 @@ def installed(wheel, tmp_path_factory) -> Callable[..., subprocess.CompletedProc
     # a path file's own path files aren't read: the checkout stays out
     (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"])
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "env/bin/python"), "install"]
-    subprocess.run([*pip, "-q", "--no-deps", "--no-index", str(wheel)], check=True)
+    options = ["-q", "--no-deps", "--no-index", "--force-reinstall"]  # the checkout is in sight
+    subprocess.run([*pip, *options, str(wheel)], check=True)
+    assert (folder / "env/bin/sfp").is_file()
     (folder / "empty").mkdir()
     Image.fromarray(toyland.make_scene("val", 10).image).save(folder / "empty/photo.jpg")
     kept = {
