@@ -25,14 +25,11 @@ def show(args: argparse.Namespace) -> None:
     Raises:
         SFPError: no name has that part.
     """
-    import open_clip
+    from sfp.clip.loading import BUILT_IN
+    from sfp.clip.models import list_models
 
-    from sfp.clip.loading import BUILT_IN, _plain_vits
-
-    tags: dict[str, list[str]] = {name: ["built in, needs no download"] for name in BUILT_IN}
-    for model, tag in open_clip.list_pretrained():
-        if model in _plain_vits():
-            tags.setdefault(model, []).append(tag)
+    tags: dict[str, Sequence[str]] = {name: ["built in, needs no download"] for name in BUILT_IN}
+    tags |= {name: known.tags for name, known in list_models().items() if known.tags}
     found = [name for name in tags if args.part.lower() in name.lower()]
     if not found:
         raise SFPError(f"No model has {args.part!r} in its name; sfp models lists them all.")

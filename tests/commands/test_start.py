@@ -152,6 +152,7 @@ def test_one_method_and_the_models(capsys):
     assert main(["models", "b-16"]) == 0
     said = capsys.readouterr().out
     assert "ViT-B-16 " in said and "laion400m_e32" in said and "Toyland" not in said
+    assert main(["models", "siglip2"]) == 0 and "webli" in capsys.readouterr().out
     assert main(["models", "resnet"]) == 2
     assert "No model has 'resnet' in its name" in capsys.readouterr().err
 
