@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -134,6 +135,19 @@ class FrozenCLIP:
             for v in (self.pixel_mean, self.pixel_std)
         )
         return (images.float() - mean) / std
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """RGB of normalised images (..., 3, H, W), float32; in [0, 1], but for rounding."""
+        mean, std = (
+            torch.tensor(v, device=images.device).view(3, 1, 1)
+            for v in (self.pixel_mean, self.pixel_std)
+        )
+        return images.float() * std + mean
+
+    def pixels(self, image: Tensor) -> np.ndarray:
+        """A normalised image (3, H, W) as (H, W, 3) uint8 RGB."""
+        rgb = self.denormalise(image.cpu()) * 255
+        return rgb.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
     def __repr__(self) -> str:
         trunk, activation = self.trunk, "QuickGELU" if self.quick_gelu else "GELU"

@@ -324,7 +324,7 @@ class Method(Registered, ABC):
 
     def refines_pixels(self, text: Text) -> bool:
         """Whether ``refine_pixels`` does something; what it gets takes memory."""
-        return type(self).refine_pixels is not Method.refine_pixels
+        return self.defines("refine_pixels")
 
     def refine(self, scores: Tensor, view: View, text: Text) -> Tensor:
         """Stitched scores (Q, H, W) of one image, refined; by default as they are."""
@@ -343,6 +343,11 @@ class Method(Registered, ABC):
     def relabel(self, labels: Tensor, view: View) -> Tensor:
         """Labels (H, W) of one image, put right by what is known of it; by default as they are."""
         return labels
+
+    @classmethod
+    def defines(cls, stage: str) -> bool:
+        """Whether the method has a stage of its own, so that it has to be called."""
+        return getattr(cls, stage) is not getattr(Method, stage)
 
     # ------------------------------------------------------------------ calls
     @torch.inference_mode()
@@ -369,7 +374,7 @@ class Method(Registered, ABC):
 
     def parts(self, looked: Sequence[Any], boxes: Sequence[Sequence[int]]) -> list[Tensor]:
         """The part of each window; none where the method has no ``part``."""
-        if type(self).part is Method.part:
+        if not self.defines("part"):
             return []
         return [self.part(own, box) for own, box in zip(looked, boxes, strict=True)]
 

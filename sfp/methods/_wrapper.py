@@ -59,8 +59,8 @@ class Wrapper(Method):
         """Whether a method of that name has cosines of single windows, and nothing after them."""
         below = METHODS.get(name)
         stages = ["part", "refine", "refine_pixels", "relabel"]
-        stages += ["decide"] if below.cosines is Method.cosines else []
-        changed = any(getattr(below, own) is not getattr(Method, own) for own in stages)
+        stages += [] if below.defines("cosines") else ["decide"]
+        changed = any(map(below.defines, stages))
         return not changed and not issubclass(below, Wrapper) and not below.joins_windows
 
     def __post_init__(self):

@@ -166,7 +166,7 @@ class CaR(Method):
 
     def look(self, picture: Picture) -> Looked:
         """The picture, resized bicubic up to multiples of a patch, through blocks 1 to L-1."""
-        pixels = picture.original() if self.picture == "file" else self._pixels(picture)
+        pixels = picture.original() if self.picture == "file" else self.clip.pixels(picture.image)
         patch = self.trunk.patch
         height, width = (-side % patch + side for side in pixels.shape[:2])
         image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
@@ -183,14 +183,6 @@ class CaR(Method):
         total = total + attention_map(q, k).mean(1)[:, rows, rows]
         balanced = propagation(total / (self.trunk.layers - first + 1))[0]
         return Looked(pixels, tokens, balanced, self.grid(window), rows)
-
-    def _pixels(self, picture: Picture) -> np.ndarray:
-        """A normalised picture as (H, W, 3) uint8."""
-        mean, std = (
-            torch.tensor(v).view(3, 1, 1) for v in (self.clip.pixel_mean, self.clip.pixel_std)
-        )
-        values = (picture.image.float().cpu() * std + mean) * 255
-        return values.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
     def _normalised(self, pictures: Sequence[np.ndarray], clip: FrozenCLIP) -> Tensor:
         planes = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sfp.backbones import Positions, load_backbone
 from sfp.clip.clip import l2_normalise
-from sfp.methods import METHODS, Changes, Method
-from sfp.methods._pixels import denormalise, pad_black, pad_to_patches
+from sfp.methods import METHODS, Changes
+from sfp.methods._pixels import pad_black, pad_to_patches
 from sfp.methods._propagation import PatchGraph, PixelGraph, exact, solve
 from sfp.methods._wrapper import Wrapper
 from sfp.options import Positive, Range
@@ -81,7 +81,7 @@ class LPOSS(Wrapper):
         """The base's, of windows padded to CLIP's patch; f on DINO's grid, (B, h', w', C)."""
         found = super().encode(pad_to_patches(self.clip, windows, self.trunk.patch))
         maps = self._dino(pad_to_patches(self.clip, windows, self._dino.patch or 1))
-        if type(self.wrapped).score is Method.score:
+        if not self.wrapped.defines("score"):
             features = resized(found["features"], maps.shape[-2:])
             found["features"] = l2_normalise(features)
         return {**found, "dino": l2_normalise(maps.permute(0, 2, 3, 1))}
@@ -154,7 +154,7 @@ class LPOSSPlus(LPOSS):
 
     def refine_pixels(self, scores: Tensor, view: View, text: Text) -> Tensor:
         """Scores (Q, H, W) at the resized image, spread over its pixels."""
-        rgb = denormalise(self.clip, view.image.to(scores.device))
+        rgb = self.clip.denormalise(view.image.to(scores.device)).clamp(0, 1)
         graph, spread = PixelGraph(rgb, self.tau, self.radius), torch.empty_like(scores)
         at_once = graph.queries_at_once()
         for some, out in zip(scores.split(at_once), spread.split(at_once), strict=True):

@@ -183,11 +183,7 @@ class Trident(Method):
     def _stretched(self, picture: Picture) -> np.ndarray:
         """The picture (H, W, 3) uint8, each side bilinear to the next multiple of the patch."""
         if picture.pixels is None and not picture.path:
-            mean, std = (
-                torch.tensor(v, device=picture.image.device).view(3, 1, 1)
-                for v in (self.clip.pixel_mean, self.clip.pixel_std)
-            )
-            planes = (picture.image.float() * std + mean) * 255
+            planes = self.clip.denormalise(picture.image) * 255
         else:
             planes = torch.from_numpy(picture.original().copy()).permute(2, 0, 1).float()
         size = tuple(side + -side % self.trunk.patch for side in planes.shape[1:])

@@ -92,7 +92,7 @@ class Pipeline:
         if protocol.sigmoid is False:
             return None
         clip = self.method.clip
-        if type(self.method).decide is not Method.decide:
+        if self.method.defines("decide"):
             raise SFPError(
                 f"sigmoid={protocol.sigmoid} is given, but {self.method.name} decides by a rule of"
                 " its own; leave it out, or give another method."
@@ -171,7 +171,7 @@ class Pipeline:
         return window_grid(height, width, self.protocol.window, self.protocol.stride)
 
     def _look(self, picture: Picture) -> object:
-        if type(self.method).look is Method.look:
+        if not self.method.defines("look"):
             return None
         return self.method.look(replace(picture, image=picture.image.to(self.device)))
 
@@ -295,7 +295,7 @@ class Pipeline:
         scores = self.score(view, text, size)
         of_labels = [own for own in protocol.refiners if isinstance(own, LabelRefiner)]
         refiners = [own for own in protocol.refiners if not isinstance(own, LabelRefiner)]
-        if type(self.method).refine is not Method.refine:
+        if self.method.defines("refine"):
             refiners.insert(0, self.method.refine)
         if refiners:
             maps = scores.canvas()
@@ -305,11 +305,11 @@ class Pipeline:
             scores = ScoreMap.of_pixels(maps)
         keys = ("logit_scale", "prob_thd", "area_thd")
         options = {key: getattr(protocol, key) for key in keys}
-        if type(self.method).decide is not Method.decide:
+        if self.method.defines("decide"):
             options["decide"] = partial(self.method.decide, text=text)
         options["sigmoid"] = self.sigmoid_of(protocol)
         classes = torch.tensor(text.class_of_query)
-        relabels = type(self.method).relabel is not Method.relabel
+        relabels = self.method.defines("relabel")
         # of the label alone: of the label that stays
         every = bool(of_labels) or (relabels and keep == "label")
         labels, probabilities = decode(scores, classes, keep_probabilities=every or keep, **options)

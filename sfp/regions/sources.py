@@ -162,7 +162,7 @@ class MadeMasks(MaskSource):
     def find(self, picture: Picture) -> tuple[Regions, str]:
         where = f"The program {self.program.name}"
         if picture.pixels is None and not picture.path:
-            return self.program(self._pixels(picture.image)), where
+            return self.program(self.program.clip.pixels(picture.image)), where
         pixels = picture.original()
         file = self.file_of(pixels)
         found = _read_kept(file)
@@ -183,13 +183,6 @@ class MadeMasks(MaskSource):
         """Where the masks of a picture (H, W, 3) lie, or would."""
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
         return default_cache_dir() / "masks" / self.fingerprint[:16] / f"{digest}.npz"
-
-    def _pixels(self, image: Tensor) -> np.ndarray:
-        """A normalised image (3, H, W) as (H, W, 3) uint8 RGB."""
-        clip = self.program.clip
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (clip.pixel_mean, clip.pixel_std))
-        rgb = (image.float().cpu() * std + mean) * 255
-        return rgb.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def load_masks(
