@@ -41,7 +41,16 @@ from sfp.evaluation.markdown import markdown_table
 from sfp.files import whole_file
 from sfp.options import add_weights_arguments, parse_spec, weights_arguments
 
-STAGES = ("decode", "trunk", "method", "text similarity", "stitch", "refine", "decode labels")
+STAGES = (
+    "decode",
+    "look",
+    "trunk",
+    "method",
+    "text similarity",
+    "stitch",
+    "refine",
+    "decode labels",
+)
 PLAIN = "open_clip"
 
 
@@ -136,9 +145,15 @@ def measure(args: argparse.Namespace) -> None:
     windows = torch.randn(
         max(args.batch), 3, side, side, generator=torch.Generator().manual_seed(0)
     ).to(clip.device)
-    contenders: dict[str, Callable[[Tensor], Any]] = {PLAIN: plain.encode_image, **methods}
+    # what needs the whole picture, such as its masks, is measured with a picture alone
+    of_windows = {
+        text: method
+        for text, method in methods.items()
+        if not (method.whole_images or method.defines("part"))
+    }
+    contenders: dict[str, Callable[[Tensor], Any]] = {PLAIN: plain.encode_image, **of_windows}
     inputs = {
-        **dict.fromkeys(methods, windows),
+        **dict.fromkeys(of_windows, windows),
         PLAIN: windows.to(next(plain.visual.parameters()).dtype),
     }
 
@@ -218,6 +233,7 @@ def with_made_up(name: str, options: Mapping[str, Any], clip, folder: Path) -> d
     that have no file; of the sizes that the method names.
     """
     from sfp.methods import METHODS
+    from sfp.regions import PROGRAMS
 
     known, found = METHODS.options(name), dict(options)
     for option in known:
@@ -226,9 +242,48 @@ def with_made_up(name: str, options: Mapping[str, Any], clip, folder: Path) -> d
             path = made_up(model, clip, folder / f"{len(list(folder.iterdir()))}.safetensors")
             if path is not None:
                 found[file] = str(path)
+    if "masks" in known:
+        program, of_program = parse_spec(found.get("masks", known["masks"]))
+        if program in PROGRAMS.names():
+            given = program_with_made_up(program, of_program, clip, folder)
+            found["masks"] = dict(type=program, **given)
     if "base" in known:
         base, of_base = parse_spec(found.get("base", known["base"]))
         found["base"] = dict(type=base, **with_made_up(base, of_base, clip, folder))
+    return found
+
+
+def program_with_made_up(
+    program: str, options: Mapping[str, Any], clip, folder: Path
+) -> dict[str, Any]:
+    """The same for the model of a program that makes masks."""
+    path, found = folder / f"{len(list(folder.iterdir()))}.safetensors", dict(options)
+    if program == "cut" and found.get("backbone_weights") is None:
+        model = found.get("backbone", "vit_base_patch8_224.dino")
+        found["backbone_weights"] = str(made_up(model, clip, path))
+    elif program == "sam2" and "model" not in found:
+        from transformers import Sam2Config, Sam2Model
+
+        torch.manual_seed(0)
+        large = dict(  # the sizes of sam2.1-hiera-large
+            model_type="sam2_hiera_det_model",
+            hidden_size=144,
+            num_attention_heads=2,
+            blocks_per_stage=[2, 6, 36, 4],
+            embed_dim_per_stage=[144, 288, 576, 1152],
+            num_attention_heads_per_stage=[2, 4, 8, 16],
+            window_size_per_stage=[8, 4, 16, 8],
+            window_positional_embedding_background_size=[7, 7],
+            global_attention_blocks=[23, 33, 43],
+        )
+        sizes = dict(
+            model_type="sam2_vision_model",
+            backbone_config=large,
+            backbone_channel_list=[1152, 576, 288, 144],
+        )
+        network = Sam2Model(Sam2Config(vision_config=sizes))
+        network.save_pretrained(path.with_suffix(""))
+        found["model"] = str(path.with_suffix(""))
     return found
 
 
@@ -410,12 +465,11 @@ def measure_images(
     from sfp.images import read_image, resize_short_side
     from sfp.pipeline.decode import decode
     from sfp.pipeline.score_map import ScoreMap
-    from sfp.pipeline.windows import cut, window_grid
+    from sfp.pipeline.windows import window_grid
+    from sfp.regions import MadeMasks
     from sfp.stages import Picture, Text
 
     names = [f"thing {i}" for i in range(args.classes)]
-    vectors = torch.randn(args.classes, clip.embed_dim)
-    text = Text(torch.nn.functional.normalize(vectors, dim=-1).to(clip.device))
     noise = np.random.default_rng(0).integers(
         0, 256, (args.image[0] // 8, args.image[1] // 8, 3), np.uint8
     )
@@ -429,27 +483,35 @@ def measure_images(
                 resize_short_side(read_image(path), args.short_side, clip.trunk.patch)
             ).to(clip.device)
 
-        image = load()
-        picture = Picture(image, read_image(path), str(path))
+        picture = Picture(load(), read_image(path), str(path))
         for name, segmenter in segmenters.items():
             pipeline, method = segmenter.pipeline, segmenter.pipeline.method
+            bank = pipeline.text_bank
+            text = Text(bank.encode(names), tuple(names), bank=bank).to(clip.device)
+            for source in method.backbones.values():
+                if isinstance(source, MadeMasks):  # kept ones would cost nothing the second time
+                    source.program.keeps = False
             protocol = pipeline.protocol
+            (view,) = pipeline.views([picture])
+            image, windows, boxes = view.image, view.crops(), view.boxes.tolist()
             grid = window_grid(*image.shape[1:], protocol.window, protocol.stride)
-            windows = torch.stack([cut(image, window) for window in grid])
             for_plain = windows.to(next(plain.visual.parameters()).dtype)
             size = clip.model.visual.image_size[0]
             if windows.shape[-1] != size:  # open_clip takes its native size alone
                 for_plain = torch.nn.functional.interpolate(for_plain, size=size)
             parts = windows.split(clip.trunk.windows_at_once(*windows.shape[-2:]))
-            (view,) = pipeline.views([picture])
+            own_parts = method.parts([view.looked] * len(grid), boxes)
             maps = method.score(view, text)
 
             def stitch(
-                maps: Tensor = maps, grid: list = grid, joined: bool = method.joins_windows
+                maps: Tensor = maps,
+                grid: list = grid,
+                joined: bool = method.joins_windows,
+                size: tuple = tuple(image.shape[1:]),
             ) -> ScoreMap:
                 if joined:
                     return ScoreMap.of_pixels(maps.permute(2, 0, 1)).resized(tuple(args.image))
-                scores = ScoreMap.of_windows(maps, grid, image.shape[1:])
+                scores = ScoreMap.of_windows(maps, grid, size)
                 return scores.resized(tuple(args.image))
 
             stitched = stitch()
@@ -458,7 +520,11 @@ def measure_images(
                 small = ScoreMap.of_windows(maps, grid, image.shape[1:]).canvas()
 
             def refine(
-                segmenter=segmenter, view=view, stitched: ScoreMap = stitched, small=small
+                segmenter=segmenter,
+                view=view,
+                stitched: ScoreMap = stitched,
+                small=small,
+                text=text,
             ) -> None:
                 if small is not None:
                     segmenter.pipeline.method.refine_pixels(small.clone(), view, text)
@@ -474,8 +540,9 @@ def measure_images(
                 "CLIP": lambda parts=parts: [
                     clip.trunk.readout(clip.trunk.run(part)) for part in parts
                 ],
-                "encode": lambda method=method, windows=windows: method.run(windows),
-                "text similarity": lambda method=method, view=view: method.score(view, text),
+                "look": partial(method.look, view.picture),
+                "encode": partial(method.run, windows, own_parts),
+                "text similarity": partial(method.score, view, text),
                 "stitch": stitch,
                 "refine": refine,
                 "decode labels": lambda stitched=stitched: decode(
@@ -504,7 +571,7 @@ def measure_images(
             row["gflop"], row["models"] = operations(calls["image"], models)
             row["over_clip"] = spread(seconds["image"], seconds["CLIP"])
             row["clip_gflop"] = gflop(calls["CLIP"])
-            if method.backbones:
+            if method.backbones or method.whole_images:
                 row["peak_mib"] = peak_memory(calls["image"], clip.device)
             row["floor_ms"] = floors(calls, least_bytes(clip, parts, text, stitched), rates)
             row["decode_peak_mib"] = peak_memory(calls["decode labels"], clip.device)
@@ -561,6 +628,7 @@ def least_bytes(clip, parts: tuple[Tensor, ...], text: Any, stitched: Any) -> di
     )
     return {
         "decode": 3 * height * width + pixels / len(parts),
+        "look": 0,
         "trunk": len(parts) * sum(blocks[:-1]) + pixels + stream,
         "method": len(parts) * blocks[-1] + stream + features,
         "text similarity": features + 4 * text.vectors.numel() + cells,
@@ -573,13 +641,13 @@ def floors(
 ) -> dict[str, float]:
     """Milliseconds that each stage takes at least at these rates.
 
-    By its operations or its bytes, whichever is more; refiners are not counted.
+    By its operations or its bytes, whichever is more; refiners and looks are not counted.
     """
     done = {
         stage: gflop(calls[stage]) * 1e9
         for stage in ("trunk", "encode", "text similarity", "stitch", "decode labels")
     }
-    done |= {"decode": 0.0, "refine": 0.0, "method": done["encode"] - done["trunk"]}
+    done |= {"decode": 0.0, "look": 0.0, "refine": 0.0, "method": done["encode"] - done["trunk"]}
     return {stage: 1e3 * max(done[stage] / rates[0], least[stage] / rates[1]) for stage in STAGES}
 
 
@@ -699,14 +767,18 @@ def second_models(result: dict[str, Any]) -> str:
     """What methods with second models cost for the picture: passes of windows, or of the picture,
     through each model, operations, and time over that of CLIP's own forward of the windows.
     """
-    rows = [row for row in result["images"] if set(row["models"]) != {"CLIP"}]
+    rows = [
+        row
+        for row in result["images"]
+        if set(row["models"]) != {"CLIP"} or row["models"]["CLIP"]["passes"] > row["windows"]
+    ]
     if not rows:
         return ""
     body = []
     for row in rows:
         models = dict(row["models"])
         passes = models.pop("CLIP")["passes"]
-        further = ", ".join(f"{name} {own['passes']}" for name, own in models.items())
+        further = ", ".join(f"{name} {own['passes']}" for name, own in models.items()) or "-"
         spent = sum(own["gflop"] for own in models.values())
         share = row["gflop"] / row["clip_gflop"]
         over = [number(row["over_clip"][key], 2) for key in ("ratio", "ratio_min", "ratio_max")]
@@ -727,8 +799,9 @@ def second_models(result: dict[str, Any]) -> str:
         "#peak MiB",
     ]
     return (
-        "\nMethods with second models, the same picture; CLIP's is this trunk's own forward of the"
-        f" windows. Elementwise products are no operations here.\n\n{markdown_table(head, body)}"
+        "\nMethods with second models or further passes, the same picture; CLIP's is this trunk's"
+        " own forward of the windows. Elementwise products are no operations here.\n\n"
+        + markdown_table(head, body)
     )
 
 
