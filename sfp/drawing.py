@@ -200,10 +200,21 @@ def sheet(
     return to_image(figure)
 
 
-def add_legend(figure: Figure, entries: Sequence[tuple[str, Colour]], **options: object) -> Legend:
-    """A legend of swatches with their texts, in as many columns as the figure is wide for."""
+def add_legend(
+    figure: Figure,
+    entries: Sequence[tuple[str, Colour]],
+    *,
+    outlined: bool = False,
+    **options: object,
+) -> Legend:
+    """A legend of swatches with their texts, in as many columns as the figure is wide for.
+
+    ``outlined`` swatches are empty frames, for what ``add_outline`` draws.
+    """
     swatches = [
-        Patch(facecolor=np.divide(colour, 255), edgecolor="black", linewidth=0.5)
+        Patch(facecolor="none", edgecolor=np.divide(colour, 255), linewidth=1.6)
+        if outlined
+        else Patch(facecolor=np.divide(colour, 255), edgecolor="black", linewidth=0.5)
         for _, colour in entries
     ]
     options = {"loc": "outside lower center", "frameon": False, "fontsize": 10, **options}

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
+import textwrap
 from itertools import product
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def main() -> int:
         default=Path("work_dirs/ablations"),
         help="folder for the results, which tables share",
     )
-    parser.add_argument("--save", type=Path, help="write the tables to this file, too")
+    parser.add_argument("--save", type=Path, help="write the tables to this Markdown file, too")
     parser.add_argument(
         "--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu; all GPUs if not given"
     )
@@ -118,8 +120,13 @@ def ablate(args: argparse.Namespace) -> None:
         )
         print(texts[-1])
     if args.save:
+        asked = shlex.join(["python", "tools/ablate.py", *args.names, "--datasets", *args.datasets])
+        asked += f" --cfg-options {shlex.join(args.cfg_options)}" if args.cfg_options else ""
+        command = "\n".join(textwrap.wrap(asked, 100, break_on_hyphens=False))
         with whole_file(args.save) as partial:
-            partial.write_text("\n".join(texts))
+            partial.write_text(
+                f"# Ablation tables\n\nMade by\n\n```text\n{command}\n```\n\n" + "\n".join(texts)
+            )
 
 
 def measure(

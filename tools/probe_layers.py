@@ -15,6 +15,7 @@ import csv
 import json
 import math
 import sys
+from collections.abc import Sequence
 from itertools import combinations, cycle
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
+from sfp.evaluation.markdown import markdown_table
 from sfp.files import save_figure, whole_file
 from sfp.plugin import require_mmseg
 
@@ -55,6 +57,7 @@ def main() -> int:
         help="those whose outliers are counted and compared",
     )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--save", type=Path, help="write the tables to this Markdown file, too")
     parser.add_argument(
         "--csv", type=Path, help="write the figures as CSV, one line for each layer and probe"
     )
@@ -136,19 +139,26 @@ def probe(args: argparse.Namespace) -> None:
         raise SFPError("No window has patches of two classes; probe more images with --images.")
     layers = range(1, clip.trunk.layers + 1)
     pairs = [f"{one} & {other}" for one, other in combinations(args.detectors, 2)]
-    print(
-        f"{clip.name}, {len(chosen)} images: mean AUROC of patch-pair similarity as a classifier "
-        "of 'same class'"
-    )
-    print_table(means, layers, FEATURES, "{:.4f}")
-    print(
-        "components of CLIPSeg's graph; alignment of attention-free values with the text; entropy "
-        "of attention (1: uniform)"
-    )
-    print_table(means, layers, READ, "{:.3f}")
+    tables = [
+        (
+            f"{clip.name}, {len(chosen)} images: mean AUROC of patch-pair similarity as a "
+            "classifier of 'same class'",
+            FEATURES,
+            "{:.4f}",
+        ),
+        (
+            "components of CLIPSeg's graph; alignment of attention-free values with the text; "
+            "entropy of attention (1: uniform)",
+            READ,
+            "{:.3f}",
+        ),
+    ]
     if args.detectors:
-        print("share of the patches that a detector flags, and overlap of two detectors")
-        print_table(means, layers, (*args.detectors, *pairs), "{:.3f}")
+        title = "share of the patches that a detector flags, and overlap of two detectors"
+        tables.append((title, (*args.detectors, *pairs), "{:.3f}"))
+    for title, names, form in tables:
+        print(title)
+        print_table(cells_of(means, layers, names, form), names)
     best = max(range(1, clip.trunk.layers), key=lambda layer: means["k", layer])
     print(f"model.attention_layer={best}  (keys, AUROC {means['k', best]:.4f})")
 
@@ -170,6 +180,14 @@ def probe(args: argparse.Namespace) -> None:
     if args.out:
         with whole_file(args.out) as partial:
             partial.write_text(json.dumps(figures, indent=2) + "\n")
+    if args.save:
+        parts = [f"# Probes of {clip.name}'s layers\n\nMade by `tools/probe_layers.py`.\n"]
+        for title, names, form in tables:
+            body = cells_of(means, layers, names, form)
+            heads = [f"#{name}" for name in ("layer", *names)]
+            parts.append(f"{title}\n\n{markdown_table(heads, body)}")
+        with whole_file(args.save) as partial:
+            partial.write_text("\n".join(parts))
     if args.csv:
         with whole_file(args.csv) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -182,17 +200,23 @@ def probe(args: argparse.Namespace) -> None:
         draw(args.plot, figures, layers)
 
 
-def print_table(
-    means: dict[tuple[str, int], float], layers: range, names: tuple[str, ...], form: str
-) -> None:
-    """Layers down, probes across; a dash where no window has a figure."""
+def cells_of(
+    means: dict[tuple[str, int], float], layers: range, names: Sequence[str], form: str
+) -> list[list[str]]:
+    """A line for each layer: its number and the probes; a dash where no window has a figure."""
+    return [
+        [str(layer)]
+        + [form.format(means[name, layer]) if (name, layer) in means else "-" for name in names]
+        for layer in layers
+    ]
+
+
+def print_table(body: list[list[str]], names: Sequence[str]) -> None:
+    """Layers down, probes across."""
     width = max(9, *(len(name) + 2 for name in names))
     print("layer " + "".join(f"{name:>{width}}" for name in names))
-    for layer in layers:
-        cells = (
-            form.format(means[name, layer]) if (name, layer) in means else "-" for name in names
-        )
-        print(f"{layer:5d} " + "".join(f"{cell:>{width}}" for cell in cells))
+    for layer, *cells in body:
+        print(f"{layer:>5} " + "".join(f"{cell:>{width}}" for cell in cells))
 
 
 def draw(path: Path, figures: dict, layers: range) -> None:
@@ -204,18 +228,18 @@ def draw(path: Path, figures: dict, layers: range) -> None:
     from matplotlib.figure import Figure
 
     panels = {
-        "coherence: AUROC of patch pairs": figures["auroc"],
-        "text, of attention-free values": {
+        "Similarity tells 'same class' (AUROC)": figures["auroc"],
+        "Patches read by the text": {
+            "share nearest to their own class": figures["accuracy"],
             "own class's cosine less the others'": figures["alignment"],
-            "own class the nearest": figures["accuracy"],
         },
-        "components of CLIPSeg's graph": {"components": figures["components"]},
-        "entropy of attention (1: uniform)": {
+        "Components of CLIPSeg's graph in a window": {"components": figures["components"]},
+        "Entropy of attention (1: uniform)": {
             "patches": figures["entropy"],
             "class token": figures["cls_entropy"],
         },
-        "share of the patches flagged": figures["outliers"],
-        "overlap of detectors": figures["overlap"],
+        "Share of the patches flagged": figures["outliers"],
+        "Overlap of what two detectors flag": figures["overlap"],
     }
     figure = Figure(figsize=(14, 7.2), layout="constrained")
     for axis, (title, lines) in zip(figure.subplots(2, 3).flatten(), panels.items(), strict=True):
@@ -226,7 +250,7 @@ def draw(path: Path, figures: dict, layers: range) -> None:
             axis.plot(list(layers), points, marker=".", linestyle=style, linewidth=1.8, label=name)
         axis.set(title=title, xlabel="layer", xticks=list(layers)[:: max(1, len(layers) // 12)])
         axis.grid(alpha=0.3)
-        if lines:
+        if len(lines) > 1:
             axis.legend(fontsize=9)
     figure.suptitle(f"{figures['model']}, {figures['images']} images")
     save_figure(figure, path, "--plot", dpi=100)

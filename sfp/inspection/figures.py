@@ -14,6 +14,7 @@ from sfp.errors import unknown_choice
 from sfp.inspection.inspection import Inspection, Stream
 
 _ROOT = 0.5  # attention is drawn by its square root: its largest values dwarf the others
+_WHEN = {"plain": "without repair", "purified": "with repair"}
 
 
 def attention_figure(
@@ -44,7 +45,7 @@ def attention_figure(
         "self-attention": stream.self_attention,
         "attention received": stream.received_attention,
     }
-    heading = f"Attention in {inspection.protocol['model']}, {which} stream"
+    heading = f"Attention in {inspection.protocol['model']}, {_WHEN[which]}"
     figure, photo, axes = _panels(inspection, layers, list(kinds), heading)
     drawing.add_picture(photo, inspection.image, inspection.grid)
     for row, maps in zip(axes, kinds.values(), strict=True):
@@ -53,7 +54,7 @@ def attention_figure(
             drawing.add_outline(panel, stream.outliers[detector][layer - 1])
             _caption(panel, f"max {_short(maps[layer - 1].max())}")
     _colorbar(figure, axes, "of each map's maximum", power=_ROOT)
-    drawing.add_legend(figure, [(f"outliers by {detector}", drawing.OUTLIER)])
+    drawing.add_legend(figure, [(f"outliers by {detector}", drawing.OUTLIER)], outlined=True)
     return drawing.to_image(figure)
 
 
@@ -79,8 +80,8 @@ def outlier_figure(
     stream = getattr(inspection, which)
     layers = _layers(inspection, layers)
     detectors = [_detector(stream, detector) for detector in detectors or stream.outliers]
-    heading = f"Outliers in {inspection.protocol['model']}, {which} stream"
-    figure, photo, axes = _panels(inspection, layers, [*detectors, "norm"], heading)
+    heading = f"Outliers in {inspection.protocol['model']}, {_WHEN[which]}"
+    figure, photo, axes = _panels(inspection, layers, [*detectors, "length"], heading)
     drawing.add_picture(photo, inspection.image, inspection.grid)
     for row, detector in zip(axes[:-1], detectors, strict=True):
         for panel, layer in zip(row, layers, strict=True):
@@ -138,7 +139,7 @@ def patch_figure(
     _colorbar(figure, axes[:2], "of each map's maximum", power=_ROOT)
     _colorbar(figure, axes[2:], "cosine")
     legend = [(f"outliers by {detector} before purification", drawing.OUTLIER)]
-    drawing.add_legend(figure, legend)
+    drawing.add_legend(figure, legend, outlined=True)
     return drawing.to_image(figure)
 
 
@@ -153,13 +154,13 @@ def feature_figure(inspection: Inspection, layers: Sequence[int] | None = None) 
         SFPError: no such layer.
     """
     layers = _layers(inspection, layers)
-    streams = {"plain": inspection.plain, "purified": inspection.purified}
+    streams = {"without repair": inspection.plain, "with repair": inspection.purified}
     titles = [
         "image",
         *(f"layer {layer}" for layer in layers),
         f"{inspection.protocol['method']}'s features",
     ]
-    heading = "Principal components of the tokens, each map by its own"
+    heading = "First three principal components of each map of tokens, as colours"
     figure, axes = drawing.panels(
         2, len(titles), inspection.image.shape[:2], titles=titles, heading=heading
     )

@@ -158,6 +158,8 @@ def test_the_tool(tool, tmp_path):
         tmp_path / "probe.png",
         "--out",
         tmp_path / "probe.json",
+        "--save",
+        tmp_path / "probe.md",
     ]
     data = [
         "--cfg-options",
@@ -176,6 +178,8 @@ def test_the_tool(tool, tmp_path):
         by_place["accuracy", "12"] == pytest.approx(figures["accuracy"]["12"], abs=1e-6)
         and figures["accuracy"]["12"] > 0.4
     )
+    saved = (tmp_path / "probe.md").read_text()
+    assert saved.count("| 12 |") == 3 and f"| {figures['auroc']['k']['12']:.4f} |" in saved
     assert "SOM & LOF" in output and (tmp_path / "probe.png").stat().st_size > 20000
     code, _, error = tool("probe_layers", *arguments[:3], "--detectors", "SOM", "SOM")
     assert code == 2 and "names one twice" in error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+from conftest import ROOT
 from PIL import Image
 
 # tab10's first two over white with opacity 0.55: no purification, SOM
@@ -51,3 +53,31 @@ def test_the_points(tool, tmp_path):
     drawn = np.asarray(Image.open(tmp_path / "cost.png").convert("RGB"), int)
     blue, orange = ((np.abs(drawn - colour) < 30).all(-1).sum() for colour in COLOURS)
     assert blue > 100 and orange > 100  # a circle and a legend's entry for each detector
+    again = [tmp_path / "cost.csv", "--out", tmp_path / "again.png"]
+    assert tool("plot_cost", *again)[0] == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "cost.png").read_bytes()
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    code, _, error = tool("plot_cost", tmp_path / "other.csv", "--out", tmp_path / "x.png")
+    assert code == 2 and "other.csv is no CSV of this program" in error
+
+
+def test_names_cover_no_point_and_no_other_name():
+    """Thirty points in a cloud: every name finds a free place."""
+    from matplotlib.figure import Figure
+
+    sys.path.append(str(ROOT / "tools"))
+    from plot_cost import Point, name_points
+
+    rng = np.random.default_rng(0)
+    values = rng.uniform((100, 20), (300, 60), (30, 2))
+    points = [Point(f"Method{i}", "", "", miou, time) for i, (time, miou) in enumerate(values)]
+    figure = Figure(figsize=(11, 6.5))
+    axis = figure.subplots()
+    for point in points:
+        axis.plot(point.milliseconds, point.miou, "o")
+    figure.draw_without_rendering()
+    name_points(axis, points)
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert [text.get_text() for text in axis.texts] == [point.method for point in points]
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert not any(a.overlaps(b) for a, b in pairs)

@@ -39,7 +39,7 @@ _LAYERS = (1, 3, 5, 7, 9, 11)
 _HEIGHT, _COLUMNS = 150, 5
 # 256 colours are less than half the bytes; MAXCOVERAGE keeps the colours of the legend
 _PALETTED = dict.fromkeys(("attention.png", "outliers.png", "patch.png"), Image.Quantize.MEDIANCUT)
-_PALETTED["toyland.png"] = Image.Quantize.MAXCOVERAGE
+_PALETTED |= dict.fromkeys(("toyland.png", "methods.png"), Image.Quantize.MAXCOVERAGE)
 # as configs/methods has them for Toyland
 _OPTIONS = {**TOYLAND_OPTIONS, "CLIPSeg": dict(attention_layer=2)}
 _PALETTE = np.array(toyland.PALETTE, np.uint8)
@@ -121,7 +121,7 @@ def few_methods() -> Image.Image:
     rows, shown = [], []
     for number in _SCENES:
         labels = {method: label_map(method, number) for method in _FEW}
-        labels["truth"] = scene(number).labels
+        labels["true labels"] = scene(number).labels
         shown += labels.values()
         titles = ["image", *labels] if number == _SCENES[0] else [""] * (1 + len(labels))
         pictures = [scene(number).image, *(_PALETTE[each] for each in labels.values())]
@@ -136,7 +136,7 @@ def all_methods() -> Image.Image:
     panels = [("image", scene(_SCENE).image)]
     for method, found in labels.items():
         panels.append((f"{method}: {100 * (found == truth).mean():.0f}%", _PALETTE[found]))
-    panels.append(("truth", _PALETTE[truth]))
+    panels.append(("true labels", _PALETTE[truth]))
     rows = [panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS)]
     return sheet(rows, legend([*labels.values(), truth]), _HEIGHT)
 

@@ -6,6 +6,7 @@ measured for reading and writing photographs of 2 and 12 megapixels. What follow
 photographs on GPUs is computed from these and from stated assumptions, and marked as computed.
 
 python tools/dev/measure_many.py --processes 1 2 --out docs/many.json --plot docs/pictures/many.png
+python tools/dev/measure_many.py --redraw
 """
 
 from __future__ import annotations
@@ -56,12 +57,18 @@ def main() -> int:
     parser.add_argument("--method", default="SFP")
     parser.add_argument("--out", type=Path, default=Path("docs/many.json"))
     parser.add_argument("--plot", type=Path, default=Path("docs/pictures/many.png"))
+    parser.add_argument(
+        "--redraw", action="store_true", help="draw --plot from --out again and measure nothing"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(measure, parser.parse_args())
 
 
 def measure(args: argparse.Namespace) -> None:
     """Measure, compute, write and draw."""
+    if args.redraw:
+        save_figure(draw(json.loads(args.out.read_text())), args.plot, "--plot")
+        return
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -193,16 +200,19 @@ def draw(found: dict[str, Any]) -> Figure:
         rates = [row["pictures_per_hour"] for row in rows]
         axes.plot(counts, rates, marker="o", label=model)
         for count, rate in zip(counts, rates, strict=True):
-            axes.annotate(f"{rate:,.0f}", (count, rate), (0, 7), textcoords="offset points")
+            axes.annotate(
+                f"{rate:,.0f}", (count, rate), (0, 7), textcoords="offset points", ha="center"
+            )
         axes.plot(counts, [rates[0] * count for count in counts], ":", color="0.6", zorder=0)
     axes.set_yscale("log")
     axes.set_xticks(counts)
     axes.set_xlabel("processes (dotted: in proportion)")
     axes.set_ylabel("pictures per hour")
-    axes.margins(x=0.1, y=0.2)
+    axes.margins(x=0.15, y=0.2)
     axes.legend(frameon=False)
-    title = f"{found['method']}, 640 x 480, {found['cores']} cores of an {found['processor']}"
-    axes.set_title(f"{title}\nload by other programs {found['load_before']:g}", fontsize=9)
+    where = f"{found['cores']} cores of an {found['processor']}"
+    load = f"load by other programs: {found['load_before']:g}"
+    axes.set_title(f"{found['method']} on pictures of 640 x 480\n{where}; {load}", fontsize=9)
     return figure
 
 

@@ -1,6 +1,7 @@
-"""Measure Toyland's outliers, whose truth is known, and write docs/outliers.md's tables and figure.
+"""Measure Toyland's outliers, whose truth is known, and write the tables and the figure of
+docs/outliers.md: short ones into the page, long ones into docs/outliers/tokens.md and cost.md.
 
-    python tools/dev/measure_outliers.py            # writes the page from docs/outliers.json
+    python tools/dev/measure_outliers.py            # writes them from docs/outliers.json
     python tools/dev/measure_outliers.py --again    # measures both models before
     python tools/dev/measure_outliers.py --check    # fails where the page is not up to date
 
@@ -15,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGE, FIGURES, PICTURE = (
     ROOT / "docs" / name for name in ("outliers.md", "outliers.json", "outliers/detection.png")
 )
+TOKENS, COST = (ROOT / "docs/outliers" / name for name in ("tokens.md", "cost.md"))
 START, END = "<!-- {}: made by tools/dev/measure_outliers.py -->", "<!-- end -->"
 REPAIRED = {key: TOKEN_FIGURES[key] for key in ("length", "cls", "patches", "right", "others")}
 WINDOW, STRIDE, SHORT_SIDE = 224, 112, 336
@@ -77,22 +81,27 @@ def make(args: argparse.Namespace) -> None:
         figures = measure(args.split, args.scenes)
         with whole_file(FIGURES) as partial:
             partial.write_text(json.dumps(figures, indent=1) + "\n")
-        PICTURE.parent.mkdir(exist_ok=True)
-        save_figure(detection_figure(figures), PICTURE, "--out")
     if not FIGURES.is_file():
         raise SFPError(f"There is no {FIGURES.name} in docs; run tools/dev/measure_outliers.py.")
+    figures = json.loads(FIGURES.read_text())
+    costs = cost_rows(json.loads((ROOT / "docs/toyland.json").read_text()))
     text = PAGE.read_text()
-    parts = tables(
-        json.loads(FIGURES.read_text()), json.loads((ROOT / "docs/toyland.json").read_text())
-    )
-    for name, table in parts.items():
+    for name, part in parts_of_page(figures, costs).items():
         before, rest = text.split(START.format(name))
-        text = f"{before}{START.format(name)}\n{table}{END}{rest.split(END, 1)[1]}"
-    if args.check and PAGE.read_text() != text:
-        raise SFPError("docs/outliers.md is not what tools/dev/measure_outliers.py writes; run it.")
+        text = f"{before}{START.format(name)}\n{part}{END}{rest.split(END, 1)[1]}"
+    texts = {PAGE: text, TOKENS: tokens_page(figures), COST: cost_page(costs)}
+    for path, text in texts.items():
+        if args.check and (not path.is_file() or path.read_text() != text):
+            raise SFPError(
+                f"{path.relative_to(ROOT)} is not what tools/dev/measure_outliers.py writes; "
+                "run it."
+            )
+        if not args.check:
+            path.parent.mkdir(exist_ok=True)
+            with whole_file(path) as partial:
+                partial.write_text(text)
     if not args.check:
-        with whole_file(PAGE) as partial:
-            partial.write_text(text)
+        save_figure(detection_figure(figures), PICTURE, "--out")
 
 
 def measure(split: str, scenes: int) -> dict:
@@ -159,24 +168,23 @@ def windows_of(split: str, scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack(images).float(), torch.stack(labels)
 
 
-def tables(figures: dict, methods: dict) -> dict[str, str]:
-    """The page's tables by name."""
-    models, layers = figures["models"], (1, 4, 6, 7, 8, 9, 10, 11)
-    alike, found, cost = [], [], []
+def shown(key: str, value: float) -> str:
+    """One of ``TOKEN_FIGURES`` as it is printed."""
+    return f"{value:.{1 if key == 'length' else 0}f}"
+
+
+def parts_of_page(figures: dict, costs: dict[str, list[tuple[float, float]]]) -> dict[str, str]:
+    """What stands between the page's marks, by name."""
+    models = figures["models"]
     repaired = [
-        [way, *(f"{of[key]:.{1 if key == 'length' else 0}f}" for key in REPAIRED)]
-        for way, of in models["Toyland"].get("repairs", {}).items()
+        [way, *(shown(key, of[key]) for key in REPAIRED)]
+        for way, of in models["Toyland"]["repairs"].items()
     ]
-    for key, title in TOKEN_FIGURES.items():
-        for name, model in models.items():
-            values = model["tokens"][key]
-            alike.append(
-                [
-                    title,
-                    name,
-                    *(f"{values[layer - 1]:.{1 if key == 'length' else 0}f}" for layer in layers),
-                ]
-            )
+    after_11 = [
+        [title, *(shown(key, model["tokens"][key][10]) for model in models.values())]
+        for key, title in TOKEN_FIGURES.items()
+    ]
+    found = []
     for detector, of in models["Toyland"]["detectors"].items():
         pairs = [
             f"{of['precision'][layer - 1]:.0f} / {of['recall'][layer - 1]:.0f}"
@@ -184,65 +192,116 @@ def tables(figures: dict, methods: dict) -> dict[str, str]:
         ]
         shares = [max(model["detectors"][detector]["flagged"]) for model in models.values()]
         found.append([detector, *pairs, *(f"{share:.0f}" for share in shares)])
-    for method in list_methods():
-        if key_of("Toyland", f"{method}:{SOM}", None) not in methods:
-            continue  # a new one: make_method_tables.py measures it
-        row = [method]
-        if key_of("Toyland", f"{method}:{SOM}", None) not in methods:
-            continue  # not measured yet
-        for model in BUILT_IN:
-            off, som = (
-                methods[key_of(model, f"{method}:{options}", None)]["mIoU"]
-                for options in ("purify=False", SOM)
-            )
-            row += [f"{off:.1f}", f"{som:.1f}", f"{som - off:+.1f}"]
-        cost.append(row)
+    layers = (f"#layer {layer}" for layer in (7, 8, 9, 10, 11))
     return {
-        "tokens": markdown_table(["", "model", *(f"#layer {layer}" for layer in layers)], alike),
+        "summary": summary(costs),
+        "tokens": markdown_table(["after layer 11", *(f"#{name}" for name in models)], after_11),
         "detectors": markdown_table(
-            [
-                "detector",
-                *(f"#layer {layer}" for layer in (7, 8, 9, 10, 11)),
-                "#most flagged, %",
-                "#of Toyland-clean, %",
-            ],
-            found,
+            ["detector", *layers, "#most flagged, %", "#of Toyland-clean, %"], found
         ),
         "repairs": markdown_table(["repaired by", *(f"#{t}" for t in REPAIRED.values())], repaired),
-        "cost": markdown_table(
-            [
-                "method",
-                "#Toyland",
-                "#with SOM",
-                "#change",
-                "#Toyland-clean",
-                "#with SOM",
-                "#change",
-            ],
-            cost,
-        ),
     }
+
+
+def cost_rows(methods: dict) -> dict[str, list[tuple[float, float]]]:
+    """By method and for each model mIoU without purification and with SOM.
+
+    A method without figures is left out: make_method_tables.py measures it.
+    """
+    found = {}
+    for method in list_methods():
+        if key_of("Toyland", f"{method}:{SOM}", None) in methods:
+            found[method] = [
+                tuple(
+                    methods[key_of(model, f"{method}:{options}", None)]["mIoU"]
+                    for options in ("purify=False", SOM)
+                )
+                for model in BUILT_IN
+            ]
+    return found
+
+
+def summary(costs: dict[str, list[tuple[float, float]]]) -> str:
+    """What SOM changes, in a sentence for each model."""
+    changes = {name: round(som - off, 1) for name, ((off, som), _) in costs.items()}
+    up = [change for change in changes.values() if change > 0]
+    same = [name for name, change in changes.items() if not change]
+    down = sorted((change, name) for name, change in changes.items() if change < 0)
+    kept = f"changes {len(same)} by less than 0.05 ({', '.join(same)}), " if same else ""
+    lost = ", ".join(f"{name} {-change}" for change, name in down)
+    clean = max(abs(som - off) for _, (off, som) in costs.values())
+    changed = f" by more than {clean:.1f}" if clean >= 0.05 else ""
+    text = (
+        f"SOM after layers 1 to 11 lifts {len(up)} of {len(changes)} methods by {min(up)} to "
+        f"{max(up)} points, {kept}and costs {len(down)} ({lost}). On Toyland-clean, the twin "
+        f"without outliers, no figure changes{changed}."
+    )
+    return textwrap.fill(text, 100) + "\n"
+
+
+def tokens_page(figures: dict) -> str:
+    """docs/outliers/tokens.md: what outliers do in each layer of both models."""
+    models = figures["models"]
+    count = len(next(iter(models.values()))["tokens"]["length"]) - 1
+    body = [
+        [title, name, *(shown(key, value) for value in model["tokens"][key][:count])]
+        for key, title in TOKEN_FIGURES.items()
+        for name, model in models.items()
+    ]
+    heads = (f"#layer {layer}" for layer in range(1, count + 1))
+    return f"""# What outliers do in each layer
+
+Made by `tools/dev/measure_outliers.py`; [outliers.md](../outliers.md) says what the rows mean and
+what follows. {figures["scenes"]} scenes of the split "{figures["split"]}",
+{figures["windows"]} windows. In Toyland-clean the same places are measured, which are no outliers
+there.
+
+{markdown_table(["", "model", *heads], body)}"""
+
+
+def cost_page(costs: dict[str, list[tuple[float, float]]]) -> str:
+    """docs/outliers/cost.md: what SOM brings each method."""
+    body = []
+    for method, pairs in costs.items():
+        row = [method]
+        for off, som in pairs:
+            row += [f"{off:.1f}", f"{som:.1f}", f"{som - off:+.1f}"]
+        body.append(row)
+    heads = [head for model in BUILT_IN for head in (f"#{model}", "#with SOM", "#change")]
+    return f"""# What SOM brings each method
+
+Made by `tools/dev/measure_outliers.py` from `docs/toyland.json`; [outliers.md](../outliers.md) says
+what follows. mIoU on 120 held-out scenes without purification and with SOM after layers 1 to 11,
+each method otherwise as published. Toyland-clean says what SOM costs where there is nothing to
+repair.
+
+{markdown_table(["method", *heads], body)}"""
 
 
 def detection_figure(figures: dict) -> Figure:
     """Precision, recall and share flagged against layers, a line for each detector."""
-    figure = Figure(figsize=(14, 4), layout="constrained")
-    detectors = figures["models"]["Toyland"]["detectors"]
-    panels = [
-        ("precision", "Toyland"),
-        ("recall", "Toyland"),
-        ("flagged", "Toyland"),
-        ("flagged", "Toyland-clean"),
-    ]
-    for axis, (kind, model) in zip(figure.subplots(1, 4), panels, strict=True):
-        for name in detectors:
-            values = figures["models"][model]["detectors"][name][kind]
-            axis.plot(np.arange(1, 1 + len(values)), values, marker="o", markersize=3, label=name)
-        axis.set(
-            title=f"{kind}, {model} (%)",
-            xlabel="layer",
-            ylim=(-3, 103) if kind != "flagged" else (0, 40),
-        )
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    panels = {
+        ("precision", "Toyland"): "Precision: flagged tokens that are outliers",
+        ("recall", "Toyland"): "Recall: outliers that are flagged",
+        ("flagged", "Toyland"): "Tokens flagged, of all",
+        ("flagged", "Toyland-clean"): "Tokens flagged on Toyland-clean, which has no outliers",
+    }
+    marks = ("o", "s", "^", "v", "D", "x", "P")  # lines that lie on each other still show
+    for axis, ((kind, model), title) in zip(
+        figure.subplots(2, 2).flat, panels.items(), strict=True
+    ):
+        for (name, of), mark in zip(figures["models"][model]["detectors"].items(), cycle(marks)):
+            layers = np.arange(1, 1 + len(of[kind]))
+            axis.plot(layers, of[kind], marker=mark, markersize=5, fillstyle="none", label=name)
+        alike: dict[tuple[float, ...], list[str]] = {}
+        for name, of in figures["models"][model]["detectors"].items():
+            alike.setdefault(tuple(of[kind]), []).append(name)
+        for values, names in alike.items():
+            if len(names) > 1:  # one line hides the others
+                axis.annotate(", ".join(names), (1, values[0] + 0.5), fontsize=9)
+        axis.set(title=title, xlabel="layer", ylabel="percent", xticks=layers)
+        axis.set_ylim((-3, 103) if kind != "flagged" else (-1, 27))
         axis.grid(alpha=0.3)
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
