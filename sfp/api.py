@@ -218,6 +218,8 @@ class Segmenter:
         short_side: int = 224,
         box: tuple[int, int, int, int] | None = None,
         detectors: Sequence[str | Detector] | None = None,
+        heads: Sequence[int] = (),
+        mlp: Sequence[int] = (),
     ) -> Inspection:
         """What each layer of CLIP does with one picture, before and after purification.
 
@@ -228,10 +230,12 @@ class Segmenter:
             box: (left, top, right, bottom) in pixels of the picture; all of it if None.
             detectors: names of ``sfp.list_detectors()``, or detectors made by
                 ``sfp.build_detector``; SOM (which needs a class token), L2 and LOF if None.
+            heads: layers, from 1, of which each head's attention is kept, too.
+            mlp: layers of which the MLP's hidden units are kept, too.
 
         Raises:
-            SFPError: the image can't be read, the box is not inside it, or so many patches would
-                take over 2 GiB.
+            SFPError: the image can't be read, the box is not inside it, there is no such layer, or
+                so many patches would take over 2 GiB.
         """
         return inspect_image(
             self.pipeline.method,
@@ -239,6 +243,8 @@ class Segmenter:
             short_side=short_side,
             box=box,
             detectors=detectors,
+            heads=heads,
+            mlp=mlp,
         )
 
     def protocol(

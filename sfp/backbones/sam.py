@@ -25,11 +25,12 @@ from sfp.backbones._backbone import Backbone
 from sfp.backbones.colour import mean_colours
 from sfp.clip.clip import l2_normalise, weights_sha256
 from sfp.errors import SFPError, refuse_want_of_memory
-from sfp.network import hub, require_published, why_unreached
+from sfp.network import cached_hub_file, hub_file
 
 SAM_BASE = "facebook/sam-vit-base"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1], ImageNet's
 _FILES = ("config.json", "model.safetensors")
+_HUB_NAME = r"[\w.-]+/[\w.-]+"
 # the three published sizes by their width: blocks, heads, blocks with global attention
 _SIZES = {
     768: (12, 12, (2, 5, 8, 11)),
@@ -181,7 +182,7 @@ class Sam(Backbone):
         """The weights of a name or folder where they are on this machine."""
         if Path(name).expanduser().exists():
             return _file_of(Path(name).expanduser())
-        return _cached(name, _FILES[1])
+        return cached_hub_file(name, _FILES[1]) if re.fullmatch(_HUB_NAME, name) else None
 
 
 class SamImage:
@@ -350,31 +351,19 @@ def _find(name: str, option: str, weights: str | None) -> tuple[Path | None, Pat
             )
         config = file.with_name(_FILES[0])
         return (config if config.is_file() else None), file
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(_HUB_NAME, name):
         raise SFPError(
             f"{option} is {name!r}, which is no file or folder here and no name on Hugging Face;"
             f" give one such as {SAM_BASE}."
         )
-    if not all(_cached(name, file) for file in _FILES):
-        why = why_unreached(hub())
-        if not why:
-            from huggingface_hub import hf_hub_download
-
-            try:
-                for file in _FILES:
-                    hf_hub_download(name, file)
-            except Exception as error:  # the hub's, httpx's and the system's have no common base
-                refuse_want_of_memory(error, f"fetching {name}")
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-                why = f"they can't be fetched ({reason})"
-        if why:
-            raise SFPError(
-                f"The weights of {name} ({option}) are not on this machine and {why}; bring"
-                f" {' and '.join(_FILES)} of it from elsewhere and pass their folder as"
-                f" {option}_weights."
-            )
-    config, file = (_cached(name, own) for own in _FILES)
-    require_published(file)
+    what = f"The weights of {name} ({option})"
+    advice = (
+        f"bring {' and '.join(_FILES)} of it from elsewhere and pass their folder as"
+        f" {option}_weights"
+    )
+    config, file = (hub_file(name, own, what, advice) for own in _FILES)
+    if config is None or file is None:
+        raise SFPError(f"{name} ({option}) has no {' and '.join(_FILES)}; {advice}.")
     return config, file
 
 
@@ -382,17 +371,6 @@ def _file_of(local: Path) -> Path | None:
     """The weights at a path, which may be a folder."""
     file = local / _FILES[1] if local.is_dir() else local
     return file if file.is_file() else None
-
-
-def _cached(name: str, file: str) -> Path | None:
-    """A file of a repository in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(name, file)
-    except ValueError:  # no name of a repository
-        return None
-    return Path(found) if isinstance(found, str) else None
 
 
 def _read(config: Path | None, file: Path, option: str) -> nn.Module:

@@ -16,7 +16,7 @@ from sfp.clip.clip import FrozenCLIP
 from sfp.clip.positions import resize_positions
 from sfp.clip.registers import Registers
 from sfp.errors import SFPError, refuse_want_of_memory
-from sfp.network import hub, require_published, why_unreached
+from sfp.network import cached_hub_file, hub_file, require_published
 
 Reads = Literal["tokens", "queries", "keys", "values", "queries+keys"]
 Positions = Literal["auto", "timm", "scale"]
@@ -124,7 +124,9 @@ class TimmViT(Backbone):
     @staticmethod
     def cached_file(name: str) -> Path | None:
         """The weights of a timm model in the hub's cache."""
-        return next(iter(_cached_files(_repository(name))), None)
+        repository, files = _published(name)
+        kept = [cached_hub_file(repository, file) for file in files]
+        return next(filter(None, kept), None)
 
     def append_registers(self, given: Mapping[str, Any]) -> None:
         """Run with test-time registers from now on: zeros after the patches, before the blocks.
@@ -181,17 +183,13 @@ class TimmViT(Backbone):
                 f"timm's {name} takes no windows of other sizes;"
                 f" give {option} a plain ViT such as {_EXAMPLE}."
             ) from error
-        repository = ""
-        if weights:
-            file = Path(weights).expanduser()
-            if not file.is_file():
-                raise SFPError(
-                    f"There is no file {weights} ({option}_weights);"
-                    f" give the path of {name}'s weights."
-                )
-            options["pretrained_cfg_overlay"] = dict(file=str(file))
-        else:
-            repository = _require_download(name, option)
+        file = Path(weights).expanduser() if weights else _from_the_hub(name, option)
+        if not file.is_file():
+            raise SFPError(
+                f"There is no file {weights} ({option}_weights); give the path of {name}'s weights."
+            )
+        own = file.suffix == ".npz"  # the model's own reader, for JAX's files alone
+        options["pretrained_cfg_overlay"] = dict(file=str(file), custom_load=own)
         try:
             model = timm.create_model(name, pretrained=True, **options)
         except Exception as error:  # the hub's, safetensors' and torch's errors have no common base
@@ -201,7 +199,6 @@ class TimmViT(Backbone):
                 f"The weights of timm's {name} can't be had ({reason}); bring the file and pass its"
                 f" path as {option}_weights, or give {option}='colour'."
             ) from error
-        _require_published(repository)
         return cls(model.to(clip.trunk.dtype), clip, **reading)
 
 
@@ -237,55 +234,45 @@ def _bias(attention: nn.Module) -> Tensor | None:
     return torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
 
 
-def _repository(name: str) -> str:
-    """The hub's repository of a timm model's weights; empty where timm knows none."""
+def _published(name: str) -> tuple[str, list[str]]:
+    """The hub's repository of a timm model's weights, empty where timm knows none, and which files
+    it may have, the best first.
+    """
     from timm.models import get_pretrained_cfg
 
     try:
         entry = get_pretrained_cfg(name)
     except RuntimeError:
-        return ""
+        return "", []
     if entry is None or not entry.hf_hub_id:
-        return ""
-    return entry.hf_hub_id if "/" in entry.hf_hub_id else f"timm/{name}"
+        return "", []
+    repository = entry.hf_hub_id if "/" in entry.hf_hub_id else f"timm/{name}"
+    own = [entry.hf_hub_filename] if entry.hf_hub_filename else []
+    return repository, [*own, "model.safetensors", "pytorch_model.bin"]
 
 
-def _require_download(name: str, option: str) -> str:
-    """The hub's repository of a timm model.
+def _from_the_hub(name: str, option: str) -> Path:
+    """The weights of a timm model, from the hub or its cache.
 
     Raises:
-        SFPError: its weights neither lie in the hub's cache nor can be fetched, or are not the
-            published ones.
+        SFPError: they can't be had, or are not the published ones.
     """
-    repository = _repository(name)
+    repository, files = _published(name)
     if not repository:
         raise SFPError(
             f"timm has no weights {name!r}; give {option} a name with one of its tags,"
             f" such as {_EXAMPLE}."
         )
-    if _require_published(repository):
-        return repository
-    if why := why_unreached(hub()):
-        raise SFPError(
-            f"The weights of timm's {name} are not on this machine and {why}; bring"
-            f" model.safetensors of {repository} on Hugging Face from elsewhere and pass its path"
-            f" as {option}_weights, or give {option}='colour'."
-        )
-    return repository
-
-
-def _cached_files(repository: str) -> list[Path]:
-    """The weights of a repository in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    names = ("model.safetensors", "pytorch_model.bin") if repository else ()
-    kept = [try_to_load_from_cache(repository, name) for name in names]
-    return [Path(file) for file in kept if isinstance(file, str)]
-
-
-def _require_published(repository: str) -> bool:
-    """Whether weights lie in the hub's cache; raises SFPError where they are not the published."""
-    files = _cached_files(repository)
-    for file in files:
-        require_published(file)
-    return bool(files)
+    what, advice = (
+        f"The weights of timm's {name}",
+        (
+            f"bring {files[0]} of {repository} on Hugging Face from elsewhere and pass its path as"
+            f" {option}_weights, or give {option}='colour'"
+        ),
+    )
+    found = (hub_file(repository, file, what, advice) for file in files)
+    path = TimmViT.cached_file(name) or next(filter(None, found), None)
+    if path is None:
+        raise SFPError(f"{repository} on Hugging Face has no {' or '.join(files)}; {advice}.")
+    require_published(path)
+    return path

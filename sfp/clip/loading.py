@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from filelock import FileLock
 
 from sfp.clip.checkpoints import Checkpoint, from_state_dict, read_checkpoint, read_config
 from sfp.clip.models import QUICK as _QUICK
@@ -18,8 +19,15 @@ from sfp.clip.models import plain_vits as _plain_vits
 from sfp.clip.packages import Package, cached_weights, is_package, open_package
 from sfp.clip.tokenizing import Tokenizer
 from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
-from sfp.files import file_digest, file_sha256
-from sfp.network import hub, require_published, url_sha256, why_unreached
+from sfp.files import file_digest, file_sha256, make_folder
+from sfp.network import (
+    cached_hub_file,
+    difference,
+    download,
+    hub_file,
+    require_published,
+    url_sha256,
+)
 from sfp.options import Range, check_type
 
 if TYPE_CHECKING:
@@ -565,37 +573,44 @@ def _fetch(entry: Mapping[str, Any], what: str, plain: bool = True) -> Checkpoin
     """Weights of an open_clip entry, from its cache or the network.
 
     Raises:
-        SFPError: no network, or a file that is not the published one.
+        SFPError: they can't be had, or are not the published ones.
     """
-    import open_clip
-
-    path = _cached_file(entry)
-    if path is None:
-        if why := why_unreached(hub() if entry["hf_hub"] else entry["url"]):
-            raise SFPError(f"{what} are not on this machine and {why}. {_offline_hint(entry)}")
-        try:
-            path = Path(open_clip.download_pretrained(entry))
-        except Exception as error:  # the hub's and urllib's errors have no common base
-            refuse_want_of_memory(error, f"downloading {what}")
-            reason = str(error).strip().split("\n")[0][:160]
-            raise SFPError(
-                f"{what} could not be downloaded ({reason}). {_offline_hint(entry)}"
-            ) from error
+    path, advice = _cached_file(entry), _offline_hint(entry)
+    if path is None and entry["hf_hub"]:
+        repository, names = _hub_names(entry)
+        for name in names:
+            path = path or hub_file(repository, name, what, advice)
+        if path is None:
+            raise SFPError(f"{repository} on Hugging Face has no {' or '.join(names)}; {advice}.")
+    elif path is None:
+        path, url = _own_folder(entry), entry["url"]
+        with FileLock(f"{make_folder(path.parent) / path.name}.lock"):
+            if not path.is_file():  # another process may have fetched it
+                download(url, path, lambda file: difference(file, url_sha256(url)), advice)
     require_published(path, entry["url"])
     return read_checkpoint(path, plain)
 
 
+def _hub_names(entry: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The repository of an open_clip entry and which files it may have, the best first."""
+    repository, _, file = entry["hf_hub"].rpartition("/")
+    if file:
+        return repository, [f"{Path(file).stem}.safetensors", file]
+    return repository, ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+
+
+def _own_folder(entry: Mapping[str, Any]) -> Path:
+    """Where open_clip puts what doesn't come from Hugging Face."""
+    return Path("~/.cache/clip").expanduser() / Path(entry["url"]).name
+
+
 def _cached_file(entry: Mapping[str, Any]) -> Path | None:
     """Where the weights lie already: Hugging Face's cache or open_clip's folder."""
-    from huggingface_hub import try_to_load_from_cache
-
-    repository, _, file = entry["hf_hub"].rpartition("/")
-    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    repository, names = _hub_names(entry)
     for name in names if repository else []:
-        found = try_to_load_from_cache(repository, name)
-        if isinstance(found, str):
-            return Path(found)
-    local = Path("~/.cache/clip").expanduser() / Path(entry["url"]).name
+        if found := cached_hub_file(repository, name):
+            return found
+    local = _own_folder(entry)
     return local if local.is_file() else None
 
 
@@ -609,8 +624,8 @@ def _offline_hint(entry: Mapping[str, Any]) -> str:
     mean, std = map(list, _pixels_of(entry))
     pixels = "" if mean == list(PIXEL_MEAN) else f", pixel_mean={mean} and pixel_std={std}"
     return (
-        f"Bring the file {' or '.join(names)} from elsewhere and pass its path as pretrained "
+        f"bring the file {' or '.join(names)} from elsewhere and pass its path as pretrained "
         f"(config: model.pretrained) with quick_gelu={entry['quick_gelu']}{pixels}, or use the "
         "built-in Toyland model, which needs no download (model='Toyland'; "
-        "config: configs/cfg_toyland.py)."
+        "config: configs/cfg_toyland.py)"
     )

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfp.errors import SFPError, refuse_want_of_memory
-from sfp.network import hub, require_published, why_unreached
+from sfp.errors import SFPError
+from sfp.network import cached_hub_file, hub, hub_file, why_unreached
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 _WEIGHTS = (
@@ -22,6 +22,10 @@ _WEIGHTS = (
     "model.safetensors",
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
+)
+_ADVICE = (
+    "bring its files (weights, config, tokenizer) into a folder from elsewhere and give that folder"
+    " as pretrained (config: model.pretrained)"
 )
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.txt", "vocab.json")
 
@@ -79,7 +83,7 @@ def cached_weights(name: str) -> Path | None:
         folder = Path(name.removeprefix(FOLDER)).expanduser()
         found = [folder / file for file in _WEIGHTS if (folder / file).is_file()]
     else:
-        kept = [_cached(name.removeprefix(HUB), file) for file in _WEIGHTS]
+        kept = [cached_hub_file(name.removeprefix(HUB), file) for file in _WEIGHTS]
         found = [path for path in kept if path]
     return found[0] if found else None
 
@@ -136,57 +140,27 @@ def _json(path: Path | None) -> dict[str, Any] | None:
     return dict(found)
 
 
-def _cached(repository: str, file: str) -> Path | None:
-    """A file of a repository in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(repository, file)
-    except ValueError as error:  # no name of a repository
-        raise SFPError(
-            f"{repository!r} is no name of a repository ({error}); write hf-hub:OWNER/NAME."
-        ) from error
-    return Path(found) if isinstance(found, str) else None
-
-
 def _fetcher(repository: str) -> Callable[[str], Path | None]:
     """A function that finds a repository's file, in the cache or on the hub; None without it."""
     unreached: list[str | None] = []  # asked for once
 
     def find(file: str) -> Path | None:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        path = _cached(repository, file)
-        if path is None:
+        if not cached_hub_file(repository, file):
             if not unreached:
                 unreached.append(why_unreached(hub()))
             if unreached[0]:
-                return _refused_offline(repository, file, unreached[0])
-            try:
-                path = Path(hf_hub_download(repository, file))
-            except EntryNotFoundError:
-                return None
-            except Exception as error:  # requests', the hub's and the disk's
-                refuse_want_of_memory(error, f"downloading {file} of {repository}")
-                reason = str(error).strip().split("\n")[0][:160]
-                raise SFPError(
-                    f"{file} of {repository} could not be downloaded ({reason}); check the name,"
-                    " or bring the repository's files into a folder and give that."
-                ) from error
-        require_published(path)
-        return path
+                return _refused_offline(repository, unreached[0])
+        what = f"The files of hf-hub:{repository}"
+        return hub_file(repository, file, what, f"check the name, or {_ADVICE}")
 
     return find
 
 
-def _refused_offline(repository: str, file: str, why: str) -> None:
+def _refused_offline(repository: str, why: str) -> None:
     """None for a file that the package can do without; raises SFPError where nothing of it lies
     here.
     """
-    if not any(_cached(repository, weights) for weights in _WEIGHTS):
+    if not any(cached_hub_file(repository, weights) for weights in _WEIGHTS):
         raise SFPError(
-            f"The model hf-hub:{repository} is not on this machine and {why}; bring its files"
-            " (weights, config, tokenizer) into a folder from elsewhere and give that folder as"
-            " pretrained (config: model.pretrained)."
+            f"The model hf-hub:{repository} is not on this machine and {why}; {_ADVICE}."
         )

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import hf_hub_url
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
 
 from sfp.clip.models import require_transformers
 from sfp.errors import SFPError, refuse_want_of_memory
-from sfp.network import hub, why_unreached
+from sfp.network import cached_hub_file, why_unreached
+
+_CONFIG = "tokenizer_config.json"
 
 
 class Tokenizer:
@@ -54,17 +58,29 @@ class Tokenizer:
             return open_clip.SimpleTokenizer(context_length=self.context, **options)
         require_transformers(f"The tokenizer of {self.model}")
         mode = self.config.get("tokenizer_mode")
+        if why := self._why_unreached():
+            raise self._missing(why)
         try:
             return HFTokenizer(self._name, self.context, tokenizer_mode=mode, **options)
         except Exception as error:  # the hub's, transformers' and tokenizers' have no common base
             refuse_want_of_memory(error, f"loading the tokenizer {self._name}")
             reason = (str(error).strip() or type(error).__name__).split("\n")[0][:160]
-            why = why_unreached(hub()) or reason
-            raise SFPError(
-                f"The tokenizer {self._name!r} of {self.model} can't be had ({why}); bring its"
-                " files (tokenizer.json and tokenizer_config.json) into one folder with the model's"
-                " weights and config, and give that folder as pretrained."
-            ) from error
+            raise self._missing(reason) from error
+
+    def _why_unreached(self) -> str | None:
+        """Why a tokenizer of Hugging Face that isn't here can't be fetched; None if it can be, or
+        is here. transformers would wait for a hub that doesn't answer for minutes.
+        """
+        if Path(self._name).is_dir() or cached_hub_file(self._name, _CONFIG):
+            return None
+        return why_unreached(hf_hub_url(self._name, _CONFIG))
+
+    def _missing(self, why: str) -> SFPError:
+        return SFPError(
+            f"The tokenizer {self._name!r} of {self.model} can't be had ({why}); bring its files"
+            " (tokenizer.json and tokenizer_config.json) into one folder with the model's weights"
+            " and config, and give that folder as pretrained."
+        )
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Token ids (n, T) on the CPU: T the longest text's length, or the whole context where the

@@ -115,6 +115,15 @@ class LayerState:
         return self.attention[:, self.prefix :, self.prefix :]
 
     @property
+    def head_attention(self) -> Tensor:
+        """Each head's map, whose mean is a^l: (B, heads, P + N, P + N) float32, made anew at each
+        asking, all rows at once.
+        """
+        q, k = self.q.float() * self.q.shape[-1] ** -0.5, self.k.float()
+        kept = self.rows.stop
+        return (q[:, :, :kept] @ k.mT).softmax(-1)[..., :kept]
+
+    @property
     def unrepaired(self) -> Tensor:
         """X^l as the block made it, (B, T, C)."""
         return self.tokens if self.before_repair is None else self.before_repair

@@ -2,6 +2,7 @@
 
 sfp inspect photo.jpg
 sfp inspect scene.jpg --model Toyland --detectors SOM,LOF --patch 11,13 --out inspected
+sfp inspect scene.jpg --model Toyland --figures heads,mlp --layers 10,11 --numbers
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from sfp.many.sources import Sources
 from sfp.options import add_weights_arguments, parse_options, weights_arguments
 from sfp.registry import registered_names
 
-FIGURES = ("attention", "outliers", "features", "patch")
+USUAL = ("attention", "outliers", "features")
+FIGURES = (*USUAL, "patch", "heads", "mlp")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,9 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("images", nargs="+", help="pictures, or what sfp segment takes of many")
     add("--out", type=Path, default=Path("inspected"), help="folder for the figures")
-    add("--figures", help=f"which of {', '.join(FIGURES)}; all but patch without --patch")
+    add(
+        "--figures",
+        help=f"which of {', '.join(FIGURES)}; {', '.join(USUAL)} if not given, patch with --patch",
+    )
     add("--layers", help="such as 1,6,11; six spread over the model if not given")
     add("--patch", metavar="ROW,COLUMN", help="what this patch attends to, before and after repair")
+    add("--heads", help="of the figure heads, from 1, such as 1,5; all if not given")
+    add(
+        "--units",
+        help="of the figure mlp, from 0, such as 233,841; the six strongest at the outliers of each"
+        " layer if not given",
+    )
+    add("--numbers", action="store_true", help="write all numbers, too, as .npz")
     add("--detectors", default="SOM,L2,LOF", help="of outliers; sfp methods lists them")
     add("--purified", action="store_true", help="of the repaired layers instead of the plain ones")
     add("--method", default="SFP", help="whose repair and features are shown")
@@ -62,11 +74,15 @@ def inspect(args: argparse.Namespace) -> None:
     images = find_images(args.images, args.out)
     patch = read_numbers(args.patch, "--patch", 2)
     layers = read_numbers(args.layers, "--layers")
-    figures = [figure for figure in FIGURES if figure != "patch" or patch]
+    heads, units = read_numbers(args.heads, "--heads"), read_numbers(args.units, "--units")
+    figures = [*USUAL, "patch"] if patch else list(USUAL)
     if args.figures is not None:
         figures = chosen(args.figures, "figure", FIGURES)
         if "patch" in figures and patch is None:
             raise SFPError("--figures names patch, but no patch is given; add --patch ROW,COLUMN.")
+    for option, given, figure in (("--heads", heads, "heads"), ("--units", units, "mlp")):
+        if given and figure not in figures:
+            raise SFPError(f"{option} is of the figure {figure}; add --figures {figure}.")
     detectors = chosen(args.detectors, "detector", registered_names("sfp.outliers"))
     chosen(args.method, "method", registered_names("sfp.methods"))
     options = parse_options(args.options, "--options")
@@ -78,13 +94,19 @@ def inspect(args: argparse.Namespace) -> None:
     segmenter = Segmenter(
         args.method, args.model, args.pretrained, args.device, **weights, **options
     )
+    of = layers or drawn.spread_layers(segmenter.pipeline.method.trunk.layers)
+    asked = {kind: of for kind in ("heads", "mlp") if kind in figures}
     for image in images:
-        found = segmenter.inspect(image, short_side=args.short_side, detectors=detectors)
+        found = segmenter.inspect(image, short_side=args.short_side, detectors=detectors, **asked)
         draw = {
             "attention": lambda f: drawn.attention_figure(f, layers, purified=args.purified),
             "outliers": lambda f: drawn.outlier_figure(f, layers, purified=args.purified),
             "features": lambda f: drawn.feature_figure(f, layers),
             "patch": lambda f: drawn.patch_figure(f, tuple(patch), layers),
+            "heads": lambda f: drawn.heads_figure(
+                f, of, heads, patch and tuple(patch), purified=args.purified
+            ),
+            "mlp": lambda f: drawn.mlp_figure(f, of, units, purified=args.purified),
         }
         files = []
         for figure in figures:
@@ -93,6 +115,8 @@ def inspect(args: argparse.Namespace) -> None:
             picture = draw[figure](found)
             with whole_file(files[-1]) as partial:
                 picture.save(partial)
+        if args.numbers:
+            files.append(found.save(args.out / f"{image.stem}_numbers.npz"))
         print(f"{image.title} -> {', '.join(map(str, files))}")
         stream = found.purified if args.purified else found.plain
         for name, masks in stream.outliers.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sfp import drawing
-from sfp.errors import unknown_choice
+from sfp.errors import SFPError, unknown_choice
 from sfp.inspection.inspection import Inspection, Stream
 
 _ROOT = 0.5  # attention is drawn by its square root: its largest values dwarf the others
@@ -176,6 +176,106 @@ def feature_figure(inspection: Inspection, layers: Sequence[int] | None = None) 
     return drawing.to_image(figure)
 
 
+def heads_figure(
+    inspection: Inspection,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    patch: tuple[int, int] | None = None,
+    detector: str | None = None,
+    *,
+    purified: bool = False,
+) -> Image.Image:
+    """What each head attends to: from the class token, or from a patch.
+
+    Args:
+        inspection: of one picture, with ``heads``.
+        layers: all whose heads were asked for if None.
+        heads: from 1; all if None.
+        patch: (row, column); the class token, or the mean of all patches without one, if None.
+        detector: the one whose outliers are outlined and whose share of the attention stands below;
+            the first of the inspection if None.
+        purified: of the purified stream instead of the plain one.
+
+    Raises:
+        SFPError: no such layer, head, patch or detector, or heads that were not asked for.
+    """
+    which = "purified" if purified else "plain"
+    stream = getattr(inspection, which)
+    layers, detector = _asked(stream.heads, layers, "heads"), _detector(stream, detector)
+    maps = [stream.attention_by_head(layer, patch) for layer in layers]
+    count = len(maps[0])
+    for head in heads or ():
+        if head not in range(1, count + 1):
+            raise SFPError(f"There is no head {head}; this model's heads go from 1 to {count}.")
+    heads = list(heads or range(1, count + 1))
+    of = "the class token" if stream.class_token else "the patches' mean"
+    if patch is not None:
+        of = f"the patch at row {patch[0]}, column {patch[1]}"
+    heading = f"Attention of {of} in {inspection.protocol['model']}, head by head, {which} stream"
+    sides = [f"head {head}" for head in heads]
+    figure, photo, axes = _panels(inspection, layers, sides, heading)
+    drawing.add_picture(photo, inspection.image, inspection.grid)
+    for row, head in zip(axes, heads, strict=True):
+        for panel, layer, own in zip(row, layers, maps, strict=True):
+            attention, outliers = own[head - 1], stream.outliers[detector][layer - 1]
+            drawing.add_heat(panel, inspection.image, attention, power=_ROOT)
+            drawing.add_outline(panel, outliers)
+            share = 100 * attention[outliers].sum()
+            _caption(panel, f"{share:.0f}% at outliers, max {_short(attention.max())}")
+    if patch is not None:
+        for panel in (photo, *axes.flat):
+            drawing.add_frame(panel, patch)
+    _colorbar(figure, axes, "of each map's maximum", power=_ROOT)
+    drawing.add_legend(figure, [(f"outliers by {detector}", drawing.OUTLIER)])
+    return drawing.to_image(figure)
+
+
+def mlp_figure(
+    inspection: Inspection,
+    layers: Sequence[int] | None = None,
+    units: Sequence[int] | None = None,
+    detector: str | None = None,
+    *,
+    purified: bool = False,
+) -> Image.Image:
+    """Activations of the MLP's hidden units at the patches.
+
+    Args:
+        inspection: of one picture, with ``mlp``.
+        layers: all whose MLP was asked for if None.
+        units: from 0, of every layer; of each layer the six strongest at the outliers if None, see
+            ``Stream.strongest_units``.
+        detector: the one whose outliers are outlined, and where the mean stands below; the first of
+            the inspection if None.
+        purified: of the purified stream instead of the plain one.
+
+    Raises:
+        SFPError: no such layer, unit or detector, or an MLP that was not asked for.
+    """
+    which = "purified" if purified else "plain"
+    stream = getattr(inspection, which)
+    layers, detector = _asked(stream.mlp, layers, "mlp"), _detector(stream, detector)
+    chosen = [list(units or stream.strongest_units(layer, detector)) for layer in layers]
+    sides = [f"unit {unit}" for unit in units or ()]
+    if not units:
+        sides = ["strongest", *(f"no. {place}" for place in range(2, len(chosen[0]) + 1))]
+    heading = f"Hidden units of the MLPs in {inspection.protocol['model']}, {which} stream"
+    figure, photo, axes = _panels(inspection, layers, sides, heading)
+    drawing.add_picture(photo, inspection.image, inspection.grid)
+    for column, layer, own in zip(axes.T, layers, chosen, strict=True):
+        outliers = stream.outliers[detector][layer - 1]
+        for panel, unit, values in zip(column, own, stream.activations(layer, own), strict=True):
+            drawing.add_heat(panel, inspection.image, values)
+            drawing.add_outline(panel, outliers)
+            said = f"mean {values[~outliers].mean():.2f}"
+            if outliers.any():
+                said = f"at outliers {values[outliers].mean():.2f}, off them {said[5:]}"
+            _caption(panel, f"unit {unit}\n{said}")
+    _colorbar(figure, axes, "from 0 or the least to the largest of each map")
+    drawing.add_legend(figure, [(f"outliers by {detector}", drawing.OUTLIER)])
+    return drawing.to_image(figure)
+
+
 def _panels(
     inspection: Inspection,
     layers: Sequence[int],
@@ -204,9 +304,21 @@ def _colorbar(figure: Figure, axes: np.ndarray, label: str, power: float = 1.0) 
     bar.ax.tick_params(labelsize=8)
 
 
+def spread_layers(count: int) -> list[int]:
+    """Six of a model's layers, the first and the last among them; all of a smaller model."""
+    return np.unique(np.linspace(1, count, 6).round().astype(int)).tolist()
+
+
+def _asked(kept: Mapping[int, np.ndarray], layers: Sequence[int] | None, option: str) -> list[int]:
+    """The layers that are given, which the stream checks, or all that are kept."""
+    if not (layers or kept):
+        raise SFPError(f"No layer's {option} were asked for; inspect with {option}=[11].")
+    return list(layers or kept)
+
+
 def _layers(inspection: Inspection, layers: Sequence[int] | None) -> list[int]:
     if layers is None:
-        return np.unique(np.linspace(1, inspection.layers, 6).round().astype(int)).tolist()
+        return spread_layers(inspection.layers)
     for layer in layers:
         inspection.plain.require_layer(layer)
     return list(layers)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,8 @@ from torch import Tensor
 
 from sfp.clip.registers import Registers
 from sfp.clip.trunk import Attention, Hook, LayerState
-from sfp.errors import SFPError
+from sfp.errors import SFPError, unknown_choice
+from sfp.files import make_folder, whole_file
 from sfp.images import resize_short_side
 from sfp.methods import Method
 from sfp.options import check_type
@@ -40,6 +44,10 @@ class Stream:
         outlier_scores: the scores behind them, (L, h, w) float32.
         repaired: the tokens that were repaired, (L, h, w) bool; none without purification.
         class_token: whether the first token is a class token.
+        heads: by the layers that were asked for each head's attention, whose mean over the H heads
+            is ``attention``: (H, P + N, P + N) float32.
+        mlp: by the layers that were asked for the MLP's M hidden units of each token after their
+            activation, as they enter its second map: (P + N, M) float32.
     """
 
     grid: tuple[int, int]
@@ -49,6 +57,8 @@ class Stream:
     outlier_scores: dict[str, np.ndarray]
     repaired: np.ndarray
     class_token: bool = True
+    heads: dict[int, np.ndarray] = field(default_factory=dict)
+    mlp: dict[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def prefix(self) -> int:
@@ -100,6 +110,54 @@ class Stream:
         row = self.prefix + self._patch(patch)
         return self.attention[self._layer(layer), row, self.prefix :].reshape(self.grid)
 
+    def attention_by_head(self, layer: int, patch: tuple[int, int] | None = None) -> np.ndarray:
+        """What each head of a layer attends to from the patch at (row, column): (H, h, w) float32.
+
+        Without a patch from the class token, or, where there is none, what all patches give, on
+        average.
+
+        Raises:
+            SFPError: no such layer or patch, or the layer's heads were not asked for.
+        """
+        maps = self._asked(self.heads, layer, "heads")
+        if patch is not None:
+            rows = maps[:, self.prefix + self._patch(patch)]
+        else:
+            rows = maps[:, 0] if self.class_token else maps[:, self.prefix :].mean(1)
+        return self._maps(rows[:, self.prefix :])
+
+    def activations(self, layer: int, units: Sequence[int]) -> np.ndarray:
+        """The activations of some of the MLP's units at the patches: (units, h, w) float32.
+
+        Units count from 0, as the rows of the MLP's first map do.
+
+        Raises:
+            SFPError: no such layer or unit, or the layer's MLP was not asked for.
+        """
+        found = self._asked(self.mlp, layer, "mlp")
+        check_type("units", units, Sequence[int], [233])
+        for unit in units:
+            if unit not in range(found.shape[1]):
+                raise SFPError(
+                    f"There is no unit {unit} in layer {layer}; its units go from 0 to"
+                    f" {found.shape[1] - 1}."
+                )
+        return self._maps(found[self.prefix :, list(units)].T)
+
+    def strongest_units(self, layer: int, detector: str, count: int = 6) -> list[int]:
+        """The MLP's units with the largest mean activation at the tokens that a detector flags, at
+        all patches where it flags none; the largest first.
+
+        Raises:
+            SFPError: no such layer or detector, or the layer's MLP was not asked for.
+        """
+        found = self._asked(self.mlp, layer, "mlp")[self.prefix :]
+        if detector not in self.outliers:
+            raise unknown_choice("detector of this inspection", detector, self.outliers)
+        flagged = self.outliers[detector][layer - 1].ravel()
+        means = (found[flagged] if flagged.any() else found).mean(0)
+        return np.argsort(-means, kind="stable")[:count].tolist()
+
     def similarity(self, layer: int, patch: tuple[int, int]) -> np.ndarray:
         """Cosine of the patch at (row, column) with each patch after a layer: (h, w) float32.
 
@@ -118,6 +176,15 @@ class Stream:
             SFPError: no such layer.
         """
         return principal_colours(self._patches(layer)).reshape(*self.grid, 3)
+
+    def _asked(self, kept: dict[int, np.ndarray], layer: int, option: str) -> np.ndarray:
+        self.require_layer(layer)
+        if layer not in kept:
+            raise SFPError(
+                f"The {option} of layer {layer} were not asked for; inspect with"
+                f" {option}={sorted([*kept, layer])}."
+            )
+        return kept[layer]
 
     def _patches(self, layer: int) -> np.ndarray:
         """The patch tokens after a layer, (N, C)."""
@@ -161,7 +228,8 @@ class Inspection:
     [10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
 
     Memory: both streams hold L (P + N) (P + N + C) float32, 18 MB in all for ViT-B/16 at 224x224
-    pixels and 76 MB at 336x448, where L = 12, C = 768, N = 196 and 588.
+    pixels and 76 MB at 336x448, where L = 12, C = 768, N = 196 and 588. Each layer whose heads are
+    asked for adds 2 H (P + N)^2 of them, 4 and 33 MB, one whose MLP is 2 (P + N) M, 5 and 14 MB.
 
     Attributes:
         image: the part of the resized picture that the patches cover, (h p, w p, 3) uint8 for
@@ -198,6 +266,38 @@ class Inspection:
         rows = self.features.reshape(-1, self.features.shape[-1])
         return principal_colours(rows).reshape(*self.grid, 3)
 
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write all numbers as one .npz, for ``numpy.load``; missing folders are made.
+
+        ``image``, ``box``, ``grid``, ``features`` and ``protocol`` (JSON), and of each stream, such
+        as ``plain``: ``plain_tokens``, ``plain_attention``, ``plain_repaired``; by detector
+        ``plain_outliers_SOM`` and ``plain_scores_SOM``; by layer, where asked for,
+        ``plain_heads_11`` and ``plain_mlp_11``. Shapes are those of ``Stream``.
+
+        Raises:
+            SFPError: another ending, or the file can't be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".npz":
+            raise SFPError(f"{path} ends in {path.suffix!r}; an inspection is written as .npz.")
+        make_folder(path.parent)
+        numbers = dict(image=self.image, box=np.array(self.box), grid=np.array(self.grid))
+        numbers |= dict(features=self.features, protocol=np.array(json.dumps(self.protocol)))
+        for side in ("plain", "purified"):
+            stream = getattr(self, side)
+            own = {name: getattr(stream, name) for name in ("tokens", "attention", "repaired")}
+            for name, by in (
+                ("outliers", stream.outliers),
+                ("scores", stream.outlier_scores),
+                ("heads", stream.heads),
+                ("mlp", stream.mlp),
+            ):
+                own |= {f"{name}_{key}": values for key, values in by.items()}
+            numbers |= {f"{side}_{name}": values for name, values in own.items()}
+        with whole_file(path) as partial:
+            np.savez_compressed(partial, **numbers)
+        return path
+
     def patch_at(self, x: float, y: float) -> tuple[int, int]:
         """(row, column) of the patch at pixel x, y of ``image``.
 
@@ -230,12 +330,15 @@ def inspect_image(
     short_side: int = 224,
     box: tuple[int, int, int, int] | None = None,
     detectors: Sequence[str | Detector] | None = None,
+    heads: Sequence[int] = (),
+    mlp: Sequence[int] = (),
 ) -> Inspection:
     """See ``Segmenter.inspect``; ``pixels`` (H, W, 3) uint8.
 
     Raises:
         SFPError: a box that is not inside the picture, an unknown detector or one that stands
-            twice, or a picture of so many patches that the arrays would take over 2 GiB.
+            twice, no such layer, or a picture of so many patches that the arrays would take over
+            2 GiB.
     """
     trunk = method.trunk
     height, width = pixels.shape[:2]
@@ -266,12 +369,16 @@ def inspect_image(
     resized = resize_short_side(pixels[top:bottom, left:right], short_side, trunk.patch)
     grid = trunk.grid_of(*resized.shape[1:])
     tokens = trunk.rows(grid).stop
+    heads, mlp = (_layers(given, trunk.layers, o) for given, o in ((heads, "heads"), (mlp, "mlp")))
     size = 8 * trunk.layers * tokens * (tokens + trunk.width)
+    size += 8 * tokens * sum(trunk.blocks[layer - 1].heads * tokens for layer in heads)
+    size += 8 * tokens * sum(trunk.blocks[layer - 1].hidden_width for layer in mlp)
     if size > _MOST_BYTES:
+        fewer = ", or fewer layers of heads and mlp" if heads or mlp else ""
         raise SFPError(
             f"{grid[0] * grid[1]} patches in {trunk.layers} layers would take"
             f" {size / (1 << 30):.1f} GiB to inspect; lower short_side={short_side}, or choose a"
-            " part of the picture by box."
+            f" part of the picture by box{fewer}."
         )
     covered = resized[:, : grid[0] * trunk.patch, : grid[1] * trunk.patch]
     down, across = covered.shape[1:]
@@ -282,8 +389,8 @@ def inspect_image(
     return Inspection(
         image=covered.permute(1, 2, 0).to(torch.uint8).numpy(),
         box=(float(left), float(top), left + across * scale_x, top + down * scale_y),
-        plain=_run(method, windows, found),
-        purified=_run(method, windows, found, purifier, method.appended),
+        plain=_run(method, windows, found, heads, mlp),
+        purified=_run(method, windows, found, heads, mlp, purifier, method.appended),
         features=method(windows)[0].float().cpu().numpy(),
         protocol={
             "method": method.name,
@@ -303,10 +410,14 @@ def _run(
     method: Method,
     windows: Tensor,
     detectors: Sequence[Detector],
+    heads: Sequence[int],
+    mlp: Sequence[int],
     purifier: Purifier | None = None,
     registers: Registers | None = None,
 ) -> Stream:
-    """All L layers on one window (1, 3, H, W): detectors run before the purifier."""
+    """All L layers on one window (1, 3, H, W): detectors run before the purifier, and the MLP's
+    units are kept as the registers leave them.
+    """
     trunk = method.trunk
     grid = trunk.grid_of(*windows.shape[-2:])
     tokens, attention, repaired = [], [], []
@@ -326,9 +437,21 @@ def _run(
         found = state.outliers
         repaired.append(np.zeros(grid, bool) if found is None else found[0].cpu().numpy())
 
+    by_head: dict[int, np.ndarray] = {}
+    units: dict[int, np.ndarray] = {}
+
+    def keep_heads(state: LayerState) -> None:
+        by_head[state.layer] = state.head_attention[0].cpu().numpy()
+
+    def keep_units(state: LayerState) -> None:
+        factor = trunk.blocks[state.layer - 1].factor
+        found = state.hidden[0, : state.rows.stop].float() / factor
+        units[state.layer] = found.cpu().numpy()
+
     layers = range(1, trunk.layers + 1)
     repair = [part.hook for part in (registers, purifier) if part]
     hooks = [Hook(detect, layers, Attention.MAP), *repair, Hook(keep, layers, Attention.MAP)]
+    hooks += [Hook(keep_heads, heads), Hook(keep_units, mlp, point="neurons")]
     count = registers.count if registers else 0
     trunk.run(windows, hooks, resize=method.positional_resize, registers=count)
     return Stream(
@@ -339,7 +462,25 @@ def _run(
         {name: np.stack(found) for name, found in scores.items()},
         np.stack([mask.reshape(grid) for mask in repaired]),
         trunk.class_token,
+        by_head,
+        units,
     )
+
+
+def _layers(given: Sequence[int], count: int, option: str) -> list[int]:
+    """Layers in their order, each once.
+
+    Raises:
+        SFPError: there is no such layer.
+    """
+    check_type(option, given, Sequence[int], [count])
+    for layer in given:
+        if layer not in range(1, count + 1):
+            raise SFPError(
+                f"{option}={list(given)} names layer {layer}; this model's layers go from 1 to"
+                f" {count}."
+            )
+    return sorted(set(given))
 
 
 def principal_colours(tokens: np.ndarray) -> np.ndarray:

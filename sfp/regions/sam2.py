@@ -12,11 +12,10 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
 from pycocotools import mask as coco_mask
 
 from sfp.errors import SFPError, refuse_want_of_memory
-from sfp.network import hub, require_published, why_unreached
+from sfp.network import cached_hub_file, hub_file
 from sfp.options import Range, Share
 from sfp.regions._program import PROGRAMS, MaskProgram
 from sfp.regions.regions import Regions
@@ -110,8 +109,7 @@ def _file_of(model: str) -> Path | None:
         return folder / _WEIGHTS if (folder / _WEIGHTS).is_file() else None
     if model.startswith(("/", ".", "~")):
         return None
-    kept = try_to_load_from_cache(model, _WEIGHTS)
-    return Path(kept) if isinstance(kept, str) else None
+    return cached_hub_file(model, _WEIGHTS)
 
 
 def _load(model: str) -> tuple[Any, Any]:
@@ -130,21 +128,18 @@ def _load(model: str) -> tuple[Any, Any]:
             " pip install 'sfp-ovss[vision]'."
         ) from error
     hint = f"bring config.json and {_WEIGHTS} and name their folder as model=FOLDER"
-    file = _file_of(model)
-    if file is not None and not Path(model).expanduser().is_dir():
-        require_published(file)
-    elif file is None:
-        folder = Path(model).expanduser()
-        if folder.is_dir():
+    source = Path(model).expanduser()
+    if source.is_dir():
+        if _file_of(model) is None:
             raise SFPError(f"The folder {model} of a SAM 2 has no {_WEIGHTS}; {hint}.")
-        if model.startswith(("/", ".", "~")):
-            raise SFPError(f"There is no folder {model} of a SAM 2; {hint}.")
-        if why := why_unreached(hub()):
-            raise SFPError(
-                f"The weights of SAM 2 {model!r} are not on this machine and {why}; {hint}, or give"
-                " masks of your own."
-            )
-    source = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
+    elif model.startswith(("/", ".", "~")):
+        raise SFPError(f"There is no folder {model} of a SAM 2; {hint}.")
+    else:
+        what, advice = f"The weights of SAM 2 {model!r}", f"{hint}, or give masks of your own"
+        files = [hub_file(model, name, what, advice) for name in ("config.json", _WEIGHTS)]
+        if None in files:
+            raise SFPError(f"{model} has no config.json and {_WEIGHTS}; {advice}.")
+        source = files[1].parent
     try:
         config = Sam2Config.from_pretrained(source)
         network, told = Sam2Model.from_pretrained(

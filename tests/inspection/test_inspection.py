@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_clips import network, tiny_clip
 
 import sfp
 from sfp.clip import Attention, Hook
+from sfp.commands.inspect import main
 from sfp.datasets import toyland
 from sfp.drawing import MASK, OUTLIER
 from sfp.images import resize_short_side
-from sfp.inspection.figures import attention_figure, feature_figure, outlier_figure, patch_figure
+from sfp.inspection.figures import (
+    attention_figure,
+    feature_figure,
+    heads_figure,
+    mlp_figure,
+    outlier_figure,
+    patch_figure,
+)
 
 PATCH = (5, 7)
 
@@ -155,6 +165,141 @@ def test_similarity_is_the_cosine(inspection):
     assert np.allclose(found.ravel(), expected.numpy(), atol=1e-5) and abs(found[PATCH] - 1) < 1e-5
 
 
+@pytest.fixture(scope="module")
+def inside(segmenter, scene):
+    """Heads of three layers and hidden units of two."""
+    return segmenter.inspect(scene.image, heads=[12, 3, 11], mlp=[11, 10])
+
+
+def test_heads_and_hidden_units_of_the_layers_that_were_asked_for(inside, inspection):
+    (h, w), heads, units = inside.grid, 2, 512
+    assert not inspection.plain.heads and not inspection.plain.mlp
+    for stream in (inside.plain, inside.purified):
+        assert list(stream.heads) == [3, 11, 12] and list(stream.mlp) == [10, 11]
+        for layer, maps in stream.heads.items():
+            assert maps.shape == (heads, 1 + h * w, 1 + h * w) and maps.dtype == np.float32
+            assert np.allclose(maps.mean(0), stream.attention[layer - 1], atol=1e-6)
+        assert stream.mlp[11].shape == (1 + h * w, units) and stream.mlp[11].dtype == np.float32
+        assert stream.attention_by_head(3).shape == (heads, h, w)
+        assert np.allclose(stream.attention_by_head(3).mean(0), stream.cls_attention[2], atol=1e-6)
+        of_patch = stream.attention_by_head(3, PATCH).mean(0)
+        assert np.allclose(of_patch, stream.attention_of(3, PATCH), atol=1e-6)
+        found = stream.activations(11, [5, 0])
+        assert np.array_equal(found[1].ravel(), stream.mlp[11][1:, 0])
+    assert np.allclose(inside.plain.tokens, inspection.plain.tokens, atol=1e-5)
+
+
+def test_the_strongest_units_are_those_of_the_outliers(inside):
+    stream = inside.plain
+    assert stream.outliers["SOM"][10].any() and not stream.outliers["SOM"][0].any()
+    values = stream.mlp[11][1:][stream.outliers["SOM"][10].ravel()].mean(0)
+    found = stream.strongest_units(11, "SOM", 4)
+    assert found == np.argsort(-values)[:4].tolist()
+    none = {"SOM": np.zeros_like(stream.outliers["SOM"])}
+    means = stream.mlp[11][1:].mean(0)
+    everywhere = dataclasses.replace(stream, outliers=none).strongest_units(11, "SOM", 4)
+    assert everywhere == np.argsort(-means)[:4].tolist() != found
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["clip", "quickgelu", "inner-norms", "siglip"])
+def test_they_are_what_plain_hooks_on_the_models_own_modules_see(name):
+    """open_clip's residual blocks, or timm's, which know nothing of this package's trunk."""
+    clip = tiny_clip(name)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    found = sfp.Segmenter("CLIP", clip).inspect(pixels, short_side=64, heads=[2, 6], mlp=[2, 6])
+    visual, seen = network(name).visual, {}
+    blocks = visual.trunk.blocks if name == "siglip" else visual.transformer.resblocks
+
+    def keep(key):
+        return lambda module, inputs, output: seen.update({key: (module, inputs, output)})
+
+    handles = []
+    for layer in (2, 6):
+        block = blocks[layer - 1]
+        act, normed = (
+            (block.mlp.act, block.norm1) if name == "siglip" else (block.mlp.gelu, block.ln_1)
+        )
+        handles += [act.register_forward_hook(keep(("mlp", layer)))]
+        handles += [normed.register_forward_hook(keep(("normed", layer)))]
+    planes = torch.from_numpy(found.image.copy()).permute(2, 0, 1)
+    visual(clip.normalise(planes)[None])
+    for handle in handles:
+        handle.remove()
+    for layer in (2, 6):
+        expected = seen["mlp", layer][2][0].numpy()
+        assert np.allclose(found.plain.mlp[layer], expected, atol=1e-4)
+        maps = attention_of_module(blocks[layer - 1].attn, seen["normed", layer][2])
+        assert np.allclose(found.plain.heads[layer], maps[0].numpy(), atol=1e-5)
+        assert np.ptp(found.plain.heads[layer], axis=0).max() > 1e-3  # heads differ
+
+
+def attention_of_module(attention, tokens: torch.Tensor) -> torch.Tensor:
+    """Each head's weights (B, heads, T, T) by the module's own parameters."""
+    if isinstance(attention, torch.nn.MultiheadAttention):
+        return attention(*[tokens] * 3, need_weights=True, average_attn_weights=False)[1]
+    if hasattr(attention, "in_proj_weight"):  # open_clip's own
+        joint = torch.nn.functional.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+        norms = attention.ln_q, attention.ln_k
+    else:
+        joint, norms = attention.qkv(tokens), (attention.q_norm, attention.k_norm)
+    heads = joint.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k = (norm(part) for norm, part in zip(norms, heads[:2], strict=True))
+    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+
+
+def test_figures_of_heads_and_hidden_units(inside):
+    assert panel_rows(heads_figure(inside)) == 2
+    assert panel_rows(mlp_figure(inside, [10, 11, 10, 11])) == 6
+    figures = [
+        heads_figure(inside, [11], [2]),
+        heads_figure(inside, [11], [1]),
+        heads_figure(inside, [11], [1], purified=True),
+        heads_figure(inside, [11], [1], PATCH),
+        mlp_figure(inside, [11], [5]),
+        mlp_figure(inside, [11], [6]),
+        mlp_figure(inside, [10], [5]),
+    ]
+    assert len({figure.tobytes() for figure in figures}) == len(figures)
+
+
+def test_numbers_are_written(inside, tmp_path):
+    with np.load(inside.save(tmp_path / "new/numbers.npz")) as numbers:
+        assert np.array_equal(numbers["plain_heads_11"], inside.plain.heads[11])
+        assert np.array_equal(numbers["purified_mlp_10"], inside.purified.mlp[10])
+        assert np.array_equal(numbers["purified_outliers_L2"], inside.purified.outliers["L2"])
+        assert np.array_equal(numbers["plain_attention"], inside.plain.attention)
+        assert tuple(numbers["grid"]) == inside.grid
+        assert json.loads(str(numbers["protocol"]))["method"] == "SFP"
+        each = {"tokens", "attention", "repaired"}
+        each |= {
+            f"{kind}_{name}" for kind in ("outliers", "scores") for name in ("SOM", "L2", "LOF")
+        }
+        each |= {"heads_3", "heads_11", "heads_12", "mlp_10", "mlp_11"}
+        sides = {f"{side}_{name}" for side in ("plain", "purified") for name in each}
+        assert set(numbers) == sides | {"image", "box", "grid", "features", "protocol"}
+    with pytest.raises(sfp.SFPError, match=r"ends in '\.json'"):
+        inside.save(tmp_path / "numbers.json")
+
+
+def test_the_command(tmp_path, scene, capsys):
+    Image.fromarray(scene.image).save(tmp_path / "scene.png")
+    common = [str(tmp_path / "scene.png"), *["--model", "Toyland", "--detectors", "SOM", "--out"]]
+    inside = ["--figures", "heads,mlp", "--layers", "11", "--numbers"]
+    assert main([*common, str(tmp_path / "out"), *inside]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "scene_heads.png", "scene_mlp.png", "scene_numbers.npz",
+    }  # fmt: skip
+    for options, words in (
+        ("--figures heads --heads 3", "no head 3; this model's heads go from 1 to 2"),
+        ("--heads 1", "--heads is of the figure heads; add --figures heads"),
+        ("--figures mlp --units 512", "no unit 512 in layer 1; its units go from 0 to 511"),
+        ("--figures heads --layers 13", "layers go from 1 to 12"),
+    ):
+        assert main([*common, str(tmp_path / "none"), *options.split()]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_boxes_and_places(scene, segmenter, inspection):
     height, width = scene.labels.shape
     assert (
@@ -263,6 +408,9 @@ def test_a_notebook_shows_the_attention(inspection):
         (dict(detectors=["SOM", "SOM"]), "twice"),
         (dict(short_side=2000), "lower short_side=2000"),
         (dict(short_side=8), "less than one patch"),
+        (dict(heads=[13]), r"heads=\[13\] names layer 13; .* from 1 to 12"),
+        (dict(mlp=[0]), "names layer 0"),
+        (dict(heads=range(1, 13), short_side=800), "fewer layers of heads and mlp"),
     ],
 )
 def test_mistakes(options, words, segmenter, scene):
@@ -279,6 +427,9 @@ def test_wrong_layers_patches_and_detectors(inspection):
         (lambda: attention_figure(inspection, [13]), "no layer 13"),
         (lambda: attention_figure(inspection, detector="SMO"), "did you mean 'SOM'"),
         (lambda: patch_figure(inspection, (0, 99)), "no patch"),
+        (lambda: heads_figure(inspection), r"inspect with heads=\[11\]"),
+        (lambda: inspection.plain.attention_by_head(7), r"layer 7 were not .* heads=\[7\]"),
+        (lambda: inspection.plain.activations(7, [0]), r"inspect with mlp=\[7\]"),
     ]:
         with pytest.raises(sfp.SFPError, match=words):
             call()

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sfp.errors import SFPError
 from sfp.files import file_digest, only_one
-
-_ATTEMPTS = 3  # in a row that bring nothing new
-_PATIENCE = 60.0  # seconds without a byte
-_CHUNK = 1 << 18
+from sfp.network import download
 
 
 @dataclass(frozen=True)
@@ -63,8 +55,7 @@ def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
         mirror: an address that has the file under its own name, instead of the owners'.
 
     Raises:
-        SFPError: nobody answers, the connection breaks again and again, or the file is not the
-            published one.
+        SFPError: see ``sfp.network.download``.
     """
     target = folder / archive.name
     if target.is_file():
@@ -73,72 +64,9 @@ def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
     else:
         url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
         with only_one(folder, "--out", f".{archive.name}.lock"):
-            partial = target.with_name(f"{archive.name}.partial")
-            _fetch(url, partial)
-            if wrong := _difference(archive, partial):
-                partial.unlink()
-                raise SFPError(f"{url} {wrong}, and was deleted; fetch it again or elsewhere.")
-            partial.replace(target)
+            advice = "give --mirror another address, or --source the file"
+            download(url, target, lambda path: _difference(archive, path), advice)
     return target
-
-
-def _fetch(url: str, partial: Path) -> None:
-    failures = 0
-    while True:
-        before = _size(partial)
-        try:
-            return _continue(url, partial)
-        except urllib.error.HTTPError as error:
-            raise SFPError(
-                f"{url} can't be fetched ({error}); give --mirror another address, or --source the "
-                "file."
-            ) from error
-        except (OSError, http.client.HTTPException) as error:
-            size = _size(partial)
-            failures = failures + 1 if size == before else 0
-            if failures < _ATTEMPTS:
-                continue
-            reason = f"{url} can't be reached ({error}); look at the network, or give --mirror or"
-            if size:
-                reason = (
-                    f"{url} broke off after {size} bytes ({error}); the same command goes on from "
-                    "there, or give"
-                )
-            raise SFPError(f"{reason} --source the file.") from error
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _continue(url: str, partial: Path) -> None:
-    """Append what ``partial`` lacks; OSError or HTTPException where the connection breaks."""
-    have = _size(partial)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=_PATIENCE)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
-            raise
-        if error.headers.get("Content-Range") == f"bytes */{have}":
-            return  # nothing is lacking
-        partial.unlink()  # longer than the file itself
-        raise ConnectionError("the part fetched before was of another file: deleted") from error
-    with answer:
-        starts = answer.headers.get("Content-Range", "")
-        if answer.status != 206 or not starts.startswith(f"bytes {have}-"):
-            have = 0  # the server sends the whole file
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        bar = tqdm(
-            desc=f"fetching {partial.stem}", initial=have, total=total, unit="B", unit_scale=True
-        )
-        with partial.open("ab" if have else "wb") as writer, bar:
-            while chunk := answer.read(_CHUNK):
-                writer.write(chunk)
-                bar.update(len(chunk))
-        if total is not None and _size(partial) != total:
-            raise ConnectionError(f"{total} bytes were announced")
 
 
 def _difference(archive: Archive, path: Path) -> str | None:
