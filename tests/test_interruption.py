@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from forked import Program
 
 from sfp.datasets import toyland
 
-TEST = [sys.executable, str(ROOT / "tools/test.py")]
+TEST = str(ROOT / "tools/test.py")
 SCENES = 7
 EXACT = (
     "mIoU",
@@ -47,15 +48,9 @@ def start(
     *arguments: str,
     launcher: tuple[str, ...] = (),
     options: Sequence[str] = (),
-) -> subprocess.Popen:
-    command = [
-        *(launcher or TEST[:1]),
-        TEST[1],
-        str(ROOT / "configs/cfg_toyland.py"),
-        "--work-dir",
-        work,
-        *arguments,
-    ]
+) -> Program | subprocess.Popen:
+    """Start an evaluation; by a launcher, in interpreters that it starts."""
+    command = [TEST, str(ROOT / "configs/cfg_toyland.py"), "--work-dir", work, *arguments]
     command += [
         "--cfg-options",
         f"test_dataloader.dataset.scenes={SCENES}",
@@ -68,21 +63,19 @@ def start(
         "OMP_NUM_THREADS": "1",
         "SFP_DATA": str(folder / "data"),
     }
+    if not launcher:
+        return Program(*command, cwd=folder, environment=environment)
     return subprocess.Popen(
-        command,
+        [*launcher, *command],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a shell's background jobs ignore it
     )
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
+def finish(process: Program | subprocess.Popen, code: int = 0) -> str:
     out, err = process.communicate(timeout=240)
     assert process.returncode == code, out[-1500:] + err[-2500:]
     return out + err
@@ -160,20 +153,31 @@ def test_a_launcher_that_did_not_start_it(launcher, folder):
     )
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_ranks_equal_one(ranks, folder, reference):
-    """3 ranks share 7 images as 3, 2, 2."""
-    port = free_port()
+def test_ranks_equal_one(folder, reference, monkeypatch):
+    """3 ranks share 7 images as 3, 2, 2. They get torchrun's variables."""
+    variables = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), WORLD_SIZE="3")
+    processes = []
+    for rank in ("0", "1", "2"):
+        for name, value in {**variables, "RANK": rank, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, value)
+        processes.append(start(folder, "ranks3", "--launcher", "pytorch"))
+    for process in processes:
+        finish(process)
+    assert result(folder, "ranks3") == reference
+
+
+@pytest.mark.slow  # torchrun starts interpreters of its own, 15 s each
+def test_ranks_of_torchrun_equal_one(folder, reference):
     torchrun = (
         sys.executable,
         "-m",
         "torch.distributed.run",
-        f"--nproc_per_node={ranks}",
+        "--nproc_per_node=2",
         "--master_addr=127.0.0.1",
-        f"--master_port={port}",
+        f"--master_port={free_port()}",
     )
-    finish(start(folder, f"ranks{ranks}", "--launcher", "pytorch", launcher=torchrun))
-    assert result(folder, f"ranks{ranks}") == reference
+    finish(start(folder, "ranks2", "--launcher", "pytorch", launcher=torchrun))
+    assert result(folder, "ranks2") == reference
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from sfp.clip.registers import Registers
@@ -492,6 +491,8 @@ def principal_colours(tokens: np.ndarray) -> np.ndarray:
     parts = np.zeros((len(rows), 3))
     count = min(3, *rows.shape)
     if len(rows) > 1:
+        from sklearn.decomposition import PCA  # takes a second to import
+
         parts[:, :count] = PCA(count, svd_solver="full").fit_transform(rows)
     least, most = np.percentile(parts, [2, 98], axis=0)
     return np.clip((parts - least) / np.maximum(most - least, 1e-12), 0, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import median_filter
-from sklearn.cluster import DBSCAN
 from torch import Tensor
 
 
@@ -14,6 +13,8 @@ def cluster_patches(affinity: Tensor, eps: float, min_samples: int) -> Tensor:
 
     Cluster of each patch (N,), -1 for noise.
     """
+    from sklearn.cluster import DBSCAN  # takes a second to import
+
     labels = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(affinity.float().cpu().numpy())
     return torch.from_numpy(labels).long()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from sklearn import cluster
 from torch import Tensor
 
 from sfp.clip.clip import l2_normalise
@@ -37,6 +36,8 @@ class DBSCAN(Detector):
     min_size: Count = 0
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
+        from sklearn import cluster  # takes a second to import
+
         rows = l2_normalise(state.patches)
         distances = (1 - rows @ rows.transpose(1, 2)).clamp_min(0)
         diagonal = torch.eye(rows.shape[1], dtype=torch.bool, device=rows.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from sklearn import cluster
 from torch import Tensor
 
 from sfp.clip.clip import l2_normalise
@@ -30,6 +29,8 @@ class HDBSCAN(Detector):
     min_samples: Annotated[int, Range(1)] | None = None
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
+        from sklearn import cluster  # takes a second to import
+
         rows = l2_normalise(state.patches)
         scores = torch.zeros(rows.shape[:2], device=rows.device)
         if rows.shape[1] <= max(self.min_cluster_size, self.min_samples or 0):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from sklearn import ensemble
 from torch import Tensor
 
 from sfp.clip.trunk import LayerState
@@ -30,6 +29,8 @@ class IsolationForest(Detector):
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
+        from sklearn import ensemble  # takes a second to import
+
         scores = []
         for points in state.patches.float().cpu().numpy():
             forest = ensemble.IsolationForest(n_estimators=self.trees, random_state=self.seed)
