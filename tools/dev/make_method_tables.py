@@ -16,7 +16,6 @@ them in further processes.
 from __future__ import annotations
 
 import argparse
-import functools
 import inspect
 import json
 import sys
@@ -41,7 +40,6 @@ SOM = "purify=True,pm=SOM,purify_layers=[" + ",".join(map(str, range(1, 12))) + 
 PURIFIED = ("SFP", "SC-CLIP", "ClearCLIP")  # the columns of the detector table
 SECOND = ("proxy", "dino", "dinoiser", "scorer")  # options that name a second model
 FEW = 10  # scenes of the detector table: IsolationForest takes seconds for each
-SLOW = ("LPOSS+",)  # 20 to 40 s a scene on one core: as published, on Toyland, and nothing else
 REGISTERS = "purify=False,registers=1"
 VARIANTS = {
     "RF-CLIP": ["image_weight=0.0,patch_weight=0.0"],
@@ -183,14 +181,10 @@ def measured(figures: dict) -> tuple[list[str], list[str]]:
     return methods, detectors
 
 
-@functools.cache
 def rows() -> list[tuple[str, str, int | None]]:
     """Backbone, method string and number of scenes (all if None) of every figure, each once."""
     found = []
     for name in list_methods():
-        if name in SLOW:
-            found.append(("Toyland", published(name), None))
-            continue
         for backbone in BUILT_IN:
             specs = (published(name), f"{name}:purify=False", f"{name}:{SOM}")
             found += [(backbone, spec, None) for spec in specs]
@@ -272,9 +266,6 @@ def file_of(cls: type) -> Path:
 
 
 def figure(figures: dict, backbone: str, spec: str, scenes: int | None = None) -> str:
-    """mIoU, or a dash where ``rows`` has no such cell."""
-    if (backbone, spec, scenes) not in rows():
-        return "-"
     return f"{figures[key_of(backbone, spec, scenes)]['mIoU']:.1f}"
 
 
