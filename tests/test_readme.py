@@ -21,8 +21,8 @@ import pytest
 from conftest import ROOT
 
 PAGES = {
-    page.name: page.read_text()
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    str(page.relative_to(ROOT if page.name == "README.md" else ROOT / "docs")): page.read_text()
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
 
 # Printed commands that are not run here, and why. A command that is neither here nor in NEED_DATA
@@ -196,17 +196,11 @@ def anchors(text: str) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    folder = ROOT if page == "README.md" else ROOT / "docs"
+    here = ROOT / ("README.md" if page == "README.md" else f"docs/{page}")
     for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
         if not target.startswith("http"):
             file, _, anchor = target.partition("#")
-            path = (
-                folder / file
-                if file
-                else ROOT / "docs" / page
-                if page != "README.md"
-                else ROOT / page
-            )
+            path = here.parent / file if file else here
             assert path.exists(), target
             assert not anchor or anchor in anchors(path.read_text()), target
 
