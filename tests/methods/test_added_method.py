@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import textwrap
 
+import forked
 import pytest
 from conftest import ROOT
 
@@ -62,14 +62,7 @@ def folder(tmp_path_factory):
 
 def run(folder, *command: str, code: int = 0) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = forked.run(*command, cwd=folder, environment=environment)
     assert done.returncode == code, done.stdout[-1500:] + done.stderr[-2500:]
     return done
 
