@@ -85,6 +85,7 @@ def results(data, tmp_path_factory):
     return found
 
 
+# over 5 s: its fixture starts a fresh interpreter, which imports torch and mmsegmentation
 def test_the_output_ends_with_a_table_and_miou(results):
     result = results["SFP"]
     tail = result["stdout"]
@@ -244,6 +245,7 @@ class TestScripts:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return run(["sh", name, *arguments], cwd, PATH=path, **environment)
 
+    # over 5 s: a script starts a fresh interpreter, which imports torch and mmsegmentation
     def test_from_elsewhere(self, data, tmp_path):
         done = self.script(
             str(ROOT / "scripts/test.sh"),

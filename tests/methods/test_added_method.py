@@ -101,6 +101,7 @@ def test_mistakes_in_its_options_are_found_as_in_ours(folder):
     assert "Unknown side of method Box 4" in done.stderr and "Choose one of: 1, 3, 5" in done.stderr
 
 
+# over 5 s: pytest runs in pytest, with its own imports
 def test_segmenter_and_the_shared_tests(folder):
     """``Segmenter`` takes it, and tests/methods/test_methods.py tests it unasked."""
     (folder / "use.py").write_text(
