@@ -6,4 +6,5 @@ set -eu
 cd "$root"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-exec "$PYTHON" -m pytest -n 2 --dist loadfile "$@"
+# in the order of tests/conftest.py, which has the longest files first
+exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

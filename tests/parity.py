@@ -7,6 +7,7 @@ compared before anything else. Images are the normalised tensors themselves.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -153,6 +154,11 @@ def _positions(grid: int, channels: int) -> np.ndarray:
 
 def state_dict(spec: str) -> dict[str, Tensor]:
     """OpenAI-layout weights of a spec, float32 numbers that float16 holds exactly."""
+    return dict(_state_dict(spec, SEED))
+
+
+@functools.lru_cache(4)
+def _state_dict(spec: str, seed: int) -> dict[str, Tensor]:
     (layers, patch), width = spec_sizes(spec), spec_width(spec)
     pixels = 3.0 * patch * patch
     weights = {
@@ -210,6 +216,11 @@ def digest(weights: dict[str, Tensor]) -> str:
 
 def image(name: str, height: int, width: int) -> Tensor:
     """A normalised picture (3, height, width) of waves, discs and boxes."""
+    return _image(name, height, width, SEED).clone()
+
+
+@functools.lru_cache(64)
+def _image(name: str, height: int, width: int, seed: int) -> Tensor:
     y, x = (np.arange(height) + 0.5)[:, None] / 224.0, (np.arange(width) + 0.5)[None, :] / 224.0
     numbers = iter(_uniform(f"image.{name}.layout", 400).tolist())
 
@@ -294,6 +305,11 @@ def golden(file: str) -> dict[str, np.ndarray]:
     """The arrays of a golden file; the test is skipped where the folder has none."""
     if not (GOLDENS / f"{file}.npz").is_file():
         pytest.skip(f"{GOLDENS.name} has no {file}.npz")
+    return dict(_golden(file))
+
+
+@functools.lru_cache(4)
+def _golden(file: str) -> dict[str, np.ndarray]:
     with np.load(GOLDENS / f"{file}.npz") as arrays:
         return dict(arrays)
 
@@ -302,4 +318,5 @@ def cases(file: str) -> list[str]:
     """The cases of a golden file, such as "vit12/win0"; none where the folder has no such file."""
     if not (GOLDENS / f"{file}.npz").is_file():
         return []
-    return sorted({key.rpartition("/")[0] for key in golden(file) if key.endswith("/logits")})
+    with np.load(GOLDENS / f"{file}.npz") as arrays:  # only its names are read
+        return sorted({key.rpartition("/")[0] for key in arrays if key.endswith("/logits")})

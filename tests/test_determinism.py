@@ -54,9 +54,15 @@ def title(case) -> str:
     return f"{case[0]} {' '.join(f'{key}={value}' for key, value in case[1].items())}".strip()
 
 
-@pytest.mark.parametrize("case", CASES, ids=title)
 @pytest.mark.parametrize(
-    "model", ["vit12", "Toyland", pytest.param("vit24-p14", marks=pytest.mark.slow)]
+    ("model", "case"),
+    [
+        # in the quick run the cases of a method take the two models in turn
+        pytest.param(model, case, marks=() if i % 2 == place else pytest.mark.slow)
+        for place, model in enumerate(("vit12", "Toyland", "vit24-p14"))
+        for i, case in enumerate(CASES)
+    ],
+    ids=lambda value: value if isinstance(value, str) else title(value),
 )
 def test_scores_do_not_depend_on_the_batch(case, model, toyland_clip, tmp_path):
     """Windows 1, 2, 3, 5 and 7 at once; in the quick run 1 and 3, of half the size."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import subprocess
 import sys
 import textwrap
 
@@ -13,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import ROOT
+from forked import run
 
 import sfp
 from sfp.errors import SFPError, is_want_of_memory, run_command
@@ -241,11 +241,5 @@ def test_a_checkpoint_larger_than_the_memory(suffix, tmp_path):
         except SFPError as error:
             print(error)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = run("-c", textwrap.dedent(code), cwd=tmp_path, environment={"PYTHONPATH": str(ROOT)})
     assert done.stdout.startswith(f"The memory ran out while reading a.{suffix}"), done

@@ -99,6 +99,7 @@ def counted(folder: Path, work: str) -> int:
     )
 
 
+# over 5 s: a whole run and four that are killed or end, after the one time of their imports
 def test_three_kills_and_the_same_command_again(folder, reference):
     randomly = random.Random(7)
     for kill in range(3):

@@ -50,7 +50,14 @@ def test_one_line_chooses_the_model_and_one_the_picture(notebook):
 
 
 def test_it_runs_and_draws(notebook, monkeypatch):
+    """Only the number of scenes is cut.
+
+    Over 5 s: a kernel of its own, which imports everything and draws ten figures.
+    """
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    (accuracy,) = [cell for cell in notebook.cells if cell["id"] == "accuracy"]
+    assert "range(20, 28)" in accuracy.source
+    accuracy.source = accuracy.source.replace("range(20, 28)", "range(20, 22)")
     NotebookClient(
         notebook,
         timeout=120,
@@ -81,7 +88,8 @@ def test_it_runs_and_draws(notebook, monkeypatch):
     assert set(figures) == expected and len(set(figures.values())) == len(expected)
     for png in figures.values():
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))
-        assert min(pixels.shape[:2]) > 150 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+        colours = np.unique(pixels.astype(int) @ [1 << 16, 1 << 8, 1])
+        assert min(pixels.shape[:2]) > 150 and len(colours) > 100
     tables = [data["text/markdown"] for name in ("overlap", "accuracy") for data in shown[name]]
     assert len(tables) == 2 and "**SOM**" in tables[0] and "SFP" in tables[1]
     assert not [

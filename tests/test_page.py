@@ -114,6 +114,7 @@ def test_a_backbone_from_a_file_and_few_kept(tmp_path):
     assert kept() is None
 
 
+# over 5 s: one segmentation for each of all methods
 def test_every_method_works_with_the_built_in_model(backend, scene):
     for method in sfp.list_methods():
         assert backend.segmentation(

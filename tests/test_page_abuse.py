@@ -476,9 +476,9 @@ def test_many_at_once_are_served_one_after_the_other(visitor, address, backend):
             pass
 
     backend.most = 0
-    with ThreadPoolExecutor(15) as pool:
-        gone = [pool.submit(leave, number) for number in range(3)]
-        assert all("CLIP on Toyland" in said for said in pool.map(segment, range(12)))
+    with ThreadPoolExecutor(8) as pool:
+        gone = [pool.submit(leave, number) for number in range(2)]
+        assert all("CLIP on Toyland" in said for said in pool.map(segment, range(6)))
         assert all(one.exception() is None for one in gone)
     assert backend.most == 1
 

@@ -58,6 +58,7 @@ def test_with_a_pair_that_does_not_fit(tmp_path):
     )
 
 
+# over 5 s: a fresh interpreter imports torch where mmsegmentation is absent
 def test_the_library_works_without_mmsegmentation(tmp_path):
     package(tmp_path, "mmseg", "raise ModuleNotFoundError(\"No module named 'mmseg'\")")
     done = run(

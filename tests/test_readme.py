@@ -157,6 +157,7 @@ def to_run() -> list:
     ]
 
 
+# over 5 s: each step is a fresh interpreter, as it is for a reader
 @pytest.mark.parametrize("step", to_run())
 def test_step(step, checkout, tmp_path_factory):
     folder = checkout(step.page)
@@ -168,6 +169,7 @@ def test_step(step, checkout, tmp_path_factory):
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
 
 
+# over 5 s: each command is a fresh interpreter, as it is for a reader
 @pytest.mark.parametrize(
     "command",
     [

@@ -73,6 +73,7 @@ def run(code: str, folder) -> str:
     return done.stdout
 
 
+# over 5 s: a fresh interpreter, since the order of the imports is what is tested
 def test_mmsegs_runner_and_metric(folder):
     """As mmsegmentation's tools/test.py does: nothing of ours is imported but by the config."""
     out = run(
@@ -87,6 +88,7 @@ def test_mmsegs_runner_and_metric(folder):
     assert "measured True" in out and "| mushroom |" in out
 
 
+# over 5 s: a fresh interpreter, since the order of the imports is what is tested
 @pytest.mark.parametrize(
     "order",
     [

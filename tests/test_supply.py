@@ -82,6 +82,7 @@ print(len([name for name in sys.modules if name.startswith("sfp")]))
 """
 
 
+# over 5 s: a fresh interpreter imports every module
 def test_no_module_asks_the_network(tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {

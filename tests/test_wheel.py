@@ -120,6 +120,7 @@ def installed(wheel, tmp_path_factory) -> Callable[..., subprocess.CompletedProc
     return finished
 
 
+# over 5 s: an environment is made, and two fresh interpreters import torch
 def test_segment_and_the_library(installed):
     names = ("--names", "boat", "--model", "Toyland", "--options", "prompts=photo")
     said = installed("sfp", "segment", "photo.jpg", *names)

@@ -6,6 +6,7 @@ Hashes of config, names, weights, dataset, code; and ``results.json``.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import json
@@ -219,13 +220,13 @@ def code_fingerprint(*methods: type) -> str:
     used |= own | {package / name for name in ("evaluation/counts.py", "segmentor.py", "stages.py")}
     digest = hashlib.sha256()
     for file in sorted(used - others):
-        code = _code_alone(file.read_text(encoding="utf-8"))
-        digest.update(file.name.encode() + b"\0" + code.encode())
+        digest.update(file.name.encode() + b"\0" + _code_alone(file).encode())
     return digest.hexdigest()
 
 
-def _code_alone(source: str) -> str:
-    tree = ast.parse(source)
+@functools.cache  # what runs is what the process imported, whatever becomes of the file
+def _code_alone(file: Path) -> str:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -37,17 +34,14 @@ def test_nearest_labels_keep_their_values():
     assert torch.equal(nearest_labels(nearest_labels(labels, (74, 106)), (37, 53)), labels)
 
 
-def test_the_tool(tmp_path):
-    start = [sys.executable, ROOT / "tools/probe_layers.py", ROOT / "configs/cfg_toyland.py"]
+def test_the_tool(tool, tmp_path):
+    start = ["probe_layers", ROOT / "configs/cfg_toyland.py", "--images", 2]
     data = dict(data_root=tmp_path / "toyland", split="tune", scenes=3)
     options = ["model.prompts=photo"]
     options += [f"test_dataloader.dataset.{key}={value}" for key, value in data.items()]
-    run = functools.partial(
-        subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=200
-    )
-    done = run([*start, "--images", "2", "--out", "probe.json", "--cfg-options", *options])
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, told, error = tool(*start, "--out", tmp_path / "probe.json", "--cfg-options", *options)
+    assert code == 0, error
     figures = json.loads((tmp_path / "probe.json").read_text())
     best = max(range(1, 12), key=lambda layer: figures["auroc"]["k"][str(layer)])
-    assert f"model.attention_layer={best}  " in done.stdout and figures["images"] == 2
+    assert f"model.attention_layer={best}  " in told and figures["images"] == 2
     assert all(1 <= count <= 196 for count in figures["components"].values())

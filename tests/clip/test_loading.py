@@ -98,6 +98,7 @@ class TestLayouts:
         with pytest.raises(SFPError, match="quick_gelu=True or quick_gelu=False"):
             load_clip("ViT-B/16", path, **HEADS)
 
+    # over 5 s: 150 million weights are drawn, written, read and compared in use
     def test_full_size_vit_b_16_in_openai_layout(self, tmp_path):
         """86 M + 63 M made-up weights: outputs equal to open_clip's."""
         torch.manual_seed(1)
@@ -156,6 +157,7 @@ def full_size(name: str, path) -> None:
 class TestBackbones:
     """OpenAI's, LAION's and MetaCLIP's models by sizes and tags; their weights are made up."""
 
+    # over 5 s: the sizes are those of the largest published networks
     @pytest.mark.parametrize(
         ("name", "expected"),
         [
@@ -176,6 +178,7 @@ class TestBackbones:
         grid = (224 // trunk.patch, 280 // trunk.patch)
         assert features.shape == (1, *grid, clip.embed_dim) and torch.isfinite(features).all()
 
+    # over 5 s: files of the sizes of the published networks are read
     @pytest.mark.parametrize(
         ("model", "tags"),
         [

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from forked import Program
 from safetensors.torch import save_file
 
 from sfp.clip import text_bank
@@ -155,10 +154,9 @@ for i in range(30):
 
 def test_two_processes_at_once(clip, tmp_path):
     """Both write the same three entries, while this one reads: each read finds a whole entry."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WRITE, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     writers = [
-        subprocess.Popen([*command, str(number)], env=environment, stderr=subprocess.PIPE)
+        Program("-c", WRITE, tmp_path, number, cwd=ROOT, environment=environment)
         for number in (1, 2)
     ]
     bank, reads = TextBank(clip, cache_dir=False), 0
@@ -167,7 +165,7 @@ def test_two_processes_at_once(clip, tmp_path):
             vectors = bank._read(path, 40)
             assert vectors is not None and len(vectors.unique()) == 1
             reads += 1
-    assert [writer.communicate()[1] for writer in writers] == [b"", b""]
+    assert [writer.communicate()[1] for writer in writers] == ["", ""]
     assert [writer.returncode for writer in writers] == [0, 0]
     assert reads > 5 and len(list(tmp_path.iterdir())) == 3
 

@@ -39,6 +39,7 @@ def killing(engine, victims):
     return own
 
 
+# over 5 s: each of the two processes imports torch for itself, as users' do
 @pytest.mark.parametrize("victims", [{}, pytest.param({3: 0, 9: 1}, marks=pytest.mark.slow)])
 def test_two_processes(victims, photos, recipe, expected, tmp_path):  # noqa: F811
     engine = killing(several_processes(recipe, tmp_path, 2), victims)

@@ -7,8 +7,6 @@ import os
 import pickle
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from forked import Program
 from many_photos import COUNT, NAMES, photos, recipe  # noqa: F401
 from PIL import Image
 from test_files import files_limited, small_disk  # noqa: F401
@@ -132,12 +131,8 @@ run(Sources(sys.argv[2:3], sys.argv[3]), Path(sys.argv[3]), recipe)
 
 def start(photos, recipe, out, folder):  # noqa: F811
     (folder / "recipe").write_bytes(pickle.dumps(recipe))
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, folder / "recipe", photos, out],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return Program("-c", SCRIPT, folder / "recipe", photos, out, cwd=ROOT, environment=environment)
 
 
 def made(out: Path) -> dict[str, int]:
@@ -155,7 +150,7 @@ def test_kill_and_go_on(kills, photos, recipe, expected, tmp_path):  # noqa: F81
             time.sleep(0.003)
         time.sleep(randomly.uniform(0, 0.02))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     killed = made(out)
     assert 3 * kills <= len(killed) < COUNT, "killed too late"
     sfp_state = out / ".sfp/journal-1-of-1.txt"

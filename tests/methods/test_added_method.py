@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import textwrap
 
+import forked
 import pytest
 from conftest import ROOT
 
@@ -62,14 +62,7 @@ def folder(tmp_path_factory):
 
 def run(folder, *command: str, code: int = 0) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = forked.run(*command, cwd=folder, environment=environment)
     assert done.returncode == code, done.stdout[-1500:] + done.stderr[-2500:]
     return done
 
@@ -108,6 +101,7 @@ def test_mistakes_in_its_options_are_found_as_in_ours(folder):
     assert "Unknown side of method Box 4" in done.stderr and "Choose one of: 1, 3, 5" in done.stderr
 
 
+# over 5 s: pytest runs in pytest, with its own imports
 def test_segmenter_and_the_shared_tests(folder):
     """``Segmenter`` takes it, and tests/methods/test_methods.py tests it unasked."""
     (folder / "use.py").write_text(

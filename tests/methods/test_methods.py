@@ -5,6 +5,7 @@ A method that someone adds is tested here unasked.
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from conftest import parity_clip
 
+from sfp.clip import load_clip
 from sfp.clip.clip import l2_normalise
 from sfp.errors import SFPError
 from sfp.methods import METHODS as REGISTRY
@@ -56,8 +58,26 @@ def build(name: str, clip, **options):
     return build_method(name, clip, **options)
 
 
-def windows(*names: str) -> torch.Tensor:
-    return torch.cat([parity.case_image(f"vit12/{name}") for name in names])
+def windows(*names: str, side: int = 224) -> torch.Tensor:
+    """Windows of the parity cases, or their upper left parts."""
+    return torch.cat([parity.case_image(f"vit12/{name}") for name in names])[..., :side, :side]
+
+
+@functools.cache
+def vit12(**options: object):
+    """The network of ``parity_clip("vit12")``, loaded in another way."""
+    return load_clip(pretrained=parity.state_dict("vit12"), device="cpu", **options)
+
+
+@functools.cache
+def shallow():
+    """A ViT of 6 blocks."""
+    kept = {
+        key: value
+        for key, value in parity.state_dict("vit12-p32").items()
+        if not re.match(r"visual\..*resblocks\.([6-9]|1\d)\.", key)
+    }
+    return load_clip(pretrained=kept, device="cpu")
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -85,7 +105,7 @@ def test_batch_equals_one_by_one(name, clip):
 @pytest.mark.parametrize("purify", [True, False])
 @pytest.mark.parametrize("name", METHODS)
 def test_non_square_windows(name, purify, clip):
-    for shape, grid in (((224, 320), (14, 20)), ((320, 224), (20, 14)), ((230, 120), (14, 7))):
+    for shape, grid in (((112, 160), (7, 10)), ((160, 112), (10, 7)), ((230, 120), (14, 7))):
         features = build(name, clip, purify=purify)(parity.image("rect.0", *shape)[None])
         assert features.shape == (1, *grid, clip.embed_dim)
         assert torch.isfinite(features).all()
@@ -103,7 +123,7 @@ def test_other_depths_and_patches(name, spec):
 @pytest.mark.parametrize("pm", DETECTORS)
 @pytest.mark.parametrize("name", METHODS)
 def test_no_nan_on_constant_windows(name, pm, clip):
-    flat = torch.stack([torch.zeros(3, 224, 224), torch.full((3, 224, 224), 2.0)])
+    flat = torch.stack([torch.zeros(3, 112, 112), torch.full((3, 112, 112), 2.0)])
     assert torch.isfinite(build(name, clip, purify=True, pm=pm, purify_layers=[3, 11])(flat)).all()
 
 
@@ -114,7 +134,7 @@ def test_no_nan_on_constant_windows(name, pm, clip):
 @pytest.mark.parametrize("name", METHODS)
 def test_no_nan_where_every_token_is_an_outlier(name, options, empty, clip):
     method = build(name, clip, purify=True, repair_empty=empty, **options)
-    assert torch.isfinite(method(windows("win0", "win1"))).all()
+    assert torch.isfinite(method(windows("win0", "win1", side=112))).all()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -149,9 +169,7 @@ def test_parameters_untouched_and_no_gradients(name, clip):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", METHODS)
 def test_half_precision_is_close(name, precision):
-    from sfp.clip import load_clip
-
-    half = load_clip(pretrained=parity.state_dict("vit12"), device="cpu", precision=precision)
+    half = vit12(precision=precision)
     exact = build(name, parity_clip("vit12"), purify=False)(windows("win0"))
     rough = build(name, half, purify=False)(windows("win0"))
     assert torch.isfinite(rough).all()
@@ -164,8 +182,6 @@ def test_half_precision_is_close(name, precision):
 
 @pytest.fixture(scope="module")
 def half_toyland():
-    from sfp.clip import load_clip
-
     return load_clip("Toyland", device="cpu", precision="bf16")
 
 
@@ -179,7 +195,9 @@ def test_half_precision_purified_reads_a_scene_alike(name, half_toyland, toyland
     options = TOYLAND_OPTIONS.get(name, {})
     image, names = toyland.make_scene("tune", 3).image, list(toyland.CLASSES)
     exact, rough = (
-        Segmenter(name, clip, purify=True, **options)(image, names, keep_scores=False).labels
+        Segmenter(name, clip, purify=True, short_side=224, **options)(
+            image, names, keep_scores=False
+        ).labels
         for clip in (toyland_clip, half_toyland)
     )
     assert (exact == rough).mean() > 0.95
@@ -260,9 +278,7 @@ def test_mid_layers_are_repaired_once(name, clip):
 @pytest.mark.parametrize("name", METHODS)
 def test_narrow_heads(name):
     """Nothing assumes 64-wide heads: 4 heads of 32 give other features than 2 of 64."""
-    from sfp.clip import load_clip
-
-    narrow = load_clip(pretrained=parity.state_dict("vit12"), device="cpu", head_width=32)
+    narrow = vit12(head_width=32)
     assert narrow.trunk.heads == 4
     features = build(name, narrow, purify=True)(windows("win0"))
     assert features.shape == (1, 14, 14, 64) and torch.isfinite(features).all()
@@ -274,17 +290,8 @@ def test_narrow_heads(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_shallow_models(name):
-    """A ViT of 6 blocks: published layers that it lacks are scaled."""
-    from sfp.clip import load_clip
-
-    kept = {
-        key: value
-        for key, value in parity.state_dict("vit12-p32").items()
-        if not re.match(r"visual\..*resblocks\.([6-9]|1\d)\.", key)
-    }
-    features = build(name, load_clip(pretrained=kept, device="cpu"))(
-        parity.case_image("vit12-p32/win0")
-    )
+    """Published layers that it lacks are scaled."""
+    features = build(name, shallow())(parity.case_image("vit12-p32/win0"))
     assert features.shape == (1, 7, 7, 64) and torch.isfinite(features).all()
 
 

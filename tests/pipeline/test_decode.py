@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 import textwrap
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
+from forked import run
 
 from sfp.pipeline import score_map
 from sfp.pipeline.decode import decode
@@ -116,9 +117,7 @@ def test_memory_does_not_grow_with_queries_times_pixels(queries, classes, size, 
         decode(scores, groups, prob_thd=0.001)
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=200
-    )
+    done = run("-c", textwrap.dedent(code), cwd=ROOT, environment=os.environ)
     assert float(done.stdout) < mebibytes, done.stderr[-2000:]
 
 

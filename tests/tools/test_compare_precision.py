@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 
+# over 5 s: three methods in three precisions, two of them slow on a CPU
 def test_labels_agree(tool, tmp_path):
     out = tmp_path / "precision.json"
     code, text, error = tool(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from forked import Program, run
 from PIL import Image
 
 import sfp
@@ -61,16 +60,14 @@ def test_a_folder_of_pictures(photos, tool, toyland_clip):
 def test_killed_and_continued(photos):
     """What was written is whole, nothing is made twice, the rest is made."""
     out, environment = photos.parent / "masks", {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tools/make_masks.py"), str(photos), "--masks"]
-    command += [CUT.replace("160", "240"), "--out", str(out), "--device", "cpu"]
+    command = [ROOT / "tools/make_masks.py", photos, "--masks", CUT.replace("160", "240")]
+    command += ["--out", out, "--device", "cpu"]
 
     def done() -> dict[Path, int]:
         files = [path for path in out.rglob("*.npz") if not path.name.startswith(".")]
         return {path: path.stat().st_mtime_ns for path in files}
 
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = Program(*command, cwd=ROOT, environment=environment)
     while process.poll() is None and not done():
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -80,7 +77,7 @@ def test_killed_and_continued(photos):
     for file in seen:
         with np.load(file) as saved:
             assert saved["masks"].any()
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    finished = run(*command, cwd=ROOT, environment=environment)
     assert finished.returncode == 0, finished.stderr[-1500:]
     assert f"continuing: {len(seen)} of 6 images have their masks" in finished.stdout
     assert "image/s" in finished.stderr and len(done()) == 6
