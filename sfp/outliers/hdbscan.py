@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from sklearn import cluster
@@ -28,6 +28,8 @@ class HDBSCAN(Detector):
 
     min_cluster_size: Annotated[int, Range(2)] = 5
     min_samples: Annotated[int, Range(1)] | None = None
+
+    on_host: ClassVar = True
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
         rows = l2_normalise(state.patches)
