@@ -33,6 +33,7 @@ from sfp.pipeline import Pipeline, Protocol, Task, Vocabulary
 from sfp.pipeline.windows import window_grid
 from sfp.result import Segmentation
 from sfp.stages import Picture, Text
+from sfp.transfer import Doubts
 
 Names: TypeAlias = Sequence[str | Sequence[str]]
 Kept: TypeAlias = bool | Literal["label"]
@@ -322,18 +323,20 @@ class Segmenter:
         sizes = [picture.pixels.shape[:2] for picture in pictures]
         tasks = [question.task for question in questions]
         own = keep_scores == "label"
-        found = self.pipeline.segment(pictures, tasks, sizes, keep_scores)
+        doubts = Doubts()
+        found = self.pipeline.segment(pictures, tasks, sizes, keep_scores, doubts)
+        labelled = iter(doubts.settle([labels for maps in found for labels, _ in maps]))
         return [
             [
                 Segmentation(
-                    labels.cpu().numpy(),
+                    next(labelled).numpy(),
                     question.names,
                     None if scores is None or own else scores.cpu().numpy(),
                     picture.pixels,
                     question.provenance,
                     scores.cpu().numpy() if own else None,
                 )
-                for picture, (labels, scores) in zip(pictures, maps, strict=True)
+                for picture, (_, scores) in zip(pictures, maps, strict=True)
             ]
             for question, maps in zip(questions, found, strict=True)
         ]

@@ -12,6 +12,9 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class SFPError(ValueError):
@@ -41,6 +44,21 @@ def is_want_of_memory(error: BaseException | None) -> bool:
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return isinstance(error, (RuntimeError, OSError)) and bool(_MEMORY.search(str(error)))
+
+
+def by_halves(work: Callable[[int], Value], most: int, least: int = 1 << 20) -> Value:
+    """``work(most)``; where memory runs out with half of it, and so on, down to ``least``.
+
+    Args:
+        work: takes how many bytes, or pieces, it may make at a time.
+    """
+    while True:
+        try:
+            return work(most)
+        except (RuntimeError, MemoryError) as error:
+            if most // 2 < least or not is_want_of_memory(error):
+                raise
+        most //= 2
 
 
 def refuse_want_of_memory(error: BaseException, what: str) -> None:

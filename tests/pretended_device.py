@@ -45,7 +45,6 @@ _READS = {
 }  # fmt: skip
 _BINARY_COMPLAINT = "Expected all tensors to be on the same device"
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d")
-SKIP = False
 _OF_THE_CPU = ("mkldnn", "for_cpu", "onednn")
 
 
@@ -213,10 +212,12 @@ class PretendedCUDA(TorchFunctionMode):
 
     def _refuse(self, func: Any, name: str, there: list[Tensors]) -> None:
         if any(word in str(func) for word in _OF_THE_CPU):
-            raise NotImplementedError(f"Could not run {name} with arguments from 'CUDA' ({_line()})")
-        if name in _CONVOLUTIONS and there and there[0].dtype == torch.float32:
-            if torch.backends.cudnn.allow_tf32 and not SKIP:
-                raise AssertionError(f"{name} in float32 would run in TF32 ({_line()})")
+            raise NotImplementedError(
+                f"Could not run {name} with arguments from 'CUDA' ({_line()})"
+            )
+        tf32 = torch.backends.cudnn.conv.fp32_precision != "ieee"
+        if name in _CONVOLUTIONS and there and there[0].dtype == torch.float32 and tf32:
+            raise AssertionError(f"{name} in float32 would run in TF32 ({_line()})")
 
     def _count(self, name: str, args: tuple, kwargs: dict[str, Any]) -> None:
         times = _READS.get(name, 0)
@@ -383,12 +384,14 @@ class PretendedCUDA(TorchFunctionMode):
 
     # ------------------------------------------------------------------ CUDA's own kernels
     def _do_scaled_dot_product_efficient_attention(self, func, args, kwargs):
-        q, k, v, bias, with_lse = args[:5]
+        q, k, v, bias, _ = args[:5]
         if q.dtype == torch.bfloat16 and self.capability < (8, 0):
             raise RuntimeError("cutlassF: no kernel found to launch!")
         if q.shape[-1] * q.dtype.itemsize % 16:
             raise RuntimeError("cutlassF: no kernel found to launch! (alignment)")
-        self._one_place("attention", [q, k, v], [u for u in (q, k, v) if isinstance(u, Tensors)], None)
+        self._one_place(
+            "attention", [q, k, v], [u for u in (q, k, v) if isinstance(u, Tensors)], None
+        )
         with torch._C.DisableTorchFunctionSubclass():
             scale = kwargs.get("scale") or q.shape[-1] ** -0.5
             logits = q.float() @ k.float().transpose(-2, -1) * scale

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sfp.clip.clip import weights_sha256
 from sfp.errors import SFPError
+from sfp.transfer import exact_convolutions
 
 
 class Backbone(nn.Module):
@@ -42,7 +43,8 @@ class Backbone(nn.Module):
         Raises:
             SFPError: it returned something else, or numbers that are not finite.
         """
-        found = self.encode(windows.float())
+        with exact_convolutions():
+            found = self.encode(windows.float())
         if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != len(windows):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise SFPError(

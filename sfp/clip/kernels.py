@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfp.errors import SFPError
+from sfp.transfer import require_exact_products
 
 # of attention weights at a time: a CPU's cache, a share of a GPU's memory
 _CACHE_BYTES, _GPU_BYTES = 4 << 20, 512 << 20
@@ -63,6 +64,8 @@ def require_precision(weight: Tensor, dtype: torch.dtype) -> None:
             f"torch's default dtype is {usual}, which changes figures unseen; set it back by "
             "torch.set_default_dtype(torch.float32), and precision= instead."
         )
+    if dtype == torch.float32:
+        require_exact_products()
     if weight.dtype != dtype:
         raise SFPError(
             f"The CLIP's weights were loaded as {dtype} and have become {weight.dtype}; load it "
@@ -132,7 +135,7 @@ def attend_with_rows(
         and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
     ):
         mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    elif q.device.type == "cuda":
+    elif q.device.type == "cuda" and _has_efficient(q.device, q.dtype):
         mixed, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
         lse = lse[..., : q.shape[2]]  # the kernel pads it
     else:
@@ -147,6 +150,14 @@ def attend_with_rows(
         cls_column=(torch.linalg.vecdot(q[:, :, prefix:], k[:, :, :1]) - lse[..., prefix:]).exp(),
         diagonal=diagonal,
     )
+
+
+@torch.compiler.assume_constant_result
+def _has_efficient(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a GPU has memory-efficient attention, which makes the log-sum-exp: before Ampere it
+    has none in bfloat16.
+    """
+    return dtype != torch.bfloat16 or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def attend_explicitly(

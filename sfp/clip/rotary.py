@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 
+import torch
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
@@ -59,21 +60,23 @@ class Rotary:
                 f"The rotary positions of {tokens} tokens are not those of a grid of {grid}; give"
                 " qkv the grid of these windows."
             )
-        table = self.table(grid).to(u.device)
+        table = self.table(grid, u.device)
         out = u.clone()
         patches = u[:, :, first : first + count]
         out[:, :, first : first + count] = apply_rot_embed_cat(patches, table, half=self.half)
         return out
 
-    def table(self, grid: tuple[int, int]) -> Tensor:
+    def table(self, grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
         """Sines and cosines of a grid, (h * w, 2 * head width) float32."""
         kept = self._tables.get(grid)
-        if kept is None:
+        if kept is None or (device is not None and kept.device != device):
             if len(self._tables) > _MOST_GRIDS:  # whole-image mode meets many grids
                 self._tables.clear()
             module = self.module
             if grid != self.native:
                 module = copy.deepcopy(module)
                 module.update_feat_shape(list(grid))
-            kept = self._tables[grid] = module.get_embed().detach().float()
+            kept = module.get_embed().detach().float().to(device)
+            if not torch.compiler.is_compiling():  # a CUDA graph writes over its tensors
+                self._tables[grid] = kept
         return kept

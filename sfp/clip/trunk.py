@@ -197,6 +197,7 @@ class ImageTrunk:
         self.native_grid, self.dtype = tower.native_grid, tower.dtype
         self.prefix, self.class_token = tower.prefix, tower.class_token
         self._positions: dict[tuple[tuple[int, int], str], Tensor] = {}
+        self._at_once: dict[tuple[int, int, torch.device], int] = {}
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Patch grid (h, w) of a window; remainders smaller than a patch are dropped.
@@ -216,8 +217,8 @@ class ImageTrunk:
         """How many windows of that size go best through the trunk as one batch.
 
         On a CPU so many that the widest activation, the MLP's, stays in its cache: a larger batch
-        is slower (docs/speed.md). On a GPU as many as half of the free memory holds, 256 at most:
-        more gain nothing.
+        is slower (docs/speed.md). On a GPU as many as half of the memory holds that was free when
+        it was first asked for the size, 256 at most: more gain nothing.
         """
         h, w = self.grid_of(height, width)
         tokens, bytes_of = self.prefix + h * w, self.dtype.itemsize
@@ -227,10 +228,17 @@ class ImageTrunk:
         # tokens, q, k, v, hidden layer; float32 copies of tokens
         stream = tokens * ((8 * self.width + hidden) * bytes_of + self.width * 3 * 4)
         maps = tokens * tokens * 4 * 6  # those that methods make of a whole batch
-        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-            device
-        )  # torch's own, not in use
-        return max(1, min(256, (torch.cuda.mem_get_info(device)[0] + idle) // 2 // (stream + maps)))
+        kept = self._at_once.get((h, w, device))
+        if kept is None:  # asking the driver is slow
+            if len(self._at_once) > 32:  # as in _positions_for
+                self._at_once.clear()
+            reserved, held = (
+                ask(device) for ask in (torch.cuda.memory_reserved, torch.cuda.memory_allocated)
+            )
+            free = torch.cuda.mem_get_info(device)[0] + reserved - held  # torch's own, not in use
+            kept = max(1, min(256, free // 2 // (stream + maps)))
+            self._at_once[h, w, device] = kept
+        return kept
 
     def embed(self, windows: Tensor, resize: str = "scale", registers: int = 0) -> Tensor:
         """X^0 = ln_pre([cls, patches] + positions, zeros): (B, 3, H, W) to (B, P + N + R, C).
@@ -263,7 +271,8 @@ class ImageTrunk:
             if len(self._positions) > 32:  # whole-image mode meets many grids
                 self._positions.clear()
             kept = resize_positions(native, self.native_grid, grid, resize, self.prefix)
-            self._positions[grid, resize] = kept
+            if not torch.compiler.is_compiling():  # a CUDA graph writes over its tensors
+                self._positions[grid, resize] = kept
         return kept
 
     def rows(self, grid: tuple[int, int]) -> slice:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfp.errors import SFPError
 from sfp.files import make_folder, unwritable, whole_file
+from sfp.transfer import count_of_each, to_device
 
 _HINT = "put that right and give the same command again, which goes on from there"
 
@@ -35,14 +36,48 @@ def count_image(
     Raises:
         SFPError: a label or a prediction that is no class, or two maps of different sizes.
     """
+    found = count_pixels(prediction, labels, classes, ignore, name)
+    return checked_counts(found.cpu(), prediction, labels, ignore, name)
+
+
+def count_pixels(
+    prediction: Tensor, labels: Tensor, classes: int, ignore: int = 255, name: str = "an image"
+) -> Tensor:
+    """``count_image`` on the prediction's device, without waiting for it, (3, K + 2) int64: after
+    the classes what is none, and what counts nowhere.
+
+    Raises:
+        SFPError: two maps of different sizes.
+    """
     if prediction.shape != labels.shape:
         sizes = f"{tuple(labels.shape)}, but its prediction {tuple(prediction.shape)}"
         raise SFPError(
             f"The label map {name} is {sizes}; check that image and label have one size."
         )
-    labels, prediction = labels.long(), prediction.to(labels.device).long()
+    labels, prediction = to_device(labels, prediction.device).long(), prediction.long()
+    kept, none, nowhere = labels != ignore, classes, classes + 1
+
+    def placed(values: Tensor) -> Tensor:
+        return values.where((values >= 0) & (values < classes), none).where(kept, nowhere)
+
+    labels, prediction = placed(labels), placed(prediction)
+    rows = (labels.where(labels == prediction, nowhere), prediction, labels)
+    return torch.stack([count_of_each(row, classes + 2) for row in rows])
+
+
+def checked_counts(
+    counts: Tensor, prediction: Tensor, labels: Tensor, ignore: int, name: str
+) -> np.ndarray:
+    """Counts (3, K) int64 of those of ``count_pixels`` on the CPU.
+
+    Raises:
+        SFPError: a label or a prediction of that image is no class.
+    """
+    classes = counts.shape[1] - 2
+    if not counts[1:, classes].any():
+        return counts[:, :classes].numpy()
     kept = labels != ignore
-    labels, prediction = labels[kept], prediction[kept]
+    labels, prediction = labels[kept], prediction.to(labels.device)[kept]
     for kind, values in (("label", labels), ("predicted class", prediction)):
         if len(values) and (int(values.min()) < 0 or int(values.max()) >= classes):
             wrong = int(values.max()) if int(values.max()) >= classes else int(values.min())
@@ -50,8 +85,7 @@ def count_image(
                 f"{name} has the {kind} {wrong}, but there are {classes} classes (0 to "
                 f"{classes - 1}); run sfp check."
             )
-    rows = (labels[labels == prediction], prediction, labels)
-    return torch.stack([torch.bincount(row, minlength=classes) for row in rows]).cpu().numpy()
+    raise AssertionError("counts of no class, but every label and prediction is one")
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from mmseg.structures import SegDataSample
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sfp.evaluation.counts import CountStore, Figures, count_image
+from sfp.evaluation.counts import CountStore, Figures, checked_counts, count_pixels
 from sfp.evaluation.dataset import image_names, named_deaths, short_name
 from sfp.evaluation.metric import figures_of_all, gather_counts
 from sfp.pipeline import Task
 from sfp.segmentor import SFPSegmentor, pictures
+from sfp.transfer import Doubts
 
 
 @dataclass
@@ -55,17 +56,24 @@ class Part:
         self.counts = gather_counts(store.read(len(self.classes)))
         self.resumed = len(self.counts)
 
-    def add(self, sample: SegDataSample, labels: torch.Tensor) -> None:
-        """Count an image by its labels (H, W).
+    def count(self, sample: SegDataSample, labels: torch.Tensor) -> torch.Tensor:
+        """``count_pixels`` of an image by its labels (H, W), on their device.
 
         Raises:
-            SFPError: see ``count_image``.
+            SFPError: image and label have two sizes.
+        """
+        truth, ignore = sample.gt_sem_seg.data[0], self.dataset.ignore_index
+        return count_pixels(labels, truth, len(self.classes), ignore, sample.seg_map_path)
+
+    def add(self, sample: SegDataSample, labels: torch.Tensor, counts: torch.Tensor) -> None:
+        """Keep an image's counts, which ``count`` gave and which are on the CPU now.
+
+        Raises:
+            SFPError: a label or a prediction is no class.
         """
         name, truth = short_name(sample.img_path), sample.gt_sem_seg.data[0]
-        classes = len(self.classes)
-        self.counts[name] = count_image(
-            labels, truth, classes, self.dataset.ignore_index, sample.seg_map_path
-        )
+        ignore, file = self.dataset.ignore_index, sample.seg_map_path
+        self.counts[name] = checked_counts(counts, labels, truth, ignore, file)
         if self.store is not None:
             self.store.add(name, self.counts[name])
 
@@ -156,9 +164,15 @@ def _evaluate_group(
     batch = model.data_preprocessor(dict(inputs=inputs, data_samples=samples))
     sizes = [tuple(sample.ori_shape[:2]) for sample in samples]
     tasks = [part.task for part in parts]
-    found = model.pipeline.segment(pictures(batch["inputs"], samples), tasks, sizes)
-    for part, place, results in zip(parts, places, found, strict=True):
-        for items, (labels, _) in zip(group, results, strict=True):
-            if after_image is not None:  # before it counts as done, so that a failure is made up
-                after_image(part, items[place], labels)
-            part.add(items[place]["data_samples"], labels)
+    doubts = Doubts()  # asked in the copy that brings the counts
+    found = model.pipeline.segment(pictures(batch["inputs"], samples), tasks, sizes, doubts=doubts)
+    done = [
+        (part, items[place], labels)
+        for part, place, results in zip(parts, places, found, strict=True)
+        for items, (labels, _) in zip(group, results, strict=True)
+    ]
+    counted = [part.count(item["data_samples"], labels) for part, item, labels in done]
+    for (part, item, labels), counts in zip(done, doubts.settle(counted), strict=True):
+        if after_image is not None:  # before it counts as done, so that a failure is made up
+            after_image(part, item, labels)
+        part.add(item["data_samples"], labels, counts)

@@ -25,10 +25,12 @@ from sfp.outliers import DETECTORS, Purifier, build_detector, require_class_toke
 from sfp.outliers.repair import Divisor, Empty, Filling
 from sfp.registry import Registered, Registry
 from sfp.stages import Picture, Text, View
+from sfp.transfer import to_device
 
 METHODS = Registry("method", "sfp.methods")
 PUBLISHED = dict(purify=False, pm="SOM", purify_layers=None, positional_resize="scale")
 _warned: set[str] = set()
+_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that make CUDA graphs
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Method(Registered, ABC):
         positional_resize: see ``resize_positions``; as published, if None.
         registers: how many test-time registers, or a dict of ``Registers``' options with their
             "count".
-        compiled: a mode of torch.compile; "reduce-overhead" means CUDA graphs.
+        compiled: a mode of torch.compile; "reduce-overhead" and "max-autotune" mean CUDA graphs.
 
     Attributes:
         changes: what it changes in CLIP.
@@ -360,7 +362,11 @@ class Method(Registered, ABC):
         Raises:
             SFPError: windows of another shape, or smaller than a patch.
         """
-        return torch.cat([self._free(self.features(some)) for some in self._groups(windows)])
+        found = []
+        for some in self._groups(windows):
+            self._begin()
+            found.append(self._free(self.features(some)))
+        return torch.cat(found)
 
     @torch.inference_mode()
     def run(self, windows: Tensor, parts: Sequence[Tensor] = ()) -> dict[str, Tensor]:
@@ -368,9 +374,11 @@ class Method(Registered, ABC):
         groups, first = [], 0
         for some in self._groups(windows):
             own = parts[first : first + len(some)]
-            groups.append(self.encode(some, torch.stack(own)) if own else self.encode(some))
+            self._begin()
+            found = self.encode(some, torch.stack(own)) if own else self.encode(some)
+            groups.append({name: self._free(value) for name, value in found.items()})
             first += len(some)
-        return {name: torch.cat([self._free(g[name]) for g in groups]) for name in groups[0]}
+        return {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
 
     def parts(self, looked: Sequence[Any], boxes: Sequence[Sequence[int]]) -> list[Tensor]:
         """The part of each window; none where the method has no ``part``."""
@@ -404,11 +412,16 @@ class Method(Registered, ABC):
                 " make one with the clip's normalise."
             )
         groups = windows.split(self.trunk.windows_at_once(*windows.shape[-2:]))
-        return [group.to(self.clip.device) for group in groups]
+        return [to_device(group, self.clip.device) for group in groups]
+
+    def _begin(self) -> None:
+        """Tell CUDA graphs that nobody reads what the last run returned any more."""
+        if self.compiled in _GRAPHS:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def _free(self, output: Tensor) -> Tensor:
         """A copy where the next run of a CUDA graph would write over its output."""
-        return output.clone() if self.compiled == "reduce-overhead" else output
+        return output.clone() if self.compiled in _GRAPHS else output
 
     # ------------------------------------------------------------------ provenance
     def options(self) -> dict[str, Any]:

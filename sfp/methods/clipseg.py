@@ -154,6 +154,8 @@ class CLIPSeg(Method):
             if free is None or self.deep_stream == "ordinary":
                 free = cache["inputs", layer]
             free = free + block.mlp(free, norm=self.ffn_norm)  # x~_i
-            merged.append(last.values(last.normed(free) if self.deep_norm else free))  # v~_i
+            merged.append(
+                last.values(last.normed(free) if self.deep_norm else free.to(last.dtype))
+            )  # v~_i
         total = torch.stack(merged).sum(0)
         return total / len(merged) if self.deep_merge == "mean" else total

@@ -28,10 +28,12 @@ class Detector(Registered, ABC):
         attention: how much of the layer's attention weights it reads.
         needs_class_token: whether it reads those of the class token, so that towers without one are
             refused.
+        on_host: whether it reads numbers on the CPU, which must be finite, so that the host waits.
     """
 
     attention: ClassVar[Attention] = Attention.NONE
     needs_class_token: ClassVar[bool] = False
+    on_host: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class DBSCAN(Detector):
     quantile: Share = 0.95
     min_samples: Annotated[int, Range(1)] = 5
     min_size: Count = 0
+
+    on_host: ClassVar = True
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
         from sklearn import cluster  # takes a second to import

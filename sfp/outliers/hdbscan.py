@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class HDBSCAN(Detector):
 
     min_cluster_size: Annotated[int, Range(2)] = 5
     min_samples: Annotated[int, Range(1)] | None = None
+
+    on_host: ClassVar = True
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
         from sklearn import cluster  # takes a second to import

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class IsolationForest(Detector):
     trees: Annotated[int, Range(1)] = 100
     contamination: Share = 0.05
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+
+    on_host: ClassVar = True
 
     def __call__(self, state: LayerState) -> tuple[Tensor, Tensor]:
         from sklearn import ensemble  # takes a second to import

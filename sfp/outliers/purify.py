@@ -29,8 +29,11 @@ class Purifier:
         self.hook = Hook(self._purify, self.layers, detector.attention, point)
 
     def _purify(self, state: LayerState) -> Tensor:
-        state.require_finite()  # a repaired NaN would be unseen
-        state.outliers, state.outlier_scores = self.detector(state)
+        if self.detector.on_host:
+            state.require_finite()
+        mask, state.outlier_scores = self.detector(state)
+        # a repaired NaN would be unseen; one that stays is found in the scores, with one wait
+        state.outliers = mask & state.patches.sum(-1).isfinite()
         state.before_repair = state.tokens
         repaired = self.repair(state.patches, state.outliers, state.grid)
         rows, tokens = state.rows, state.tokens

@@ -5,13 +5,16 @@ tile by tile.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfp.errors import by_halves
 from sfp.pipeline.score_map import ScoreMap
+from sfp.transfer import count_of_each, to_device
 
 
 def decode(
@@ -31,7 +34,7 @@ def decode(
 
     Args:
         scores: averaged cosines of Q queries at the label map's size (H, W).
-        class_of_query: class index of each query (Q,), ascending.
+        class_of_query: class index of each query (Q,), ascending, on the CPU.
         logit_scale: factor before the softmax over queries; a class has its best query's
             probability.
         prob_thd: pixels whose best class is less probable become class 0.
@@ -48,22 +51,43 @@ def decode(
         Labels (H, W) int64, and probabilities (K, H, W), of the labels alone (H, W), float32 or
         None.
     """
-    device, classes = scores.cells.device, int(class_of_query[-1]) + 1
-    unasked = int(class_of_query[0]) > 0
-    class_of_query = class_of_query.to(device)
+    own = dict(logit_scale=logit_scale, prob_thd=prob_thd, area_thd=area_thd, decide=decide)
+    own |= dict(keep_probabilities=keep_probabilities, sigmoid=sigmoid)
+    classes_of = tuple(class_of_query.tolist())
+    on_device = to_device(class_of_query, scores.cells.device)
+    work = partial(_decode, scores, classes_of, on_device, **own)
+    return by_halves(work, scores.tile_bytes)
+
+
+def _decode(
+    scores: ScoreMap,
+    classes_of: tuple[int, ...],
+    class_of_query: Tensor,
+    most: int,
+    *,
+    logit_scale: float,
+    prob_thd: float,
+    area_thd: float | None,
+    keep_probabilities: bool | Literal["label"],
+    decide: Callable[[Tensor], Tensor] | None,
+    sigmoid: tuple[float, float] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """``decode``, with ``most`` bytes of scores at a time; the classes also on the device."""
+    device, classes = scores.cells.device, classes_of[-1] + 1
+    unasked = classes_of[0] > 0
     labels = torch.empty(scores.size, dtype=torch.long, device=device)
     dropped = None
     if area_thd is not None:
         counts = torch.zeros(classes, dtype=torch.long, device=device)
-        for rows, columns, tile in _decided(scores, decide):
+        for rows, columns, tile in _decided(scores, decide, most):
             labels[rows, columns] = class_of_query[tile.argmax(-1)]
-            counts += torch.bincount(labels[rows, columns].flatten(), minlength=classes)
+            counts += count_of_each(labels[rows, columns], classes)
         dropped = counts <= area_thd * counts[1:].sum()
         dropped[0] = False
     own = keep_probabilities == "label"
     size = scores.size if own else (classes, *scores.size)
     kept = torch.empty(size, device=device) if keep_probabilities else None
-    for rows, columns, tile in _decided(scores, decide):
+    for rows, columns, tile in _decided(scores, decide, most):
         # of a sigmoid, and with a rule of its own, the logits are the probabilities' logarithms
         if sigmoid is not None:
             logits = F.logsigmoid(tile.mul_(sigmoid[0]).add_(sigmoid[1]))
@@ -82,7 +106,7 @@ def decode(
             fallen = probability < prob_thd
             label.masked_fill_(fallen, 0)
             if own and not unasked:  # then theirs is that of class 0, not that of the best class
-                first = logits[..., class_of_query == 0].amax(-1)
+                first = logits[..., : classes_of.count(0)].amax(-1)
                 probability = torch.where(fallen, (first - total).exp(), probability)
             elif own:
                 probability.masked_fill_(fallen, prob_thd)
@@ -91,7 +115,8 @@ def decode(
             kept[rows, columns] = probability
         elif kept is not None:
             probabilities = logits.sub_(total[..., None]).exp_()
-            probabilities = best_of_synonyms(probabilities, class_of_query, classes)
+            if classes_of != tuple(range(classes)):
+                probabilities = best_of_synonyms(probabilities, class_of_query, classes)
             kept[:, rows, columns] = probabilities.permute(2, 0, 1)
     if kept is not None and unasked and not own:
         kept[0] = prob_thd
@@ -99,16 +124,14 @@ def decode(
 
 
 def _decided(
-    scores: ScoreMap, decide: Callable[[Tensor], Tensor] | None
+    scores: ScoreMap, decide: Callable[[Tensor], Tensor] | None, most: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """The tiles of scores after a rule, if there is one."""
-    for rows, columns, tile in scores.tiles():
+    for rows, columns, tile in scores.tiles(most):
         yield rows, columns, tile if decide is None else decide(tile)
 
 
 def best_of_synonyms(probabilities: Tensor, class_of_query: Tensor, classes: int) -> Tensor:
     """Probabilities of queries (..., Q) to those of classes (..., K)."""
-    if class_of_query.tolist() == list(range(classes)):
-        return probabilities
     empty = probabilities.new_zeros(*probabilities.shape[:-1], classes)
     return empty.scatter_reduce_(-1, class_of_query.expand_as(probabilities), probabilities, "amax")

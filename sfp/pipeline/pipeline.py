@@ -24,6 +24,7 @@ from sfp.pipeline.vocabulary import Vocabulary
 from sfp.pipeline.windows import Window, cut, window_grid
 from sfp.refiners import LabelRefiner
 from sfp.stages import Picture, Text, View
+from sfp.transfer import Doubts, to_device
 
 Labels = tuple[Tensor, Tensor | None]  # (H, W) int64, and probabilities (K, H, W) float32 or None
 
@@ -126,9 +127,9 @@ class Pipeline:
         pictures = [
             self._fitted(own if isinstance(own, Picture) else Picture(own)) for own in images
         ]
-        images = [picture.image for picture in pictures]
+        images = [to_device(picture.image, self.device) for picture in pictures]
         grids = [self._windows(*image.shape[1:]) for image in images]
-        boxes, looked = [_boxes(grid) for grid in grids], [self._look(own) for own in pictures]
+        boxes, looked = [_boxes(grid) for grid in grids], self._look(pictures, images)
         places: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for i, grid in enumerate(grids):
             places[grid[0].size] += [(i, j) for j in range(len(grid))]
@@ -170,10 +171,11 @@ class Pipeline:
     def _windows(self, height: int, width: int) -> list[Window]:
         return window_grid(height, width, self.protocol.window, self.protocol.stride)
 
-    def _look(self, picture: Picture) -> object:
+    def _look(self, pictures: Sequence[Picture], on_device: Sequence[Tensor]) -> list[object]:
         if not self.method.defines("look"):
-            return None
-        return self.method.look(replace(picture, image=picture.image.to(self.device)))
+            return [None] * len(pictures)
+        pairs = zip(pictures, on_device, strict=True)
+        return [self.method.look(replace(picture, image=image)) for picture, image in pairs]
 
     def batch_of(self, height: int, width: int) -> int:
         """How many windows of that size make a batch."""
@@ -199,17 +201,28 @@ class Pipeline:
         self.windows_at_once = tried // 2
 
     @torch.inference_mode()
-    def score(self, view: View, text: Text, size: tuple[int, int] | None = None) -> ScoreMap:
+    def score(
+        self,
+        view: View,
+        text: Text,
+        size: tuple[int, int] | None = None,
+        doubts: Doubts | None = None,
+    ) -> ScoreMap:
         """Averaged scores, usually cosines, of an image: Q queries at ``size`` (H, W), or at that
         of ``view.image`` if None.
+
+        Args:
+            doubts: takes the question whether they are finite, which is asked here if None.
 
         Raises:
             SFPError: they are NaN or infinite; the layer where that begins is named.
         """
         text, own = text.to(self.device), tuple(view.image.shape[1:])
         maps = self.method.score(view, text)
-        if not bool(torch.isfinite(maps).all()):
-            self._find_not_finite(view)
+        asked = doubts or Doubts()
+        asked.require(torch.isfinite(maps).all(), partial(self._find_not_finite, view))
+        if doubts is None or self.method.refines_pixels(text):  # which may read them on the CPU
+            asked.settle()
         if self.method.joins_windows:
             return ScoreMap.of_pixels(maps.permute(2, 0, 1)).resized(size or own)
         scores = ScoreMap.of_windows(maps.float(), self._windows(*own), own)
@@ -248,6 +261,7 @@ class Pipeline:
         tasks: Sequence[Task],
         sizes: Sequence[tuple[int, int]],
         keep_probabilities: bool | Literal["label"] = False,
+        doubts: Doubts | None = None,
     ) -> list[list[Labels]]:
         """Labels of images for several tasks from one pass: for each task those of asking it alone.
 
@@ -257,6 +271,8 @@ class Pipeline:
             tasks: their protocols agree in window and stride with the pipeline's.
             sizes: (H, W) of each label map, usually the image file's size.
             keep_probabilities: also return class probabilities; "label": those of the labels alone.
+            doubts: takes the questions whether all is finite, for who copies the labels to the CPU
+                and asks in the same copy; they are asked here if None.
 
         Returns:
             For each task and image labels (H, W) int64, and probabilities (K, H, W) float32 or
@@ -272,31 +288,58 @@ class Pipeline:
                         f"A task has {key}={getattr(task.protocol, key)}, the pipeline"
                         f" {getattr(self.protocol, key)}; give them one."
                     )
+        asked = doubts or Doubts()
         for number, own in enumerate(images):
             image = own.image if isinstance(own, Picture) else own
-            if not bool(torch.isfinite(image).all()):
-                raise SFPError(
-                    f"Image {number} of the batch has NaN or infinite pixels;"
-                    " check how it was read and normalised."
-                )
+            asked.require(torch.isfinite(image).all(), partial(_refuse_image, number))
         views = self.views(images)
-        return [
+        found = [
             [
-                self._label(view, task, size, keep_probabilities)
+                self._label(view, task, size, keep_probabilities, asked)
                 for view, size in zip(views, sizes, strict=True)
             ]
             for task in tasks
         ]
+        if doubts is None:
+            asked.settle()
+        return found
 
     def _label(
-        self, view: View, task: Task, size: tuple[int, int], keep: bool | Literal["label"]
+        self,
+        view: View,
+        task: Task,
+        size: tuple[int, int],
+        keep: bool | Literal["label"],
+        doubts: Doubts,
+    ) -> Labels:
+        try:
+            return self._labelled(view, task, size, keep, doubts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_want_of_memory(error):
+                raise
+            classes, (height, width) = task.text.class_of_query[-1] + 1, size
+            raise SFPError(
+                f"The labels of {width}x{height} pixels for {classes} classes do not fit into the"
+                f" memory of {self.device} ({str(error).splitlines()[0]}); ask for fewer names,"
+                " leave refiners and probabilities out, or make the picture smaller."
+            ) from error
+
+    def _labelled(
+        self,
+        view: View,
+        task: Task,
+        size: tuple[int, int],
+        keep: bool | Literal["label"],
+        doubts: Doubts,
     ) -> Labels:
         text, protocol = task.text.to(self.device), task.protocol
-        scores = self.score(view, text, size)
+        scores = self.score(view, text, size, doubts)
         of_labels = [own for own in protocol.refiners if isinstance(own, LabelRefiner)]
         refiners = [own for own in protocol.refiners if not isinstance(own, LabelRefiner)]
         if self.method.defines("refine"):
             refiners.insert(0, self.method.refine)
+        if refiners or of_labels or self.method.defines("relabel"):  # they may read on the CPU
+            doubts.settle()
         if refiners:
             maps = scores.canvas()
             for refiner in refiners:
@@ -320,6 +363,13 @@ class Pipeline:
         if every and keep == "label":
             probabilities = probabilities.gather(0, labels[None])[0]
         return labels, probabilities if keep else None
+
+
+def _refuse_image(number: int) -> None:
+    raise SFPError(
+        f"Image {number} of the batch has NaN or infinite pixels; check how it was read and"
+        " normalised."
+    )
 
 
 def _boxes(windows: Sequence[Window]) -> Tensor:

@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfp.errors import by_halves
 from sfp.pipeline.windows import Window
+from sfp.transfer import to_device
 
 _CACHE_BYTES, _GPU_BYTES = (
     4 << 20,
@@ -73,6 +75,11 @@ class ScoreMap:
         )
 
     @property
+    def tile_bytes(self) -> int:
+        """Bytes of the scores that are enlarged at a time."""
+        return _CACHE_BYTES if self.cells.device.type == "cpu" else _GPU_BYTES
+
+    @property
     def size(self) -> tuple[int, int]:
         """(H, W)."""
         return len(self.down), len(self.across)
@@ -81,36 +88,38 @@ class ScoreMap:
         """Bilinear (align_corners=False) to another (H, W)."""
         return ScoreMap(self.cells, _resize(self.down, size[0]), _resize(self.across, size[1]))
 
-    def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
+    def tiles(self, most: int | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
         """Rows, columns and the scores of their pixels (rows, columns, Q) float32, all over the
         image.
+
+        Args:
+            most: bytes of a tile; ``tile_bytes`` if None.
         """
         queries, device = self.cells.shape[2], self.cells.device
-        pixels = max(1, (_CACHE_BYTES if device.type == "cpu" else _GPU_BYTES) // (4 * queries))
+        pixels = max(1, (most or self.tile_bytes) // (4 * queries))
         height, width = self.size
         columns_at_once = min(width, 256 if device.type == "cpu" else 2048, pixels)
         rows_at_once = min(height, max(1, pixels // columns_at_once))
+        all_down, all_across = to_device(self.down, device), to_device(self.across, device)
         for left in range(0, width, columns_at_once):
             columns = slice(left, min(left + columns_at_once, width))
-            across, seen = _used(self.across[columns])
-            cells = self.cells.index_select(1, seen.to(device))
-            across = across.to(device)
+            seen = _used(self.across[columns])
+            cells = _taken(self.cells, 1, seen)
+            across = _taken(all_across[columns], 1, seen)
             for top in range(0, height, rows_at_once):
                 rows = slice(top, min(top + rows_at_once, height))
-                down, seen = _used(self.down[rows])
-                spread = across @ cells.index_select(
-                    0, seen.to(device)
-                )  # (rows of patches, columns, Q)
-                yield (
-                    rows,
-                    columns,
-                    (down.to(device) @ spread.flatten(1)).unflatten(1, (-1, queries)),
-                )
+                seen = _used(self.down[rows])
+                spread = across @ _taken(cells, 0, seen)  # (rows of patches, columns, Q)
+                down = _taken(all_down[rows], 1, seen)
+                yield rows, columns, (down @ spread.flatten(1)).unflatten(1, (-1, queries))
 
     def canvas(self) -> Tensor:
         """All scores at once, (Q, H, W) float32."""
+        return by_halves(self._canvas, self.tile_bytes)
+
+    def _canvas(self, most: int) -> Tensor:
         canvas = self.cells.new_empty(self.cells.shape[2], *self.size)
-        for rows, columns, scores in self.tiles():
+        for rows, columns, scores in self.tiles(most):
             canvas[:, rows, columns] = scores.permute(2, 0, 1)
         return canvas
 
@@ -135,7 +144,17 @@ def _resize(matrix: Tensor, length: int) -> Tensor:
     return F.interpolate(matrix.T[None], size=length, mode="linear", align_corners=False)[0].T
 
 
-def _used(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of a matrix that aren't zero, and their numbers."""
-    columns = matrix.any(0).nonzero()[:, 0]
-    return matrix[:, columns], columns
+def _used(matrix: Tensor) -> list[slice]:
+    """The columns of a matrix that aren't zero, on the CPU, where it is known without waiting."""
+    steps = F.pad(matrix.any(0).to(torch.int8), (1, 1)).diff()
+    return list(
+        map(slice, (steps > 0).nonzero()[:, 0].tolist(), (steps < 0).nonzero()[:, 0].tolist())
+    )
+
+
+def _taken(matrix: Tensor, axis: int, runs: Sequence[slice]) -> Tensor:
+    """Those columns (or others of an axis) side by side: without a list of numbers, that would have
+    to go to the device.
+    """
+    parts = [matrix.narrow(axis, run.start, run.stop - run.start) for run in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfp.errors import SFPError, is_want_of_memory
+from sfp.errors import SFPError, by_halves, is_want_of_memory
 from sfp.options import Count, Range
 from sfp.refiners._refiner import REFINERS, Refiner
 from sfp.stages import Text, View
@@ -70,7 +71,14 @@ def pamr(
         image.float(), size=scores.shape[-2:], mode="bilinear", align_corners=True
     )
     weights = _affinities(image, dilations)  # (B, 8 |D|, H, W)
-    maps_at_once = max(1, _CHUNK_BYTES // (weights.shape[1] * scores[0, 0].numel() * 4))
+    one = weights.shape[1] * scores[0, 0].numel() * 4
+    at_once = min(scores.shape[1], max(1, _CHUNK_BYTES // one))
+    return by_halves(partial(_refined, scores, weights, iterations, dilations), at_once, 1)
+
+
+def _refined(
+    scores: Tensor, weights: Tensor, iterations: int, dilations: Sequence[int], maps_at_once: int
+) -> Tensor:
     refined = torch.empty_like(scores)
     for b in range(len(scores)):
         for start in range(0, scores.shape[1], maps_at_once):

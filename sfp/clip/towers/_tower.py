@@ -8,7 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from sfp.clip.block import Block
+from sfp.clip.kernels import linear
 from sfp.clip.rotary import Rotary
+
+
+def embed_patches(windows: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """Patch embeddings (B, N, C) float32 of windows (B, 3, H, W), row-major, by the convolution's
+    weights; remainders smaller than a patch are dropped.
+
+    As a linear map of each patch's pixels: of float32 it is one in float32 on every device, where
+    cuDNN's convolution would be one in TF32.
+    """
+    weight, patch = convolution.weight, convolution.kernel_size[0]
+    height, width = (side // patch for side in windows.shape[-2:])
+    windows = windows[..., : height * patch, : width * patch].to(weight.dtype)
+    pixels = windows.unflatten(3, (width, patch)).unflatten(2, (height, patch))
+    rows = pixels.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    return linear(rows, weight.flatten(1), convolution.bias).float()
 
 
 class Tower(ABC):
@@ -40,14 +56,22 @@ class Tower(ABC):
     prefix: int
     class_token: bool
     pooling: str
-    prefix_tokens: Tensor | None = None
-    positions: Tensor | None = None
     norm_pre: nn.LayerNorm | None = None
     rotary: Rotary | None = None
     dtype: torch.dtype
 
     def __init__(self, visual: nn.Module):
         self.visual = visual
+
+    @property
+    def prefix_tokens(self) -> Tensor | None:
+        """Where the weights lie now, which may have been moved."""
+        return None
+
+    @property
+    def positions(self) -> Tensor | None:
+        """Likewise."""
+        return None
 
     @staticmethod
     @abstractmethod

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfp.clip.block import norm_of, open_clip_block
 from sfp.clip.kernels import layer_norm, linear
-from sfp.clip.towers._tower import Tower
+from sfp.clip.towers._tower import Tower, embed_patches
 from sfp.errors import SFPError
 
 
@@ -32,8 +32,6 @@ class OpenCLIPTower(Tower):
         self.width, self.patch = visual.conv1.out_channels, visual.conv1.kernel_size[0]
         self.embed_dim, self.native_grid = visual.proj.shape[1], tuple(visual.grid_size)
         self.prefix, self.class_token = 1, True
-        self.prefix_tokens = visual.class_embedding[None]
-        self.positions = visual.positional_embedding.detach()
         self.norm_pre = norm_of(visual.ln_pre)
         self.dtype = visual.conv1.weight.dtype
         self.pool = None if visual.attn_pool is None else _QueryPool(visual.attn_pool, self.dtype)
@@ -58,11 +56,19 @@ class OpenCLIPTower(Tower):
         visual.proj.data = visual.proj.data.to(dtype)
 
     @property
+    def prefix_tokens(self) -> Tensor:
+        return self.visual.class_embedding[None]
+
+    @property
+    def positions(self) -> Tensor:
+        return self.visual.positional_embedding.detach()
+
+    @property
     def device(self) -> torch.device:
         return self.visual.proj.device
 
     def patches(self, windows: Tensor) -> Tensor:
-        return self.visual.conv1(windows.to(self.dtype)).flatten(2).transpose(1, 2).float()
+        return embed_patches(windows, self.visual.conv1)
 
     def readout(self, tokens: Tensor) -> Tensor:
         if self.pool is not None:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from sfp.clip.block import Affine, Block, activation_of, norm_of, scale_of
 from sfp.clip.kernels import layer_norm, linear
 from sfp.clip.rotary import Rotary
-from sfp.clip.towers._tower import Tower
+from sfp.clip.towers._tower import Tower, embed_patches
 from sfp.errors import SFPError
+from sfp.transfer import exact_convolutions
 
 _POOLINGS = {"token": "token", "avg": "average", "map": "attention"}
 _BLOCKS = (TimmBlock, ResPostBlock, EvaBlock, EvaBlockPostNorm)
@@ -43,9 +44,6 @@ class TimmTower(Tower):
         self.width, self.native_grid = trunk.embed_dim, tuple(embed.grid_size)
         self.patch = embed.feat_ratio(as_scalar=True)
         self.prefix, self.class_token = trunk.num_prefix_tokens, trunk.cls_token is not None
-        tokens = [t[0] for t in (trunk.cls_token, trunk.reg_token) if t is not None]
-        self.prefix_tokens = torch.cat(tokens) if tokens else None
-        self.positions = _positions(trunk)
         self.norm_pre = norm_of(trunk.norm_pre)
         self.norm, self.fc_norm = norm_of(trunk.norm), norm_of(trunk.fc_norm)
         self.dtype = trunk.blocks[0].attn.proj.weight.dtype
@@ -74,17 +72,28 @@ class TimmTower(Tower):
                 module.to(dtype)
 
     @property
+    def prefix_tokens(self) -> Tensor | None:
+        own = (self.trunk.cls_token, self.trunk.reg_token)
+        tokens = [token[0] for token in own if token is not None]
+        return torch.cat(tokens) if tokens else None
+
+    @property
+    def positions(self) -> Tensor | None:
+        return _positions(self.trunk)
+
+    @property
     def device(self) -> torch.device:
         return next(self.trunk.blocks.parameters()).device
 
     def patches(self, windows: Tensor) -> Tensor:
         embed = self.trunk.patch_embed
         if self.stem is None:
-            maps = embed.proj(windows.to(self.dtype))
+            patches = embed_patches(windows, embed.proj)
         else:
             height, width = (side // self.patch * self.patch for side in windows.shape[-2:])
-            maps = embed.proj(self.stem(windows[..., :height, :width].float()))
-        patches = maps.flatten(2).transpose(1, 2).float()
+            with exact_convolutions():
+                maps = embed.proj(self.stem(windows[..., :height, :width].float()))
+            patches = maps.flatten(2).transpose(1, 2).float()
         norm = norm_of(getattr(embed, "norm", None))
         return patches if norm is None else layer_norm(patches, norm)
 
