@@ -35,7 +35,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfp.clip.clip import PRECISIONS
+from sfp.backbones.second_clip import SecondCLIP
+from sfp.clip.clip import PRECISIONS, FrozenCLIP
 from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.evaluation.markdown import markdown_table
 from sfp.files import whole_file
@@ -393,7 +394,8 @@ def counting(
     models: Mapping[str, nn.Module], counter: FlopCounterMode
 ) -> Iterator[dict[str, dict[str, float]]]:
     """While it lasts, count for each model its "passes", windows and pictures through its patch
-    embedding, and the 10^9 operations, "gflop", of all that is called of it.
+    embedding, and the 10^9 operations, "gflop", of all that is called of it as a module. A CLIP's
+    trunk calls its embedding by itself, so its passes are counted there, and no operations.
     """
     counts = {name: dict(passes=0, gflop=0.0) for name in models}
     depth, handles = dict.fromkeys(models, 0), []
@@ -411,7 +413,19 @@ def counting(
     def embed(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         counts[name]["passes"] += len(inputs[0])
 
+    trunks = []
     for name, model in models.items():
+        clip = getattr(model, "clip", None)
+        if isinstance(clip, FrozenCLIP):
+            trunk, inner = clip.trunk, clip.trunk.embed
+
+            def counted(windows: Tensor, *rest: Any, name=name, inner=inner, **more: Any) -> Tensor:
+                counts[name]["passes"] += len(windows)
+                return inner(windows, *rest, **more)
+
+            trunk.embed = counted
+            trunks.append(trunk)
+            continue
         for module in model.modules():
             handles.append(module.register_forward_pre_hook(partial(enter, name)))
             handles.append(module.register_forward_hook(partial(leave, name), always_call=True))
@@ -422,6 +436,8 @@ def counting(
     finally:
         for handle in handles:
             handle.remove()
+        for trunk in trunks:
+            del trunk.embed  # the class's own is there again
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
@@ -567,7 +583,7 @@ def measure_images(
                 "plain_seconds": statistics.median(seconds["plain"]),
                 **spread(seconds["image"], seconds["plain"]),
             }
-            models = {"CLIP": clip.model, **method.backbones}
+            models = {"CLIP": SecondCLIP(clip), **method.backbones}
             row["gflop"], row["models"] = operations(calls["image"], models)
             row["over_clip"] = spread(seconds["image"], seconds["CLIP"])
             row["clip_gflop"] = gflop(calls["CLIP"])
