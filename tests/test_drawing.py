@@ -129,6 +129,14 @@ def test_a_legend_leaves_the_pictures_pixels_and_has_its_swatches():
     assert with_legend(Image.fromarray(noise), []).size == (300, 50)
 
 
+def test_an_outlined_swatch_is_empty():
+    figure = panels(1, 1, (60, 90))[0]
+    add_legend(figure, [("outliers", RED)], outlined=True)
+    red = np.argwhere(has(to_image(figure), RED))
+    middle = red.mean(0).round().astype(int)
+    assert len(red) > 20 and pixels(to_image(figure))[tuple(middle)].tolist() == [255, 255, 255]
+
+
 @pytest.mark.parametrize("name", ["_hidden", "$x^2$ for $5", "50 % $\\nothing", "a cat"])
 def test_any_name_is_written_as_it_is(name):
     blank, written = (

@@ -1,5 +1,5 @@
-"""docs/methods.md and the README's table are what the program writes from the registries and the
-measured figures.
+"""The tables of README, methods.md, toyland.md and outliers.md are what the programs write from the
+registries and the measured figures.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from sfp.clip import load_clip
 from sfp.clip.loading import BUILT_IN
 from sfp.methods import METHODS, list_methods
 from sfp.outliers import list_detectors
+
+sys.path.append(str(ROOT / "tools/dev"))
 
 
 @pytest.mark.parametrize("program", ["make_method_tables", "measure_outliers"])
@@ -36,3 +38,29 @@ def test_figures_are_of_all_held_out_scenes_and_of_the_shipped_weights():
     for key, figure in figures.items():
         assert figure["images"] == (10 if key.endswith(" on 10 scenes") else 120)
         assert figure["weights_sha256"] == shipped[key.split()[0]]
+
+
+def test_what_methods_need_is_read_off_their_options():
+    from make_method_tables import needs
+
+    wanted = {
+        "SFP": "",
+        "Trident": "a second model",
+        "CaR": "a second model",
+        "FSA": "a second model",
+        "CorrCLIP": "a second model, region masks",
+        "LaVG": "region masks",
+        "FLOSS": "a method below it (NACLIP)",
+    }
+    assert {name: needs(name) for name in wanted} == wanted
+
+
+def test_the_effect_of_som_is_counted():
+    from measure_outliers import summary
+
+    same = (50.0, 50.0)
+    costs = {"A": [(40.0, 45.0), same], "B": [(40.0, 40.02), same], "C": [(40.0, 38.0), same]}
+    text = " ".join(summary(costs | {"D": [(1.0, 2.5), (50.0, 50.2)]}).split())
+    assert "lifts 2 of 4 methods by 1.5 to 5.0 points, changes 1 by less than 0.05 (B)" in text
+    assert "costs 1 (C 2.0)" in text and text.endswith("no figure changes by more than 0.2.")
+    assert summary(costs).rstrip().endswith("no figure changes.")
