@@ -129,6 +129,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # else a library that counts its objects at the end takes them for leaks
+
+
 def pytest_collection_modifyitems(config, items):
     items.sort(
         key=lambda item: item.path.parent != ROOT / "tests"
