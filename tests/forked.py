@@ -62,6 +62,9 @@ class Program:
     def poll(self) -> int | None:
         return self.returncode
 
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 

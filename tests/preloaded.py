@@ -1,6 +1,7 @@
 """What the processes of ``forked.py`` have imported before they start."""
 
 import contextlib
+import gc
 
 import sfp.api
 import sfp.segmentor
@@ -9,5 +10,6 @@ from sfp.plugin import require_mmseg
 
 with contextlib.suppress(SFPError):  # without mmsegmentation, its tests are skipped
     require_mmseg()
+gc.freeze()  # what is imported is no garbage
 
 __all__ = ["sfp"]

@@ -7,6 +7,7 @@ tests/test_files.py; these take minutes.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -16,10 +17,12 @@ import time
 from pathlib import Path
 
 import pytest
+import test_interruption
 from conftest import ROOT
-from test_interruption import counted, finish, folder, free_port, reference, result, start  # noqa: F401 - fixtures
+from test_interruption import counted, finish, folder, free_port, reference, result  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.slow
+start = functools.partial(test_interruption.start, launcher=(sys.executable,))
 
 
 def wait_for(condition, seconds: float = 500) -> None:

@@ -49,7 +49,7 @@ def start(
     launcher: tuple[str, ...] = (),
     options: Sequence[str] = (),
 ) -> Program | subprocess.Popen:
-    """Start an evaluation; by a launcher, in interpreters that it starts."""
+    """Start an evaluation; by a launcher, such as ``python``, in an interpreter of its own."""
     command = [TEST, str(ROOT / "configs/cfg_toyland.py"), "--work-dir", work, *arguments]
     command += [
         "--cfg-options",
@@ -72,6 +72,10 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
     )
 
 
