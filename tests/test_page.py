@@ -322,6 +322,8 @@ def test_a_taken_port_is_one_sentence(capsys, monkeypatch):
         ("--pretrained absent.pt", "--model"),
         ("--weights-sha256 00ff", "--model"),
         ("--head-width 64", "--model"),
+        ("--embed-in example.org", "--embed-in is 'example.org'; give a site without a path"),
+        ("--embed-in https://a.b;script-src", "give a site without a path"),
     ],
 )
 def test_a_model_that_cannot_be_had_ends_the_start(arguments, words, capsys, monkeypatch, tmp_path):
