@@ -505,6 +505,25 @@ def test_segment_an_example(page):
     assert [category["name"] for category in categories] == ["sun", "fish", "mushroom"]
 
 
+def test_the_150_names_of_ade20k(page, width):
+    """All are asked; legend and scores stay within the page."""
+    page.fill("#sfp-names textarea", "ade20k")
+    page.click("button#sfp-segment")
+    legend = wait_for_text(page, "#sfp-legend", " more.")
+    shown, more = legend.count("%"), int(re.search(r"(\d+) more\.", legend)[1])
+    assert shown > 3 and shown + more > 120  # and twenty that are listed as not found
+    click_in(page, "#sfp-overlay", 0.5, 0.5)
+    assert re.search(r"At x \d+, y \d+\s+.+\d+%", wait_for_text(page, "#sfp-scores", "At x"))
+    for place in ("#sfp-legend", "#sfp-scores", "#sfp-segment-status", "#sfp-overlay"):
+        box = page.locator(place).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["height"] < 2000
+        inner = f"(e => e.scrollWidth - e.clientWidth)(document.querySelector('{place}'))"
+        assert page.evaluate(inner) <= 1, place
+    with page.expect_download() as download:
+        page.click("#sfp-download-coco")
+    assert len(json.loads(Path(download.value.path()).read_text())["categories"]) == 150
+
+
 def test_inspect_layers_and_patches(page):
     page.get_by_role("tab", name="Inspect").click()
     page.click("button#sfp-inspect")
