@@ -1219,3 +1219,19 @@ def test_dataset_checked(fault, words, spoilt, tool):
     assert any(name.rstrip(".jpgn") in line for line in problems), printed
     for line in problems:
         check_sentence(line)
+
+
+def test_the_page_of_promises_has_these_numbers():
+    """docs/trust.md counts the cases above: each is one wrong input and the words of its answer."""
+    of = {
+        "configs": len(CONFIG),
+        "the command lines of the programs": len(COMMANDS),
+        "grids": len(GRID),
+        "Python": len(PYTHON),
+        "checkpoints": len(CHECKPOINTS) + 4,  # three of safetensors, one of another architecture
+        "datasets": 2 * len(DATASET),  # in an evaluation, and when they are checked
+    }
+    parts = [f"{count} of {what}" for what, count in of.items()]
+    said = f"{sum(of.values())} cases over {len(of)} entry points: {', '.join(parts)}"
+    text = (ROOT / "docs/trust.md").read_text(encoding="utf-8")
+    assert said in text, f"write in docs/trust.md: {said}"

@@ -14,7 +14,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from sfp.clip.loading import BUILT_IN
+from sfp.clip.loading import BUILT_IN, _entry, _hub_names
 
 PINS: dict[str, list[Requirement]] = {}  # one for each marker
 for line in (ROOT / "constraints.txt").read_text().splitlines():
@@ -83,3 +83,38 @@ def test_the_shipped_weights(name):
 
 def test_the_package_is_installed():
     assert version("sfp-ovss") == __import__("sfp").__version__
+
+
+SPACE = ROOT / "scripts/space"
+
+
+def test_the_space_needs_what_the_wheel_does():
+    """What setup.py requires, and its extras for the page and for further text towers."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    lists = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    (base,) = (
+        keyword.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "install_requires"
+    )
+    parts = map(ast.literal_eval, (base, lists["PAGE"], lists["VISION"]))
+    expected = [requirement for part in parts for requirement in part]
+    lines = (SPACE / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == expected
+
+
+def test_the_spaces_card():
+    """The keys by which Hugging Face starts it; Gradio is the release that the tests were run with,
+    and the file that is fetched beforehand is open_clip's of the model.
+    """
+    _, front, text = (SPACE / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    card = yaml.safe_load(front)
+    assert card["sdk"] == "gradio" and (SPACE / card["app_file"]).is_file() and text.strip()
+    (pin,) = PINS["gradio"]
+    assert pin.specifier.contains(card["sdk_version"]) and card["license"] == "mit"
+    assert len(card["short_description"]) <= 60
+    (fetched,) = card["preload_from_hub"]
+    repository, names = _hub_names(_entry("ViT-B-16-quickgelu", "openai"))
+    assert fetched.split() == [repository, names[0]]

@@ -323,6 +323,8 @@ def test_a_taken_port_is_one_sentence(capsys, monkeypatch):
         ("--pretrained absent.pt", "--model"),
         ("--weights-sha256 00ff", "--model"),
         ("--head-width 64", "--model"),
+        ("--embed-in example.org", "--embed-in is 'example.org'; give a site without a path"),
+        ("--embed-in https://a.b;script-src", "give a site without a path"),
     ],
 )
 def test_a_model_that_cannot_be_had_ends_the_start(arguments, words, capsys, monkeypatch, tmp_path):
@@ -502,6 +504,25 @@ def test_segment_an_example(page):
         page.click("#sfp-download-coco")
     categories = json.loads(Path(download.value.path()).read_text())["categories"]
     assert [category["name"] for category in categories] == ["sun", "fish", "mushroom"]
+
+
+def test_the_150_names_of_ade20k(page, width):
+    """All are asked; legend and scores stay within the page."""
+    page.fill("#sfp-names textarea", "ade20k")
+    page.click("button#sfp-segment")
+    legend = wait_for_text(page, "#sfp-legend", " more.")
+    shown, more = legend.count("%"), int(re.search(r"(\d+) more\.", legend)[1])
+    assert shown > 3 and shown + more > 120  # and twenty that are listed as not found
+    click_in(page, "#sfp-overlay", 0.5, 0.5)
+    assert re.search(r"At x \d+, y \d+\s+.+\d+%", wait_for_text(page, "#sfp-scores", "At x"))
+    for place in ("#sfp-legend", "#sfp-scores", "#sfp-segment-status", "#sfp-overlay"):
+        box = page.locator(place).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["height"] < 2000
+        inner = f"(e => e.scrollWidth - e.clientWidth)(document.querySelector('{place}'))"
+        assert page.evaluate(inner) <= 1, place
+    with page.expect_download() as download:
+        page.click("#sfp-download-coco")
+    assert len(json.loads(Path(download.value.path()).read_text())["categories"]) == 150
 
 
 def test_inspect_layers_and_patches(page):

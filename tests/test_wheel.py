@@ -147,16 +147,57 @@ def test_evaluate(installed):
     assert "usage: sfp benchmark" in said
 
 
-@pytest.mark.slow
-def test_page(installed):
-    pytest.importorskip("gradio")
-    server = installed.start("sfp", "page", "--port", "0", stderr=subprocess.STDOUT)
+def answers(server: subprocess.Popen) -> urllib.request.addinfourl:
+    """The page's answer, read; the server has ended then."""
     try:
         address = next(
             found[0] for line in server.stdout if (found := re.search(r"http://\S+", line))
         )
         with urllib.request.urlopen(address, timeout=60) as answer:
             assert answer.status == 200 and b"SFP" in answer.read()
+        return answer
     finally:
         server.terminate()
         server.communicate(timeout=30)
+
+
+@pytest.mark.slow
+def test_page(installed):
+    pytest.importorskip("gradio")
+    answers(installed.start("sfp", "page", "--port", "0", stderr=subprocess.STDOUT))
+
+
+@pytest.mark.slow
+def test_the_space(installed, wheel, tmp_path, monkeypatch):
+    """Its files and the wheel in a folder: the page answers, may be shown by the hub, and leaves
+    nothing behind; without the wheel there is a sentence.
+    """
+    pytest.importorskip("gradio")
+    app = shutil.copytree(ROOT / "scripts/space", tmp_path / "space") / "app.py"
+    done = subprocess.run([sys.executable, app], capture_output=True, text=True)
+    assert done.returncode == 1 and "error: 0 wheels lie in" in done.stderr
+    shutil.copy(wheel, app.parent)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    command = [sys.executable, str(app), "--host", "127.0.0.1", "--port", "0"]
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    server = subprocess.Popen(
+        command, cwd=tmp_path, env=kept | {"MODEL": "Toyland"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    policy = answers(server).headers["content-security-policy"]
+    assert policy.endswith("frame-ancestors 'self' https://huggingface.co")
+    assert server.returncode == 0 and not list(temporary.iterdir())
+
+
+@pytest.mark.slow
+def test_the_colab_notebook_from_the_wheel(installed, wheel):
+    """Its first cell installs the wheel that lies beside it; what follows is of that."""
+    pytest.importorskip("nbclient")
+    empty = installed.folder / "empty"
+    for file in (ROOT / "notebooks/colab.ipynb", wheel):
+        shutil.copy(file, empty)
+    code = "from nbclient.cli import main; main(['colab.ipynb', '--inplace'])"
+    installed("python", "-c", code)
+    assert (empty / "result.zip").is_file()

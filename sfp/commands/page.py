@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -32,6 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="address to listen on; 0.0.0.0 lets others on the network in",
     )
     parser.add_argument("--port", type=int, default=7860, help="0 for any free one")
+    parser.add_argument(
+        "--embed-in",
+        default="",
+        metavar="SITE",
+        help="another site that may show the page in a frame, such as https://example.org",
+    )
     parser.add_argument("--model", help="a further backbone, chosen at first: a name of load_clip")
     parser.add_argument(
         "--pretrained", default="openai", help="its open_clip tag, or the path of a checkpoint"
@@ -45,8 +52,8 @@ def serve(args: argparse.Namespace) -> None:
     """Serve the page until it is interrupted.
 
     Raises:
-        SFPError: Gradio is not installed, the address can't be listened on, or the model that was
-            named can't be had.
+        SFPError: Gradio is not installed, the address can't be listened on, the site for frames is
+            none, or the model that was named can't be had.
     """
     if importlib.util.find_spec("gradio") is None:
         raise SFPError(
@@ -57,6 +64,11 @@ def serve(args: argparse.Namespace) -> None:
     given = any(value is not None for value in weights_arguments(args).values())
     if not args.model and (args.pretrained != "openai" or given):
         raise SFPError("Weights are named without a model; give their --model, such as ViT-B/16.")
+    if args.embed_in and not re.fullmatch(r"https?://[\w.*:-]+", args.embed_in):
+        raise SFPError(
+            f"--embed-in is {args.embed_in!r}; give a site without a path, such as"
+            " https://example.org."
+        )
     with (
         tempfile.TemporaryDirectory(prefix="sfp-page-") as folder,
         listen(args.host, args.port) as listening,
@@ -78,7 +90,7 @@ def serve(args: argparse.Namespace) -> None:
         backend = Backend(Path(folder), backbones)
         if args.model:
             backend.load(title)
-        server = page_server(backend, args.host)
+        server = page_server(backend, args.host, embed_in=args.embed_in)
         host, port = listening.getsockname()[:2]
         address = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
         print(f"The page is at {address} (Ctrl-C ends it)", flush=True)

@@ -20,11 +20,9 @@ _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sa
 _MONO = ("ui-monospace", "DejaVu Sans Mono", "monospace")
 _MAX_SESSIONS = 100
 _MAX_CONNECTIONS = 200  # a browser holds two or three for each open page
-_HEADERS = [  # a browser loads nothing from another host, whatever Gradio's own pages refer to
-    (
-        "content-security-policy",
-        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'",
-    ),
+# a browser loads nothing from another host, whatever Gradio's own pages refer to
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+_HEADERS = [
     ("cross-origin-resource-policy", "same-origin"),
     ("referrer-policy", "no-referrer"),
     ("x-content-type-options", "nosniff"),
@@ -41,7 +39,7 @@ _ADDRESS = re.compile(r'"path": "https?:')  # Gradio would download it
 
 
 def page_server(
-    backend: Backend, host: str, delete_cache: tuple[int, int] = (300, 3600)
+    backend: Backend, host: str, delete_cache: tuple[int, int] = (300, 3600), embed_in: str = ""
 ) -> uvicorn.Server:
     """A server of the page for requests to ``host``; ``run([socket])`` starts it.
 
@@ -50,6 +48,7 @@ def page_server(
         host: the address that the server listens on. On a loopback address it is asked by the
             names of the loopback only, so that another site's name can't be made to lead here.
         delete_cache: seconds between two deletions of files, and the age of those deleted.
+        embed_in: another site that may show the page in a frame, such as https://example.org.
     """
     page = build_page(backend, delete_cache)
     page.state_session_capacity = _MAX_SESSIONS
@@ -79,7 +78,7 @@ def page_server(
         app,
         http="h11",
         ws="none",
-        headers=_HEADERS,
+        headers=[("content-security-policy", f"{_POLICY} {embed_in}".strip()), *_HEADERS],
         limit_concurrency=_MAX_CONNECTIONS,
         log_level="warning",
         timeout_graceful_shutdown=1,
