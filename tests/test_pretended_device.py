@@ -67,9 +67,6 @@ def waits(cuda, own, **asked) -> list:
 @pytest.mark.parametrize("method", METHODS.names())
 @pytest.mark.filterwarnings("ignore")
 def test_every_method_in_every_precision(method, cuda, clips, toyland_clip):
-    if method == "FLOSS":  # the ranking's prompts take long, once
-        toyland_words = [name[0] if isinstance(name, list) else name for name in NAMES]
-        assert toyland_words
     expected = segmenter(method, toyland_clip)(IMAGE, NAMES, keep_scores=False).labels
     for precision, clip in clips.items():
         found = segmenter(method, clip)(IMAGE, NAMES)
@@ -105,12 +102,10 @@ def test_the_common_way_waits_once(method, cuda, clips):
         (dict(sigmoid=(100, -12)), dict(keep_scores=True)),
         (dict(refine=["PAMR:iterations=2", "TLP"]), dict()),
         (dict(registers=2), dict(keep_scores=False)),
-        (dict(precision=None), dict(keep_scores=False)),
     ],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_decoding_and_refiners(options, asked, precision, cuda, clips, toyland_clip):
-    options = {k: v for k, v in options.items() if v is not None}
     if "registers" in options:
         options["registers"] = dict(count=2, neurons={5: [1, 2]})
     found = segmenter("ClearCLIP", clips[precision], **options)(IMAGE, NAMES, **asked)
@@ -232,7 +227,7 @@ def test_counting_waits_once(cuda):
     assert len(cuda.waits) == 1
 
 
-def test_what_a_cuda_graph_writes_over_is_not_kept(clips, toyland_clip, monkeypatch):
+def test_what_a_cuda_graph_writes_over_is_not_kept(toyland_clip, monkeypatch):
     """A compiler that spoils what it returned before, as CUDA graphs do at the next run."""
     returned: list[torch.Tensor] = []
 
@@ -260,16 +255,8 @@ def test_what_a_cuda_graph_writes_over_is_not_kept(clips, toyland_clip, monkeypa
         own = sfp.build_method(name, toyland_clip, compiled="reduce-overhead")
         for side in (48, 64, 48, 64):
             windows = torch.randn(3, 3, side, 64, generator=torch.Generator().manual_seed(side))
-            toyland_clip.trunk._positions.clear() if side == 48 and own is None else None
             expected = plain.run(windows)["features"]
             torch.testing.assert_close(own.run(windows)["features"], expected, atol=1e-4, rtol=1e-3)
-
-
-OPTIONS = [
-    (method, option, value)
-    for method in METHODS.names()
-    for option, value in METHODS.get(method).__dict__.get("__annotations__", {}).items()
-]
 
 
 def choices(method: str) -> list[tuple[str, typing.Any]]:

@@ -21,9 +21,7 @@ _SLURM = dict(SLURM_PROCID="1", SLURM_NTASKS="2", SLURM_LOCALID="1", MASTER_ADDR
 
 RANK = """
 import os, sys, time
-from datetime import timedelta
 from sfp.evaluation import ranks
-from sfp.evaluation.dataset import named_deaths
 from sfp.commands.evaluate import start_ranks
 ranks.BEAT, ranks.SILENCE = 0.2, 2.0
 watch = start_ranks("pytorch")
@@ -31,8 +29,10 @@ print("met", flush=True)
 rank = int(os.environ["RANK"])
 if rank == 1:
     time.sleep(float(sys.argv[1]))
-with named_deaths():
+try:
     ranks.wait_for_all()
+except RuntimeError as error:
+    sys.exit(f"ended: {error}".splitlines()[0])
 watch.leave()
 print("done", flush=True)
 """
@@ -80,7 +80,7 @@ def test_the_others_end_soon_with_a_sentence(how):
         second.communicate()
     assert time.monotonic() - begun < 15
     assert out == "" and first.returncode != 0
-    words = "Another rank has ended" if how == signal.SIGKILL else "Rank 1 of 2 has given no sign"
+    words = "monitoredBarrier" if how == signal.SIGKILL else "Rank 1 of 2 has given no sign"
     assert words in err.strip().splitlines()[-1]
 
 
