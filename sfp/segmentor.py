@@ -136,7 +136,10 @@ class SFPSegmentor(BaseSegmentor):
 
     def _apply(self, *args: Any, **kwargs: Any) -> SFPSegmentor:
         """What ``to``, ``cuda`` and ``cpu`` move it by."""
-        return self if self.stays else super()._apply(*args, **kwargs)
+        if not self.stays:
+            return super()._apply(*args, **kwargs)
+        self.data_preprocessor._apply(*args, **kwargs)  # mmengine tells it the new device
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """What torch and mmengine load a checkpoint by.

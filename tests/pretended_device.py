@@ -274,13 +274,12 @@ class PretendedCUDA(TorchFunctionMode):
         value, moved = args
         now, then = (isinstance(each, Tensors) for each in (value, moved))
         self._really(func, args, kwargs)
-        if now == then:
-            return
-        if then:
-            value.__class__, value.place = Tensors, moved.place
-            value._is_param = True
-        else:
+        if then and not now:
+            value.__class__, value._is_param = Tensors, True
+        elif now and not then:
             value.__class__ = torch.nn.Parameter
+        if then:
+            value.place = moved.place
 
     def _do_has_compatible_shallow_copy_type(self, func, args, kwargs):
         return True

@@ -24,7 +24,8 @@ from sfp.outliers import list_detectors
 from sfp.page.backend import TOYLAND_OPTIONS
 from sfp.segmentor import SFPSegmentor
 
-NAMES = ["sky", ["sea", "water"], "sand", "boat"]
+NAMES = ["sky", "sea", "sand", "boat"]
+SYNONYMS = ["sky", ["sea", "water"], "sand", "boat"]
 IMAGE = toyland.make_scene("val", 10).image[:96, :130]
 SMALL = dict(text_cache=False, prompts="photo", short_side=64, window=48, stride=32)
 
@@ -108,8 +109,8 @@ def test_the_common_way_waits_once(method, cuda, clips):
 def test_decoding_and_refiners(options, asked, precision, cuda, clips, toyland_clip):
     if "registers" in options:
         options["registers"] = dict(count=2, neurons={5: [1, 2]})
-    found = segmenter("ClearCLIP", clips[precision], **options)(IMAGE, NAMES, **asked)
-    expected = segmenter("ClearCLIP", toyland_clip, **options)(IMAGE, NAMES, **asked)
+    found = segmenter("ClearCLIP", clips[precision], **options)(IMAGE, SYNONYMS, **asked)
+    expected = segmenter("ClearCLIP", toyland_clip, **options)(IMAGE, SYNONYMS, **asked)
     assert (found.labels == expected.labels).mean() >= (0.99 if precision == "fp32" else 0.9)
 
 
@@ -154,7 +155,7 @@ def test_what_waits_is_counted(read, cuda):
 
 def test_a_tensor_on_the_wrong_device_is_refused(cuda, clips, monkeypatch):
     tokens = ClearCLIP.tokens
-    monkeypatch.setattr(ClearCLIP, "tokens", lambda self, w: tokens(self, w) * torch.ones(1, 1, 64))
+    monkeypatch.setattr(ClearCLIP, "tokens", lambda self, w: tokens(self, w) * torch.ones(1))
     with pytest.raises(RuntimeError, match="at least two devices, cpu and cuda:0"):
         segmenter("ClearCLIP", clips["fp32"])(IMAGE, NAMES)
     x = torch.ones(3, device="cuda")
@@ -186,18 +187,17 @@ def test_attention_before_ampere(cuda, monkeypatch):
     assert torch.equal(own.diagonal.cpu(), rows.diagonal)
 
 
-def test_labels_and_pamr_where_memory_is_short(cuda, clips, monkeypatch):
-    """Tiles, canvas and PAMR's maps are made by halves; what is too large still is a sentence."""
-    options = dict(refine=["PAMR:iterations=1"])
-    own = segmenter("ClearCLIP", clips["fp32"], **options)
-    image = np.tile(IMAGE, (6, 8, 1))
-    names = [f"thing {i}" for i in range(12)]
+def test_labels_where_memory_is_short(cuda, clips, monkeypatch):
+    """Tiles of scores are made by halves; what is too large still is a sentence."""
+    image = np.tile(IMAGE, (3, 4, 1))
+    names = [f"thing {i}" for i in range(40)]
+    own = segmenter("ClearCLIP", clips["fp32"])
     whole = own(image, names, keep_scores=False).labels
-    canvas = 4 * 12 * image.shape[0] * image.shape[1]
-    monkeypatch.setattr(cuda, "memory", canvas + 1)
+    canvas = 4 * len(names) * image.shape[0] * image.shape[1]
+    monkeypatch.setattr(cuda, "memory", canvas // 4)
     assert (own(image, names, keep_scores=False).labels == whole).mean() > 0.999
-    monkeypatch.setattr(cuda, "memory", canvas // 2)
-    with pytest.raises(SFPError, match="do not fit into the memory of cuda:0"):
+    own = segmenter("ClearCLIP", clips["fp32"], refine=["PAMR:iterations=1"])
+    with pytest.raises(SFPError, match=r"labels of 520x288 .* not fit into the memory of cuda:0"):
         own(image, names, keep_scores=False)
 
 
@@ -225,38 +225,6 @@ def test_counting_waits_once(cuda):
     cuda.waits.clear()
     assert np.array_equal(count_image(moved, truth, 5), count_image(found, truth, 5))
     assert len(cuda.waits) == 1
-
-
-def test_what_a_cuda_graph_writes_over_is_not_kept(toyland_clip, monkeypatch):
-    """A compiler that spoils what it returned before, as CUDA graphs do at the next run."""
-    returned: list[torch.Tensor] = []
-
-    def overwriting(graph, inputs):
-        def run(*given):
-            for old in returned:
-                old.fill_(float("nan")) if old.is_floating_point() else old.zero_()
-            returned.clear()
-            found = graph(*given)
-            fresh = [u.clone() if isinstance(u, torch.Tensor) else u for u in found]
-            returned.extend(u for u in fresh if isinstance(u, torch.Tensor))
-            return tuple(fresh)
-
-        return run
-
-    compile_really = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, mode: compile_really(function, backend=overwriting)
-    )
-    monkeypatch.setattr(type(toyland_clip.trunk), "windows_at_once", lambda self, h, w: 2)
-    monkeypatch.setattr("shutil.which", lambda name: name)
-    torch._dynamo.reset()
-    for name in ("ClearCLIP", "NACLIP"):
-        plain = sfp.build_method(name, toyland_clip)
-        own = sfp.build_method(name, toyland_clip, compiled="reduce-overhead")
-        for side in (48, 64, 48, 64):
-            windows = torch.randn(3, 3, side, 64, generator=torch.Generator().manual_seed(side))
-            expected = plain.run(windows)["features"]
-            torch.testing.assert_close(own.run(windows)["features"], expected, atol=1e-4, rtol=1e-3)
 
 
 def choices(method: str) -> list[tuple[str, typing.Any]]:
