@@ -67,7 +67,9 @@ class Doubts:
         self.fine, self.otherwise = [], []
         if not asked:
             return to_host(with_them)
-        flags, *found = to_host([torch.stack(asked).long(), *with_them])
+        device = (with_them or asked)[0].device  # a picture may have come on another GPU
+        flags = torch.stack([fine.to(device) for fine in asked])
+        flags, *found = to_host([flags.long(), *with_them])
         for fine, raise_it in zip(flags.tolist(), otherwise, strict=True):
             if not fine:
                 raise_it()

@@ -78,8 +78,9 @@ def test_every_method_in_every_precision(method, cuda, clips, toyland_clip):
 
 @pytest.mark.parametrize("pm", list_detectors())
 def test_every_detector(pm, cuda, clips):
+    given = dict(type=pm, **(dict(trees=2) if pm == "IsolationForest" else {}))
     for clip in clips.values():
-        segmenter("SFP", clip, pm=pm)(IMAGE, NAMES)
+        segmenter("SFP", clip, pm=given)(IMAGE, NAMES)
 
 
 @pytest.mark.parametrize("method", ["SFP", "SC-CLIP", "ClearCLIP", "NACLIP", "SFP-release"])

@@ -23,7 +23,7 @@ RANK = """
 import os, sys, time
 from sfp.evaluation import ranks
 from sfp.commands.evaluate import start_ranks
-ranks.BEAT, ranks.SILENCE = 0.2, 2.0
+ranks.BEAT, ranks.SILENCE = 0.2, 1.5
 watch = start_ranks("pytorch")
 print("met", flush=True)
 rank = int(os.environ["RANK"])
@@ -62,7 +62,7 @@ def two_ranks(slow: float) -> list[subprocess.Popen]:
 
 
 def test_a_slow_rank_is_waited_for_longer_than_silence():
-    processes = two_ranks(slow=4.0)
+    processes = two_ranks(slow=3.0)
     for process in processes:
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, "done\n"), err[-2000:]
