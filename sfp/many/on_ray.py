@@ -132,8 +132,8 @@ def on_ray(
         actors: how many; as many as there are GPUs, or without any one for two cores, if None.
 
     Raises:
-        SFPError: a GPU is named, Ray is not installed, or there is no cluster at the address: within 5 seconds
-            where nothing answers, within a minute where something else does.
+        SFPError: a GPU is named, Ray is not installed, or there is no cluster at the address:
+            within 5 seconds where nothing answers, within a minute where something else does.
     """
     if actors is not None and actors < 1:
         raise SFPError(f"--actors {actors} must be at least 1.")
