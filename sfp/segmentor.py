@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -134,12 +134,12 @@ class SFPSegmentor(BaseSegmentor):
         palette = palette_for(vocabulary.names).tolist()
         self.dataset_meta = dict(classes=vocabulary.names, palette=palette)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> SFPSegmentor:
-        """What ``to``, ``cuda`` and ``cpu`` move it by."""
-        if not self.stays:
-            return super()._apply(*args, **kwargs)
-        self.data_preprocessor._apply(*args, **kwargs)  # mmengine tells it the new device
-        return self
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SFPSegmentor:
+        """What ``to``, ``cuda`` and ``half`` change each weight by."""
+        if self.stays and fn(torch.empty(0)).dtype == torch.float32:  # nothing but a move
+            self.data_preprocessor._apply(fn, recurse)  # mmengine tells it the new device
+            return self
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """What torch and mmengine load a checkpoint by.

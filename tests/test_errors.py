@@ -264,5 +264,5 @@ def test_by_halves():
     assert by_halves(work, 20, 1) == 2 and tried == [20, 10, 5, 2]
     with pytest.raises(MemoryError):
         by_halves(work, 20, 4)
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(RuntimeError, match="size"):
         by_halves(lambda most: torch.ones(2) @ torch.ones(3), 20)

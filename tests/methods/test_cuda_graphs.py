@@ -11,14 +11,11 @@ import sfp
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["ClearCLIP", "NACLIP"])
 def test_what_a_cuda_graph_writes_over_is_not_kept(name, toyland_clip, monkeypatch):
-    """A compiler that spoils what it returned before, as CUDA graphs do at the next run."""
+    """A compiler whose results are spoiled as soon as the next step begins, as CUDA graphs' are."""
     returned: list[torch.Tensor] = []
 
     def overwriting(graph, inputs):
         def run(*given):
-            for old in returned:
-                old.fill_(float("nan")) if old.is_floating_point() else old.zero_()
-            returned.clear()
             found = graph(*given)
             fresh = [u.clone() if isinstance(u, torch.Tensor) else u for u in found]
             returned.extend(u for u in fresh if isinstance(u, torch.Tensor))
@@ -26,6 +23,12 @@ def test_what_a_cuda_graph_writes_over_is_not_kept(name, toyland_clip, monkeypat
 
         return run
 
+    def spoil():
+        for old in returned:
+            old.fill_(float("nan")) if old.is_floating_point() else old.zero_()
+        returned.clear()
+
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", spoil)
     compile_really = torch.compile
     monkeypatch.setattr(
         torch, "compile", lambda function, mode: compile_really(function, backend=overwriting)
