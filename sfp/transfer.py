@@ -90,7 +90,13 @@ def count_of_each(values: Tensor, classes: int) -> Tensor:
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """Convolutions of float32 in float32; cuDNN's default, TF32, keeps 10 bits of 23."""
+    """Convolutions of float32 in float32; cuDNN's default, TF32, keeps 10 bits of 23.
+
+    With CUDA torch.compile begins a new graph here.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
     settings = torch.backends.cudnn.conv
     before = settings.fp32_precision
     settings.fp32_precision = "ieee"

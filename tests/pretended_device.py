@@ -61,6 +61,14 @@ class Tensors(Tensor):
             raise RuntimeError("A tensor of a pretended device is used where there is none.")
         return _ACTIVE.call(func, args, kwargs or {})
 
+    def __deepcopy__(self, memo: dict) -> Tensors:
+        with torch._C.DisableTorchFunctionSubclass():
+            copied = self.detach().as_subclass(Tensor).clone()
+        found = memo[id(self)] = _ACTIVE.on(copied, self.place)
+        if isinstance(self, torch.nn.Parameter):
+            found._is_param = True
+        return found
+
 
 _ACTIVE: PretendedCUDA | None = None
 

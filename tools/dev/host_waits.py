@@ -14,8 +14,6 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from pretended_device import PretendedCUDA
 
@@ -38,7 +36,7 @@ def main() -> int:
     cases += [(f"SFP with {name}", "SFP", dict(refine=[name])) for name in ("PAMR", "TLP")]
     cases += [("SFP with probabilities", "SFP", {})]
     print("| | waits | where |\n| --- | ---: | --- |")
-    with PretendedCUDA() as cuda, torch.inference_mode():
+    with PretendedCUDA() as cuda:
         clip = sfp.load_clip("Toyland", device="cuda", precision=args.precision)
         for title, method, options in cases:
             found = waits(cuda, clip, method, options, title.endswith("probabilities"))
