@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,8 +61,9 @@ class SFPSegmentor(BaseSegmentor):
         name_separator: what stands between synonyms in a line.
         prompts, text_cache: see ``TextBank``.
         windows_at_once: largest batch of windows, see ``Pipeline``.
-        precision, device, quick_gelu, head_width, pixel_mean, pixel_std, weights_sha256: see
-            ``load_clip``.
+        device: where it stays, whatever it is moved to: mmengine's runner moves every model to the
+            current GPU. If None it is made where ``load_clip`` makes it, and follows.
+        precision, quick_gelu, head_width, pixel_mean, pixel_std, weights_sha256: see ``load_clip``.
         data_preprocessor: by default one with CLIP's mean and deviation.
         options: fields of ``Protocol`` (``window``, ``prob_thd``, ``refine`` ...) and options
             of the method (``purify``, ``pm``, ``sae_residual`` ...).
@@ -122,7 +123,7 @@ class SFPSegmentor(BaseSegmentor):
         usual = UnevenSegDataPreProcessor(mean=mean, std=std, bgr_to_rgb=True)
         super().__init__(data_preprocessor=data_preprocessor or usual)
         dense = build_method(method, frozen, **check_method(method, options))
-        self.frozen = frozen
+        self.frozen, self.stays = frozen, device is not None
         # submodules, so that .to(device) moves them
         self.network, self.backbones = frozen.model, nn.ModuleDict(dense.backbones)
         bank = TextBank(frozen, prompts, text_cache)
@@ -132,6 +133,13 @@ class SFPSegmentor(BaseSegmentor):
         self.align_corners = False
         palette = palette_for(vocabulary.names).tolist()
         self.dataset_meta = dict(classes=vocabulary.names, palette=palette)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SFPSegmentor:
+        """What ``to``, ``cuda`` and ``half`` change each weight by."""
+        if self.stays and fn(torch.empty(0)).dtype == torch.float32:  # nothing but a move
+            self.data_preprocessor._apply(fn, recurse)  # mmengine tells it the new device
+            return self
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """What torch and mmengine load a checkpoint by.

@@ -67,7 +67,9 @@ class Doubts:
         self.fine, self.otherwise = [], []
         if not asked:
             return to_host(with_them)
-        flags, *found = to_host([torch.stack(asked).long(), *with_them])
+        device = (with_them or asked)[0].device  # a picture may have come on another GPU
+        flags = torch.stack([fine.to(device) for fine in asked])
+        flags, *found = to_host([flags.long(), *with_them])
         for fine, raise_it in zip(flags.tolist(), otherwise, strict=True):
             if not fine:
                 raise_it()
@@ -88,7 +90,13 @@ def count_of_each(values: Tensor, classes: int) -> Tensor:
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """Convolutions of float32 in float32; cuDNN's default, TF32, keeps 10 bits of 23."""
+    """Convolutions of float32 in float32; cuDNN's default, TF32, keeps 10 bits of 23.
+
+    With CUDA torch.compile begins a new graph here.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
     settings = torch.backends.cudnn.conv
     before = settings.fp32_precision
     settings.fp32_precision = "ieee"

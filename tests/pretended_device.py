@@ -61,6 +61,14 @@ class Tensors(Tensor):
             raise RuntimeError("A tensor of a pretended device is used where there is none.")
         return _ACTIVE.call(func, args, kwargs or {})
 
+    def __deepcopy__(self, memo: dict) -> Tensors:
+        with torch._C.DisableTorchFunctionSubclass():
+            copied = self.detach().as_subclass(Tensor).clone()
+        found = memo[id(self)] = _ACTIVE.on(copied, self.place)
+        if isinstance(self, torch.nn.Parameter):
+            found._is_param = True
+        return found
+
 
 _ACTIVE: PretendedCUDA | None = None
 
@@ -274,13 +282,12 @@ class PretendedCUDA(TorchFunctionMode):
         value, moved = args
         now, then = (isinstance(each, Tensors) for each in (value, moved))
         self._really(func, args, kwargs)
-        if now == then:
-            return
-        if then:
-            value.__class__, value.place = Tensors, moved.place
-            value._is_param = True
-        else:
+        if then and not now:
+            value.__class__, value._is_param = Tensors, True
+        elif now and not then:
             value.__class__ = torch.nn.Parameter
+        if then:
+            value.place = moved.place
 
     def _do_has_compatible_shallow_copy_type(self, func, args, kwargs):
         return True

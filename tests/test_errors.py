@@ -15,7 +15,7 @@ from conftest import ROOT
 from forked import run
 
 import sfp
-from sfp.errors import SFPError, is_want_of_memory, run_command
+from sfp.errors import SFPError, by_halves, is_want_of_memory, run_command
 from sfp.images import read_image
 from sfp.plugin import require_mmseg
 
@@ -243,3 +243,20 @@ def test_a_checkpoint_larger_than_the_memory(suffix, tmp_path):
     """
     done = run("-c", textwrap.dedent(code), cwd=tmp_path, environment={"PYTHONPATH": str(ROOT)})
     assert done.stdout.startswith(f"The memory ran out while reading a.{suffix}"), done
+
+
+def test_by_halves():
+    """Until it fits; other errors, and too little left to halve, are raised."""
+    tried = []
+
+    def work(most: int) -> int:
+        tried.append(most)
+        if most > 3:
+            raise MemoryError
+        return most
+
+    assert by_halves(work, 20, 1) == 2 and tried == [20, 10, 5, 2]
+    with pytest.raises(MemoryError):
+        by_halves(work, 20, 4)
+    with pytest.raises(RuntimeError, match="size"):
+        by_halves(lambda most: torch.ones(2) @ torch.ones(3), 20)

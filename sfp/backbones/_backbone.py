@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sfp.clip.clip import weights_sha256
 from sfp.errors import SFPError
-from sfp.transfer import exact_convolutions
+from sfp.transfer import exact_convolutions, to_device
 
 
 class Backbone(nn.Module):
@@ -57,7 +57,7 @@ class Backbone(nn.Module):
                 f"{self.name} returned NaN or infinite numbers in {precision}; give"
                 " precision='fp32' or 'bf16' (config: model.precision), or another model."
             )
-        return found.float()
+        return to_device(found, windows.device).float()  # a callable may have its own
 
     def encode(self, windows: Tensor) -> Tensor:
         return self.function(windows)

@@ -226,13 +226,26 @@ def start(name: str, group: list, device: str, args: argparse.Namespace) -> Work
         str(os.getpid()),
         *(["--fresh"] if args.fresh else []),
     ]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": visible_devices(device)}
     log = folder / f"{name}.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=subprocess.STDOUT, env=environment
         )
     return Worker(group, device, process, log)
+
+
+def visible_devices(device: str) -> str:
+    """What CUDA_VISIBLE_DEVICES must be for a process that is to see one of this one's devices.
+
+    Args:
+        device: "cpu", or the number of a GPU as this process counts them: a place in its own
+            CUDA_VISIBLE_DEVICES, which may name other numbers or UUIDs.
+    """
+    if device == "cpu":
+        return ""
+    own = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return device if own is None else own.split(",")[int(device)].strip()
 
 
 def last_line(log: Path) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sfp.evaluation.loop import Part
+    from sfp.evaluation.ranks import Watch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +72,7 @@ def evaluate(args: argparse.Namespace) -> None:
     config = find_config(args.config)
     parse_options(args.cfg_options, "--cfg-options")  # a mistake is told at once
     require_mmseg()
-    from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
+    from mmengine.dist import get_rank, get_world_size, is_main_process
     from mmseg.registry import MODELS
 
     from sfp.evaluation import loop
@@ -80,12 +81,15 @@ def evaluate(args: argparse.Namespace) -> None:
     from sfp.evaluation.dataset import build_dataset, check_task, named_deaths
     from sfp.evaluation.metric import check_metric
     from sfp.evaluation.provenance import run_provenance, write_results
+    from sfp.evaluation.ranks import wait_for_all
     from sfp.segmentor import SFPSegmentor
 
     cfg = read_config(config, args.cfg_options)
     work_dir = args.work_dir or Path(cfg.get("work_dir") or f"work_dirs/{config.stem}")
-    start_ranks(args.launcher)
+    watch = start_ranks(args.launcher)
     with contextlib.ExitStack() as held, named_deaths():
+        if watch is not None:
+            held.callback(watch.leave)
         hold(work_dir, held)
         dataset = build_dataset(cfg)
         check_metric(cfg, dataset)
@@ -102,7 +106,7 @@ def evaluate(args: argparse.Namespace) -> None:
         held.callback(store.close)
         if args.fresh and is_main_process():
             store.clear()
-        barrier()
+        wait_for_all()
         part.resume(store)
         if part.resumed and is_main_process():
             print(
@@ -118,7 +122,7 @@ def evaluate(args: argparse.Namespace) -> None:
             workers=loader.get("num_workers", 0),
             after_image=drawing(args.show_dir, palette) if args.show_dir else None,
         )
-        barrier()
+        wait_for_all()
         figures = part.figures()
         if is_main_process():
             path, seconds = work_dir / "results.json", time.time() - started
@@ -200,18 +204,26 @@ _LAUNCHERS = {  # what starts the ranks, and its variables: rank, number of rank
 }
 
 
-def start_ranks(launcher: str) -> None:
-    """Start the group of ranks; on machines without CUDA gloo's.
+def start_ranks(launcher: str) -> Watch | None:
+    """Start the group of ranks, each on a GPU of its own where there are some.
+
+    It is gloo's, also with GPUs: all that ranks exchange are counts, and gloo notices at once that
+    a process has ended.
+
+    Returns:
+        What watches the other ranks; None where there is none.
 
     Raises:
-        SFPError: the launcher named did not start this process, or its variables are none of a
-            rank's, a port's and a host's.
+        SFPError: the launcher named did not start this process, its variables are none of a rank's,
+            a port's and a host's, or there are more ranks on a host than GPUs.
     """
     import torch
     import torch.distributed as dist
 
+    from sfp.evaluation.ranks import MEETING, Watch
+
     if launcher == "none" or dist.is_initialized():
-        return
+        return None
     how, *names = _LAUNCHERS[launcher]
     if launcher != "pytorch":
         os.environ.setdefault("MASTER_PORT", "29500")
@@ -227,11 +239,18 @@ def start_ranks(launcher: str) -> None:
             )
         numbers.append(int(value))
     rank, size, local, port = numbers
-    gpus = torch.cuda.device_count()
-    if rank >= size or not 0 < port < 65536 or (gpus and local >= gpus):
+    if rank >= size or not 0 < port < 65536:
         raise SFPError(
-            f"There is no rank {rank} of {size} at port {port} on GPU {local} of {gpus or 'none'};"
-            f" check {', '.join(names)} and MASTER_PORT."
+            f"There is no rank {rank} of {size} at port {port}; check {', '.join(names)} and"
+            " MASTER_PORT."
+        )
+    gpus = torch.cuda.device_count()
+    own = 0 if launcher == "slurm" and gpus == 1 and _has_its_own_gpu() else local
+    if gpus and own >= gpus:
+        raise SFPError(
+            f"Rank {rank} of {size} is number {local} of its host, and sees {gpus} GPU(s), numbered"
+            f" from 0; start at most {gpus} ranks a host, or give each one of its own (srun"
+            " --gpus-per-task=1)."
         )
     address = os.environ.get("MASTER_ADDR", "")
     try:  # torch would ask for a minute or more, without a word
@@ -243,15 +262,23 @@ def start_ranks(launcher: str) -> None:
         ) from error
     os.environ.update(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), map(str, numbers), strict=False))
     if gpus:
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(own)
     try:
-        dist.init_process_group("nccl" if gpus else "gloo")
+        dist.init_process_group("gloo", timeout=MEETING)
+        watch = Watch(address, port, rank, size)
     except (RuntimeError, ValueError) as error:  # a port that is taken, or nobody there
         reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise SFPError(
             f"Rank {rank} of {size} can't meet the others at {address} port {port} ({reason}); set"
             " MASTER_ADDR and MASTER_PORT to a free port of rank 0's host."
         ) from error
+    watch.start()
+    return watch
+
+
+def _has_its_own_gpu() -> bool:
+    """Whether Slurm shows each task its own GPU, which is number 0 to it."""
+    return any(os.environ.get(key) for key in ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND"))
 
 
 def first_slurm_host() -> str:

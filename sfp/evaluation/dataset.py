@@ -211,7 +211,7 @@ def named_deaths() -> Iterator[None]:
                 f"A process that reads images died ({reason}); {again},"
                 " and if memory ran out, set test_dataloader.num_workers=0."
             ) from error
-        if "gloo" in str(error) or "NCCL" in str(error):
+        if any(word in str(error) for word in ("gloo", "NCCL", "monitoredBarrier")):
             raise SFPError(
                 f"Another rank has ended ({reason}); read its last line, {again}."
             ) from error

@@ -132,11 +132,16 @@ def on_ray(
         actors: how many; as many as there are GPUs, or without any one for two cores, if None.
 
     Raises:
-        SFPError: Ray is not installed, or there is no cluster at the address: within 5 seconds
-            where nothing answers, within a minute where something else does.
+        SFPError: a GPU is named, Ray is not installed, or there is no cluster at the address:
+            within 5 seconds where nothing answers, within a minute where something else does.
     """
     if actors is not None and actors < 1:
         raise SFPError(f"--actors {actors} must be at least 1.")
+    if str(recipe.device).startswith("cuda:"):
+        raise SFPError(
+            f"The device is {recipe.device}, but Ray gives each actor a GPU, which is cuda:0 to it;"
+            " leave --device out, and start Ray with the GPUs that it may use."
+        )
 
     def engine(units: Units, summary: Summary) -> Iterator[Outcome]:
         ray = connect(address)

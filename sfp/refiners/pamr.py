@@ -14,6 +14,7 @@ from sfp.errors import SFPError, by_halves, is_want_of_memory
 from sfp.options import Count, Range
 from sfp.refiners._refiner import REFINERS, Refiner
 from sfp.stages import Text, View
+from sfp.transfer import to_device
 
 _OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
 _CHUNK_BYTES = 256 << 20
@@ -37,7 +38,7 @@ class PAMR(Refiner):
         self.dilations = tuple(self.dilations)
 
     def __call__(self, scores: Tensor, view: View, text: Text) -> Tensor:
-        image = view.image[None].to(scores.device)
+        image = to_device(view.image[None], scores.device)
         try:
             return pamr(image, scores[None], self.iterations, self.dilations)[0]
         except (MemoryError, RuntimeError) as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 from sfp.options import Count, Positive, Range
 from sfp.refiners._refiner import REFINERS, Refiner
 from sfp.stages import Text, View
+from sfp.transfer import to_device
 
 
 @REFINERS.register("TLP")
@@ -37,7 +38,7 @@ class TLP(Refiner):
         relation = text_relation(text.vectors)
         if self.affinity == "diagonal":
             relation = relation.diag()
-        image = view.image.to(scores.device)
+        image = to_device(view.image, scores.device)
         return propagate(image, scores, relation, self.grid, self.steps)
 
 

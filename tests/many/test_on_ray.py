@@ -159,6 +159,7 @@ def test_options_that_do_not_fit(tool, tmp_path):
         (("--actors", 2), "--actors is Ray's; add --engine ray"),
         (("--engine", "ray", "--processes", 2), "--processes is for one machine without Ray"),
         (("--engine", "ray", "--actors", 0), "--actors 0 must be at least 1"),
+        (("--engine", "ray", "--device", "cuda:1"), "Ray gives each actor a GPU"),
         (("--engine", "ray", "--address", "127.0.0.1:1"), "no Ray cluster at 127.0.0.1:1"),
     ):
         code, _, error = tool("segment", *given, *more)
