@@ -28,9 +28,7 @@ def of_heads(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Q, K, V of tokens (..., T, C): (..., heads, T, d_h) each."""
     joint = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
     parts = joint.chunk(3, -1)
-    return tuple(
-        part.unflatten(-1, (block.attn.num_heads, -1)).transpose(-2, -3) for part in parts
-    )
+    return tuple(part.unflatten(-1, (block.attn.num_heads, -1)).transpose(-2, -3) for part in parts)
 
 
 def softmaxed(u: Tensor, w: Tensor, bias: Tensor | float = 0.0) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfp.errors import SFPError, unknown_choice
+from sfp.errors import SFPError
 from sfp.files import find_config
 
 
@@ -104,10 +104,3 @@ def read_roots(given: Sequence[str]) -> dict[str, str]:
         find_config(name)
         found[name] = folder
     return found
-
-
-def check_steps(given: Sequence[str], known: Sequence[str]) -> None:
-    """Raises SFPError for a step that there isn't."""
-    for step in given:
-        if step not in known:
-            raise unknown_choice("step", step, known)

@@ -104,7 +104,13 @@ def batch_of_windows(clip: FrozenCLIP, pixels: np.ndarray, count: int = 3) -> Te
     """
     g, _ = clip.trunk.native_grid
     whole = whole_window(pixels, g * clip.trunk.patch)
-    turned = [whole, whole.flip(2), whole.flip(1), whole.mT, *[whole.roll(31 * i, 2) for i in range(9)]]
+    turned = [
+        whole,
+        whole.flip(2),
+        whole.flip(1),
+        whole.mT,
+        *[whole.roll(31 * i, 2) for i in range(9)],
+    ]
     return clip.normalise(torch.stack(turned[:count]))
 
 

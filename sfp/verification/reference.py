@@ -101,7 +101,9 @@ def stages_of_open_clip(clip: FrozenCLIP, windows: Tensor) -> Stages:
         if number == 1:
             handles.append(
                 block.register_forward_pre_hook(
-                    lambda _, args, kwargs: keep((0, "embedding"), args[0] if args else kwargs["q_x"]),
+                    lambda _, args, kwargs: keep(
+                        (0, "embedding"), args[0] if args else kwargs["q_x"]
+                    ),
                     with_kwargs=True,
                 )
             )
@@ -173,7 +175,8 @@ def first_difference(clip: FrozenCLIP, ours: Stages, theirs: Stages) -> str:
         block = clip.model.visual.transformer.resblocks[layer - 1]
         before = ours[order[place - 1]]
         cause = _of_mlp if kind == "MLP" else _of_attention
-        return f"first in block {layer}'s {kind}, by {off:.2g}: {cause(block, before, ours[layer, kind])}"
+        why = cause(block, before, ours[layer, kind])
+        return f"first in block {layer}'s {kind}, by {off:.2g}: {why}"
     return "in no block, so after the last one: norm, projection, or the order of the patches"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -60,9 +61,8 @@ def weights(session: Session) -> Finding:
     clip = session.clip()
     file = weights_file(session.model, session.pretrained)
     trunk = clip.trunk
-    about = (
-        f"{clip.name} {clip.pretrained}: {trunk.layers} layers of {trunk.width}, patch {trunk.patch}"
-    )
+    name = f"{clip.name} {Path(clip.pretrained).name}"
+    about = f"{name}: {trunk.layers} layers of {trunk.width}, patch {trunk.patch}"
     figures = dict(fingerprint=clip.fingerprint, file=file and str(file))
     if file is None:
         return passed(f"{about}; no file of its own, so no digest is compared", **figures)
@@ -213,5 +213,3 @@ def _cause_of_words(found: Tensor, expected: Tensor, difference: float) -> str:
 
 def _shown(values: tuple[float, ...]) -> str:
     return "/".join(f"{value:.3f}" for value in values)
-
-
