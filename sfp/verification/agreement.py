@@ -104,7 +104,8 @@ class Labelled:
             return impossible(self.expected)
         other = self._built(place)
         found = self._labels(other)
-        stand_ins = " (colours for its second model)" if self.options else ""
+        coloured = "colour" in str(self.options)
+        stand_ins = " (colours for its second model)" if coloured else ""
         return self._judged(found, other, place[1], f"the CPU's in fp32{stand_ins}")
 
     def _judged(self, found: Segmentation, other: Segmenter, precision: str, whose: str) -> Finding:

@@ -26,7 +26,7 @@ def verify(given: Given, steps: Sequence[str], fresh: bool = False) -> bool:
     with only_one(given.out, "--out"):
         sweep(given.out)
         record = Record(given.out, fresh)
-        session = Session(given, record)
+        session = Session(given, record, tuple(steps))
         record.about = about(session, steps)
         for letter in steps:
             module, title = STEPS[letter]

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ class Session:
     Attributes:
         given: the command line.
         record: the findings.
+        steps: the letters of those that this run does.
         model, pretrained: the weights that are checked: those given, or Toyland's where nothing
             was given and the default ones can't be had.
         why_toyland: why the default weights can't be had, None where they can.
@@ -48,6 +49,7 @@ class Session:
 
     given: Given
     record: Record
+    steps: Sequence[str] = ()
     model: str = ""
     pretrained: str = ""
     why_toyland: str | None = None
@@ -148,7 +150,7 @@ class Session:
             seconds: that it is known to take at least, so that it isn't begun in vain.
             depends: what its finding depends on besides the session's own.
         """
-        key = _digest(self.common, step, name, depends)
+        key = self._key(step, name, depends)
         earlier = self.record.earlier(step, name, key)
         if earlier is not None:
             self.record.add(earlier)
@@ -165,6 +167,13 @@ class Session:
         self.record.add(part)
         self.show(part)
         return finding
+
+    def has(self, step: str, name: str, **depends: Any) -> bool:
+        """Whether an earlier run did a part, so that ``check`` takes no time."""
+        return self.record.earlier(step, name, self._key(step, name, depends)) is not None
+
+    def _key(self, step: str, name: str, depends: Mapping[str, Any]) -> str:
+        return _digest(self.common, step, name, depends)
 
     def _found(self, find: Callable[[], Finding]) -> Finding:
         with warnings.catch_warnings(record=True) as warned:
@@ -217,8 +226,3 @@ def _code() -> str:
     for file in sorted(package.rglob("*.py")):
         digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
-
-
-def plain(values: Mapping[str, float], digits: int = 4) -> dict[str, float]:
-    """Figures as JSON takes them, rounded."""
-    return {name: round(float(value), digits) for name, value in values.items()}
