@@ -81,6 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         help="a .csv like paper_results.csv instead of the papers' numbers",
     )
+    add(
+        "--questions",
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="which of SFP's open questions step g sweeps; all by default",
+    )
     add("--fresh", action="store_true", help="forget what an earlier run found")
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
@@ -138,5 +145,6 @@ def checked(args: argparse.Namespace) -> Given:
         images_each=args.images_each,
         minutes=args.minutes,
         published=args.published,
+        questions=tuple(args.questions),
         debug=args.debug,
     )

@@ -29,6 +29,7 @@ class Given:
         images_each: at most so many images of each dataset, None for all.
         minutes: of the whole run, None for no bound.
         published: a file with other published numbers, None for the papers'.
+        questions: numbers of SFP's open questions that are swept; all if empty.
         debug: raise a part's error.
     """
 
@@ -46,6 +47,7 @@ class Given:
     images_each: int | None = None
     minutes: float | None = None
     published: Path | None = None
+    questions: tuple[str, ...] = ()
     debug: bool = False
 
 

@@ -1,5 +1,5 @@
-"""Measure the figures of Toyland's first scenes that ``sfp verify`` compares other machines with, on
-this machine's CPU, and write them to sfp/verification/toyland_figures.csv.
+"""Measure the figures of Toyland's first scenes on this machine's CPU, with which ``sfp verify``
+compares other machines, and write them to sfp/verification/toyland_figures.csv.
 
 python tools/dev/make_toyland_figures.py
 """
