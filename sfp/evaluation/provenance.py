@@ -6,6 +6,7 @@ Hashes of config, names, weights, dataset, code; and ``results.json``.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import json
@@ -224,6 +225,7 @@ def code_fingerprint(*methods: type) -> str:
     return digest.hexdigest()
 
 
+@functools.lru_cache(maxsize=256)  # a grid's cells ask for the same files
 def _code_alone(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):

@@ -187,7 +187,8 @@ def _evaluate(
             evaluate(model, [part], after_image=seen, bar=len(some) > _MANY, **options)
         except SFPError as error:
             shift = seen.words()
-            raise SFPError(f"{error} {shift}".strip()) from error
+            shift = f" Labels shifted by one? {shift}." if shift else ""
+            raise SFPError(f"{error}{shift}") from error
         last = max(1e-3, (time.monotonic() - begun) / len(some))
         done += len(some)
 

@@ -127,9 +127,10 @@ def _sfp(x: Tensor, blocks: list[nn.Module], grid: tuple[int, int], turn: Turn) 
         added = a[1:, 1:].clone()
         added[:, columns] = 0
         total += added
-    q, k, v = (part[:, 1:] for part in of_heads(blocks[-1], x))
+    q, k, v = of_heads(blocks[-1], x)
     logits = 0.5 * (q @ q.mT + k @ k.mT) / q.shape[-1] ** 0.5
-    y = mixed(blocks[-1], turn(logits.softmax(-1)), v) + 0.3 * x[0]
+    logits[..., 0] = -torch.inf  # patches look at patches alone
+    y = mixed(blocks[-1], turn(logits.softmax(-1)), v)[1:] + 0.3 * x[0]
     total = total / total.sum(1, keepdim=True).clamp(min=1e-6)
     total = total / total.sum(0, keepdim=True).clamp(min=1e-6)
     return torch.cat([x[:1], total @ y])

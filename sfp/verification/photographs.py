@@ -17,6 +17,7 @@ from sfp.clip import load_clip
 from sfp.clip.clip import FrozenCLIP
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
+from sfp.plugin import require_mmseg
 from sfp.verification.findings import Finding, failed, impossible, passed
 from sfp.verification.pictures import (
     Photograph,
@@ -51,7 +52,11 @@ def run(session: Session) -> None:
 
 
 def prepared(session: Session) -> dict:
-    """The configs of the datasets that are here, by name."""
+    """The configs of the datasets that are here, by name; none without mmsegmentation."""
+    try:
+        require_mmseg()
+    except SFPError:  # told in step f
+        return {}
     from sfp.verification.datasets import prepared_configs
 
     return prepared_configs(session)[0]

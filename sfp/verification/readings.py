@@ -24,7 +24,7 @@ from sfp.options import split_spec
 from sfp.plugin import require_mmseg
 from sfp.verification.figures import folder, published_weights, rows_of
 from sfp.verification.findings import LEFT_OUT, OK, Finding, failed, impossible, passed
-from sfp.verification.session import Session
+from sfp.verification.session import Session, allowance
 
 DATASETS = ("voc21", "ade20k")
 RUNGS = ("baseline (ClearCLIP)", "baseline+SOM", "baseline+SOM+SAE", "baseline+SOM+SAE+HAI")
@@ -190,8 +190,7 @@ class Sweep:
             begins = first or left == float("inf") or left > _LEAST
             if not begins and not self.session.has("g", name, **depends):
                 return False
-            at_once = max(1, min(cells - number, int(left // _LEAST) or 1)) if left > 0 else 1
-            seconds = left / at_once if left != float("inf") else left
+            seconds = allowance(left, cells - number, _LEAST)
             finding = self.session.check(
                 "g",
                 name,

@@ -213,6 +213,13 @@ class Session:
         return next(iter(photographs(self.given.images)), None) or toyland_scene(0)
 
 
+def allowance(left: float, cells: int, least: float) -> float:
+    """Seconds for the next of so many measurements, none of which is worth less than ``least``."""
+    if left == float("inf"):
+        return left
+    return left / max(1, min(cells, int(left / least)))
+
+
 def _digest(*values: Any) -> str:
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
