@@ -18,5 +18,6 @@ def test_nothing_fails_without_a_fault(tmp_path):
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_is_named(name, tmp_path):
     fault = FAULTS[name]
-    failed = PROGRAM["verdicts"](fault, fault.steps, tmp_path)
+    method = "SFP" if name == "attention-sfp" else "ClearCLIP"
+    failed = PROGRAM["verdicts"](fault, fault.steps, tmp_path, [method])
     assert any(fault.named in part["finding"]["words"] for part in failed), failed

@@ -163,11 +163,16 @@ def planted(fault: Fault) -> Iterator[None]:
         yield
 
 
-def verdicts(fault: Fault | None, steps: Sequence[str], out: Path) -> list[dict[str, Any]]:
+def verdicts(
+    fault: Fault | None,
+    steps: Sequence[str],
+    out: Path,
+    methods: Sequence[str] = ("ClearCLIP", "SFP"),
+) -> list[dict[str, Any]]:
     """The parts that fail under a fault, in their order."""
     from sfp.__main__ import main as sfp_main
 
-    given = ["--model", "Toyland", "--methods", "ClearCLIP", "SFP", "--datasets", "toyland"]
+    given = ["--model", "Toyland", "--methods", *methods, "--datasets", "toyland"]
     given += ["--device", "cpu", "--fresh", "--out", str(out), "--steps", *steps]
     plant = planted(fault) if fault else contextlib.nullcontext()
     with plant, contextlib.redirect_stdout(io.StringIO()):
