@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -44,16 +44,13 @@ def run(session: Session) -> None:
         session.check("d", on, lambda device=device: against_open_clip(session, device), **depends)
     for name in [name for name in FORMULAS if name in session.methods]:
         session.check("d", f"{name}'s formula", lambda name=name: formula(session, name), **depends)
+    groups: dict[str, dict[str, Callable[[], Finding]]] = {}
     for name in session.methods:
         labelled = Labelled(session, name)
-        session.check("d", f"{name}, window by window", labelled.one_by_one, **depends)
+        groups[name] = {f"{name}, window by window": labelled.one_by_one}
         for place in session.places:
-            session.check(
-                "d",
-                f"{name}, {' '.join(place)}",
-                lambda place=place, labelled=labelled: labelled.compare(place),
-                **depends,
-            )
+            groups[name][f"{name}, {' '.join(place)}"] = partial(labelled.compare, place)
+    session.check_groups("d", groups, "methods without time", 1 / 3, **depends)
 
 
 def names_of(session: Session) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,4 +97,6 @@ def _bold(verdict: str) -> str:
 
 
 def _cell(words: str) -> str:
+    """Words of a table's cell, files without the folders of the machine."""
+    words = re.sub(r"(?<![\w.:/])~?/(?:[\w.+@-]+/)+([\w.+@-]+)", r"\1", words)
     return words.replace("|", "\\|").replace("\n", " ")

@@ -32,6 +32,17 @@ from sfp.verification.pictures import Photograph
 
 Place = tuple[str, str]  # a device and a precision
 REFERENCE: Place = ("cpu", "fp32")
+_FIRST = (
+    "ClearCLIP",
+    "SFP",
+    "SC-CLIP",
+    "SCLIP",
+    "NACLIP",
+    "SFP-release",
+    "ResCLIP",
+    "CLIPSeg",
+    "CLIP",
+)
 
 
 @dataclass
@@ -107,7 +118,9 @@ class Session:
 
     @cached_property
     def methods(self) -> list[str]:
-        return list(self.given.methods or list_methods())
+        """Those that were given, else all, the most telling first."""
+        every = [name for name in list_methods() if name not in _FIRST]
+        return list(self.given.methods or (*_FIRST, *every))
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - a run has one session
     def text(self, names: tuple[str, ...], prompts: str = "photo") -> torch.Tensor:
@@ -167,6 +180,33 @@ class Session:
         self.record.add(part)
         self.show(part)
         return finding
+
+    def check_groups(
+        self,
+        step: str,
+        groups: Mapping[str, Mapping[str, Callable[[], Finding]]],
+        without: str,
+        share: float,
+        **depends: Any,
+    ) -> None:
+        """Do groups of parts while a share of the time that is left lasts, so that a step does not
+        take the time of those after it; what an earlier run did is always taken.
+
+        Args:
+            groups: the parts of each by their names.
+            without: names the part that lists the groups that are left out.
+        """
+        until, skipped = time.monotonic() + share * self.left(), []
+        for name, parts in groups.items():
+            known = all(self.has(step, part, **depends) for part in parts)
+            if time.monotonic() >= until and not known:
+                skipped.append(name)
+                continue
+            for part, find in parts.items():
+                self.check(step, part, find, **depends)
+        if skipped:
+            words = f"no time left of {self.given.minutes:g} minutes for {', '.join(skipped)}"
+            self.check(step, without, lambda: Finding(LEFT_OUT, words))
 
     def has(self, step: str, name: str, **depends: Any) -> bool:
         """Whether an earlier run did a part, so that ``check`` takes no time."""
