@@ -6,6 +6,7 @@ and a larger share only adds images.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _FIRST = 8  # images, after which the time that the others take is known
 _SHIFTED = 24  # images whose labels are looked at for a shift
 _ROUNDS = 400  # of the bootstrap
 _TWICE = 2.0  # a shift explains labels if so many times more pixels agree
+_READERS = 8  # processes that read images for a GPU
 _MANY = 64  # images that are worth processes of their own to read them
 
 
@@ -182,7 +184,8 @@ def _evaluate(
         some = todo[done : done + count]
         part.chosen = [*part.counts, *some]
         begun = time.monotonic()
-        options = dict(batch_size=8 if on_gpu else 1, workers=2 if len(some) > _MANY else 0)
+        readers = min(_READERS, max(2, (os.cpu_count() or 2) // 2)) if on_gpu else 2
+        options = dict(batch_size=8 if on_gpu else 1, workers=readers if len(some) > _MANY else 0)
         try:
             evaluate(model, [part], after_image=seen, bar=len(some) > _MANY, **options)
         except SFPError as error:

@@ -28,6 +28,7 @@ from sfp.verification.findings import (
     judged,
 )
 from sfp.verification.session import Session, allowance
+from sfp.verification.weights import needs_download
 from sfp.verification.weights import published as published_weights
 from sfp.verification.weights import words as check_words
 
@@ -231,11 +232,6 @@ def measured(
             return impossible(str(error))
         raise
     return compared(session, found, number)
-
-
-def needs_download(error: SFPError) -> bool:
-    """Whether an error says that a file isn't here and can't be fetched."""
-    return "there is no network" in str(error) or "HF_HUB_OFFLINE" in str(error)
 
 
 def compared(session: Session, found, number: Published | None) -> Finding:

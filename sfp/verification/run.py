@@ -6,12 +6,16 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from sfp.errors import SFPError
 from sfp.files import only_one, sweep
 from sfp.verification import STEPS
-from sfp.verification.findings import FAILED, Record, verdict_of
+from sfp.verification.findings import FAILED, Record, impossible, verdict_of
 from sfp.verification.given import Given
 from sfp.verification.report import about, write_markdown
 from sfp.verification.session import Session
+
+
+_WITHOUT_WEIGHTS = "ab"
 
 
 def verify(given: Given, steps: Sequence[str], fresh: bool = False) -> bool:
@@ -31,6 +35,9 @@ def verify(given: Given, steps: Sequence[str], fresh: bool = False) -> bool:
         for letter in steps:
             module, title = STEPS[letter]
             print(f"{letter}. {title}", flush=True)
+            if letter not in _WITHOUT_WEIGHTS and (why := why_no_weights(session)):
+                session.check(letter, "weights", lambda why=why: impossible(why))
+                continue
             importlib.import_module(f"sfp.verification.{module}").run(session)
         record.take_over(session.common, steps)
         print()
@@ -43,3 +50,12 @@ def verify(given: Given, steps: Sequence[str], fresh: bool = False) -> bool:
         print(f"-> {record.path}, {files}", flush=True)
     sys.stdout.flush()
     return all(part.finding.verdict != FAILED for part in record.parts)
+
+
+def why_no_weights(session: Session) -> str | None:
+    """Why the weights that were given can't be had, None where they can."""
+    try:
+        session.clip()
+    except SFPError as error:
+        return str(error)
+    return None

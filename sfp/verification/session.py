@@ -95,10 +95,6 @@ class Session:
             )
         return self._clips[place]
 
-    def forget_clips(self) -> None:
-        """Give the memory of the loaded models back."""
-        self._clips.clear()
-
     @property
     def is_toyland(self) -> bool:
         return self.model in BUILT_IN
@@ -142,7 +138,7 @@ class Session:
             file = weights_file(self.model, self.pretrained)
         except SFPError:  # told in step b
             file = None
-        gpu = torch.cuda.get_device_name() if self.device.startswith("cuda") else None
+        gpu = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else None
         of_weights = [self.model, self.pretrained, file and file_sha256(file), self.given.weights]
         return _digest(of_weights, self.device, gpu, torch.__version__, sfp.__version__, _code())
 
@@ -151,7 +147,6 @@ class Session:
         step: str,
         name: str,
         find: Callable[[], Finding],
-        seconds: float = 0.0,
         **depends: Any,
     ) -> Finding:
         """Do a part of a step, unless an earlier run did it or there is no time left; show it.
@@ -160,7 +155,6 @@ class Session:
 
         Args:
             find: does it.
-            seconds: that it is known to take at least, so that it isn't begun in vain.
             depends: what its finding depends on besides the session's own.
         """
         key = self._key(step, name, depends)
@@ -170,7 +164,7 @@ class Session:
             self.show(earlier)
             return earlier.finding
         started = time.monotonic()
-        if self.left() <= seconds:
+        if self.left() <= 0:
             words = f"no time left of {self.given.minutes:g} minutes"
             finding = Finding(LEFT_OUT, words)
         else:

@@ -15,9 +15,18 @@ from sfp.clip.clip import l2_normalise
 from sfp.clip.loading import BUILT_IN, weights_file
 from sfp.clip.prompts import IMAGENET_PROMPTS
 from sfp.clip.text_bank import TextBank
+from sfp.errors import SFPError
 from sfp.files import file_sha256
 from sfp.network import published_sha256, url_sha256
-from sfp.verification.findings import Finding, failed, impossible, judged, passed
+from sfp.verification.findings import (
+    FAILED,
+    IMPOSSIBLE,
+    Finding,
+    failed,
+    impossible,
+    judged,
+    passed,
+)
 from sfp.verification.session import Session
 
 _OPENAI_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -49,7 +58,7 @@ def run(session: Session) -> None:
     if session.why_toyland is not None:
         why = session.why_toyland
         session.check("b", "ViT-B/16 of OpenAI", lambda: impossible(f"{why} Toyland instead."))
-    if session.check("b", "weights", lambda: weights(session)).verdict == "FAILED":
+    if session.check("b", "weights", lambda: weights(session)).verdict in (FAILED, IMPOSSIBLE):
         return
     session.check("b", "activation, mean and deviation", lambda: used_as_published(session))
     session.check("b", "pixels", lambda: pixels(session))
@@ -58,7 +67,12 @@ def run(session: Session) -> None:
 
 def weights(session: Session) -> Finding:
     """Whether the weights are there, can be read, and are the published ones."""
-    clip = session.clip()
+    try:
+        clip = session.clip()
+    except SFPError as error:
+        if needs_download(error):
+            return impossible(str(error))
+        raise
     file = weights_file(session.model, session.pretrained)
     trunk = clip.trunk
     name = f"{clip.name} {Path(clip.pretrained).name}"
@@ -78,6 +92,11 @@ def weights(session: Session) -> Finding:
     good = found.startswith(known.digest)
     be = "as published" if good else f"not the published {known.digest[:16]}...; fetch it again"
     return judged(good, f"{about}; SHA-256 {found[:16]}..., {be} ({known.title})", **figures)
+
+
+def needs_download(error: SFPError) -> bool:
+    """Whether an error says that a file isn't here and can't be fetched."""
+    return "there is no network" in str(error) or "HF_HUB_OFFLINE" in str(error)
 
 
 def published(session: Session) -> Published | None:
