@@ -14,7 +14,6 @@ from sfp.verification.given import Given
 from sfp.verification.report import about, write_markdown
 from sfp.verification.session import Session
 
-
 _WITHOUT_WEIGHTS = "ab"
 
 
