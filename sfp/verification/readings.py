@@ -160,7 +160,7 @@ class Sweep:
         until = time.monotonic() + self.session.left()
         for place, reading in enumerate(every):
             left = until - time.monotonic()
-            cells = sum(len(self._missing(own)) for own in every[place:])
+            cells = len({cell for own in every[place:] for cell in self._missing(own)})
             if not self._do(reading, left, cells):
                 skipped.append(reading.name)
         if skipped:

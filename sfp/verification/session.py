@@ -135,6 +135,7 @@ class Session:
     def common(self) -> str:
         """Digest of what every part depends on: weights, device, versions, this package's code."""
         try:
+            self.clip()  # fetched now, so that the next run finds the file that this one had
             file = weights_file(self.model, self.pretrained)
         except SFPError:  # told in step b
             file = None
