@@ -113,8 +113,8 @@ def datasets(session: Session) -> None:
 
     found, missing = prepared_configs(session)
     if missing:
-        why = next(iter(missing.values()))
-        words = f"{', '.join(missing)}: {why}"
+        why = next(iter(missing.values())).partition(";")[0]
+        words = f"{', '.join(missing)}: {why}; give --data-root NAME=FOLDER, or SFP_DATA"
         session.check("f", "datasets that are not prepared", lambda: impossible(words))
     if not found:
         return
