@@ -91,6 +91,7 @@ setup(
         "sfp.datasets": ["toyland_prompts.json"],
         "sfp.datasets.preparation": ["ade847_ids.txt"],
         "sfp.page": ["page.css"],
+        "sfp.verification": ["toyland_figures.csv"],
     },
     entry_points="[console_scripts]\nsfp = sfp.__main__:main\n",
     install_requires=[

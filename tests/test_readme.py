@@ -28,6 +28,8 @@ PAGES = {
 # Printed commands that are not run here, and why. A command that is neither here nor in NEED_DATA
 # is run.
 NOT_RUN = {
+    "sfp prepare voc21 ade20k --download": "gigabytes",
+    "sfp verify --minutes 60 --images cat.jpg=cat street.jpg=bus --out verified": "an hour, real weights, photographs",  # noqa: E501
     "sh scripts/run_tests.sh": "these tests themselves",
     "python tools/dev/draw_pictures.py pictures --only page.png": "drives a browser, as test_page.py does",  # noqa: E501
     "python tools/measure_speed.py --methods CLIP ClearCLIP SC-CLIP SFP --batch 24 --out speed.json": "minutes",  # noqa: E501

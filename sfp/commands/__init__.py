@@ -13,6 +13,7 @@ COMMANDS = (
     "page",
     "prepare",
     "check",
+    "verify",
     "methods",
     "models",
     "cache",

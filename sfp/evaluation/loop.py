@@ -116,6 +116,7 @@ def evaluate(
     batch_size: int = 1,
     workers: int = 2,
     after_image: Callable[[Part, dict, torch.Tensor], None] | None = None,
+    bar: bool = True,
 ) -> None:
     """Fill the counts of parts whose datasets share their images, in one pass of these.
 
@@ -126,20 +127,21 @@ def evaluate(
         batch_size: images whose windows share batches.
         workers: processes that read images.
         after_image: called with each part, item and labels (H, W).
+        bar: show the progress.
 
     Raises:
         SFPError: an image or a label that can't be read, or labels that are no classes.
     """
     images = _Images(parts)
     loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=list)
-    bar = tqdm(
+    shown = tqdm(
         total=len(images),
         desc="evaluating",
         unit="image",
         mininterval=1.0,
-        disable=not is_main_process() or not len(images),
+        disable=not bar or not is_main_process() or not len(images),
     )
-    with bar:
+    with shown:
         for batch in loader:
             groups: dict[tuple[int, ...], list[list]] = {}  # images by the parts that want them
             for items in batch:
@@ -147,7 +149,7 @@ def evaluate(
                 groups.setdefault(wanting, []).append(items)
             for wanting, group in groups.items():
                 _evaluate_group(model, [parts[i] for i in wanting], wanting, group, after_image)
-            bar.update(len(batch))
+            shown.update(len(batch))
 
 
 def _evaluate_group(

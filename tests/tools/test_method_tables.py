@@ -5,6 +5,7 @@ registries and the measured figures.
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from conftest import ROOT
