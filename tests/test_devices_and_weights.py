@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import pytest
 import torch
@@ -31,6 +32,22 @@ def test_gpu_takes_half_precision_by_itself():
     segmenter = sfp.Segmenter("SFP", "Toyland", device="cuda")
     assert segmenter.pipeline.method.clip.precision == "fp16"
     assert segmenter(toyland.make_scene("val", 0).image, ["sky", "sea"]).labels.max() <= 1
+
+
+@pytest.mark.gpu
+def test_gpu_is_waited_for_once():
+    """As tests/test_pretended_device.py counts it without one."""
+    segmenter = sfp.Segmenter("SFP", "Toyland", device="cuda")
+    image, names = toyland.make_scene("val", 0).image, ["sky", "sea"]
+    segmenter(image, names, keep_scores=False)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            segmenter(image, names, keep_scores=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([one for one in seen if "synchronizing" in str(one.message)]) == 1
 
 
 @pytest.mark.weights
