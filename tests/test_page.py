@@ -159,6 +159,16 @@ def test_many_names(backend, scene):
     assert " more." in views.legend(result)
 
 
+def test_the_150_names_of_a_shipped_list(backend, scene):
+    """All are asked; the legend names those that are found and twenty of the others."""
+    result = backend.segmentation(scene, "ade20k", Settings("CLIP", OFF, TOYLAND))
+    assert len(result.names) == 150 and result.scores is None and 3 < len(result.areas) < 130
+    legend = views.legend(result)
+    assert legend.count("<li>") == len(result.areas)
+    assert f" and {150 - len(result.areas) - 20} more." in legend
+    assert len(json.loads(backend.files(result)[1].read_text())["categories"]) == 150
+
+
 def test_a_result_can_be_downloaded(backend, scene):
     result = backend.segmentation(scene, "boat, sky", Settings("CLIP", OFF, TOYLAND), Around(False))
     first, coco = backend.files(result)
