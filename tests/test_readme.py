@@ -28,6 +28,7 @@ PAGES = {
 # Printed commands that are not run here, and why. A command that is neither here nor in NEED_DATA
 # is run.
 NOT_RUN = {
+    "python tools/dev/plant_faults.py": "minutes; test_faults.py plants them all",
     "sfp prepare voc21 ade20k --download": "gigabytes",
     "sfp verify --minutes 60 --images cat.jpg=cat street.jpg=bus --out verified": "an hour, real weights, photographs",  # noqa: E501
     "sh scripts/run_tests.sh": "these tests themselves",
