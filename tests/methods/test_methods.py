@@ -252,6 +252,7 @@ def test_the_detector_option_replaces_the_methods_own(name, clip):
         calls.append(state.layer)
         return detector(state)
 
+    counting.on_host = detector.on_host
     method.purifier.detector = counting
     method(windows("win1"))
     assert calls == [4, 11]

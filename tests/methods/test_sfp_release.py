@@ -133,7 +133,13 @@ def test_equals_a_slow_reading(options, slow, clip):
     if method.purifier:
         masks = []
         detect = method.purifier.detector
-        method.purifier.detector = lambda state: masks.append(detect(state)) or masks[-1]
+
+        def kept(state):
+            masks.append(detect(state))
+            return masks[-1]
+
+        kept.on_host = detect.on_host
+        method.purifier.detector = kept
         method(window)
         outliers = masks[0][0]
         assert outliers.any()

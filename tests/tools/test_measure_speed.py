@@ -10,7 +10,9 @@ import pytest
 import torch
 from conftest import ROOT
 
+from sfp.backbones.second_clip import SecondCLIP
 from sfp.methods import build_method
+from sfp.stages import Picture
 
 
 @pytest.fixture
@@ -70,6 +72,7 @@ def test_operations_ratios_and_stages(tool, quick, tmp_path):
     assert clip["windows"] == 2 and clip["gflop"] == pytest.approx(2 * dense / 1e9, rel=2e-2)
     assert set(release["stages_ms"]) == {
         "decode",
+        "look",
         "trunk",
         "method",
         "text similarity",
@@ -91,7 +94,7 @@ def test_passes_and_operations_of_second_models(tmp_path, clip):
     assert Path(options["dino_weights"]).is_file() and options["base"]["dinoiser_weights"]
     method = build_method("LPOSS", clip, **options)
     windows = torch.randn(2, 3, 224, 224)
-    models = {"CLIP": clip.model, **method.backbones}
+    models = {"CLIP": SecondCLIP(clip), **method.backbones}
     total, counts = program["operations"](lambda: method.run(windows), models)
     # 11 blocks of 197 tokens of 192 channels; queries, keys and values of the twelfth
     tokens, width = 197, 192
@@ -106,6 +109,11 @@ def test_passes_and_operations_of_second_models(tmp_path, clip):
     assert program["with_made_up"]("ProxyCLIP", dict(proxy="colour"), clip, tmp_path) == dict(
         proxy="colour"
     )
+    masks = "cut:backbone=vit_tiny_patch16_224,side=96"
+    (found,) = program["with_made_up"]("LaVG", dict(masks=masks), clip, tmp_path).values()
+    assert (found["type"], found["side"]) == ("cut", 96)
+    regions = build_method("LaVG", clip, masks=found).look(Picture(windows[0]))
+    assert regions.shape[1:] == (224, 224)
 
 
 def test_table_9(tool, quick):
