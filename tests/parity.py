@@ -154,7 +154,7 @@ def _positions(grid: int, channels: int) -> np.ndarray:
 
 def state_dict(spec: str) -> dict[str, Tensor]:
     """OpenAI-layout weights of a spec, float32 numbers that float16 holds exactly."""
-    return dict(_state_dict(spec, SEED))
+    return {name: value.clone() for name, value in _state_dict(spec, SEED).items()}
 
 
 @functools.lru_cache(4)

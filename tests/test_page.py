@@ -524,7 +524,7 @@ def test_the_150_names_of_ade20k(page, width):
     shown, more = legend.count("%"), int(re.search(r"(\d+) more\.", legend)[1])
     assert shown > 3 and shown + more > 120  # and twenty that are listed as not found
     click_in(page, "#sfp-overlay", 0.5, 0.5)
-    assert re.search(r"At x \d+, y \d+\s+.+\d+%", wait_for_text(page, "#sfp-scores", "At x"))
+    assert re.search(r"At x \d+, y \d+\s+.+\s+\d+%", wait_for_text(page, "#sfp-scores", "At x"))
     for place in ("#sfp-legend", "#sfp-scores", "#sfp-segment-status", "#sfp-overlay"):
         box = page.locator(place).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["height"] < 2000
