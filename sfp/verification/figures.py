@@ -18,7 +18,6 @@ from pathlib import Path
 from sfp.errors import SFPError
 from sfp.evaluation.tables import find_published
 from sfp.page.backend import TOYLAND_OPTIONS
-from sfp.plugin import require_mmseg
 from sfp.verification.findings import (
     LEFT_OUT,
     OK,
@@ -51,10 +50,7 @@ class Published:
 
 
 def run(session: Session) -> None:
-    try:
-        require_mmseg()
-    except SFPError as error:
-        session.check("f", "mmsegmentation", lambda error=error: impossible(str(error)))
+    if not session.has_mmseg("f"):
         return
     if "toyland" in (session.given.datasets or ("toyland",)):
         toyland(session)

@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from sfp.errors import SFPError
 from sfp.experiments.ablations import ABLATIONS
 from sfp.files import whole_file
 from sfp.options import split_spec
-from sfp.plugin import require_mmseg
 from sfp.verification.figures import folder, published_weights, rows_of
 from sfp.verification.findings import LEFT_OUT, OK, Finding, failed, impossible, passed
 from sfp.verification.session import Session, allowance
@@ -92,10 +90,7 @@ def readings(questions: Sequence[str] = ()) -> list[Reading]:
 
 
 def run(session: Session) -> None:
-    try:
-        require_mmseg()
-    except SFPError as error:
-        session.check("g", "mmsegmentation", lambda error=error: impossible(str(error)))
+    if not session.has_mmseg("g"):
         return
     from sfp.verification.datasets import prepared_configs
 

@@ -26,7 +26,17 @@ from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
 from sfp.files import file_sha256
 from sfp.methods import list_methods
-from sfp.verification.findings import FAILED, LEFT_OUT, OK, Finding, Part, Record, failed
+from sfp.plugin import require_mmseg
+from sfp.verification.findings import (
+    FAILED,
+    LEFT_OUT,
+    OK,
+    Finding,
+    Part,
+    Record,
+    failed,
+    impossible,
+)
 from sfp.verification.given import Given
 from sfp.verification.pictures import Photograph
 
@@ -175,6 +185,16 @@ class Session:
         self.record.add(part)
         self.show(part)
         return finding
+
+    def has_mmseg(self, step: str) -> bool:
+        """Whether mmsegmentation is here; a part of the step says so where it is not."""
+        try:
+            require_mmseg()
+        except SFPError as error:
+            words = str(error)
+            self.check(step, "mmsegmentation", lambda: impossible(words))
+            return False
+        return True
 
     def check_groups(
         self,
