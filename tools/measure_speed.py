@@ -234,17 +234,15 @@ def with_made_up(name: str, options: Mapping[str, Any], clip, folder: Path) -> d
     from sfp.methods import METHODS
     from sfp.regions import PROGRAMS
 
-    known, found = METHODS.options(name), dict(options)
-    for option in known:
-        file, model = f"{option}_weights", found.get(option, known[option])
-        if file in known and found.get(file) is None and isinstance(model, str):
-            path = made_up(model, clip, folder / f"{len(list(folder.iterdir()))}.safetensors")
-            if path is not None:
-                found[file] = str(path)
+    known = METHODS.options(name)
+    found = with_files(known, options, clip, folder)
     if "masks" in known:
         program, of_program = parse_spec(found.get("masks", known["masks"]))
         if program in PROGRAMS.names():
-            given = program_with_made_up(program, of_program, clip, folder)
+            of_known = PROGRAMS.options(program)
+            given = with_files(of_known, of_program, clip, folder)
+            if program == "sam2":  # its option names a folder, not a model and a file
+                given.setdefault("model", str(made_up(of_known["model"], clip, unused(folder))))
             found["masks"] = dict(type=program, **given)
     if "base" in known:
         base, of_base = parse_spec(found.get("base", known["base"]))
@@ -252,38 +250,23 @@ def with_made_up(name: str, options: Mapping[str, Any], clip, folder: Path) -> d
     return found
 
 
-def program_with_made_up(
-    program: str, options: Mapping[str, Any], clip, folder: Path
+def with_files(
+    known: Mapping[str, Any], options: Mapping[str, Any], clip, folder: Path
 ) -> dict[str, Any]:
-    """The same for the model of a program that makes masks."""
-    path, found = folder / f"{len(list(folder.iterdir()))}.safetensors", dict(options)
-    if program == "cut" and found.get("backbone_weights") is None:
-        model = found.get("backbone", "vit_base_patch8_224.dino")
-        found["backbone_weights"] = str(made_up(model, clip, path))
-    elif program == "sam2" and "model" not in found:
-        from transformers import Sam2Config, Sam2Model
-
-        torch.manual_seed(0)
-        large = dict(  # the sizes of sam2.1-hiera-large
-            model_type="sam2_hiera_det_model",
-            hidden_size=144,
-            num_attention_heads=2,
-            blocks_per_stage=[2, 6, 36, 4],
-            embed_dim_per_stage=[144, 288, 576, 1152],
-            num_attention_heads_per_stage=[2, 4, 8, 16],
-            window_size_per_stage=[8, 4, 16, 8],
-            window_positional_embedding_background_size=[7, 7],
-            global_attention_blocks=[23, 33, 43],
-        )
-        sizes = dict(
-            model_type="sam2_vision_model",
-            backbone_config=large,
-            backbone_channel_list=[1152, 576, 288, 144],
-        )
-        network = Sam2Model(Sam2Config(vision_config=sizes))
-        network.save_pretrained(path.with_suffix(""))
-        found["model"] = str(path.with_suffix(""))
+    """Options, and for each known one that names a model whose file is not given a made-up one."""
+    found = dict(options)
+    for option in known:
+        file, model = f"{option}_weights", found.get(option, known[option])
+        if file in known and found.get(file) is None and isinstance(model, str):
+            path = made_up(model, clip, unused(folder))
+            if path is not None:
+                found[file] = str(path)
     return found
+
+
+def unused(folder: Path) -> Path:
+    """A file in the folder that is not there yet."""
+    return folder / f"{len(list(folder.iterdir()))}.safetensors"
 
 
 def made_up(model: str, clip, path: Path) -> Path | None:
@@ -302,6 +285,27 @@ def made_up(model: str, clip, path: Path) -> Path | None:
         from transformers import SamConfig, SamModel
 
         SamModel(SamConfig()).save_pretrained(path.with_suffix(""))
+        return path.with_suffix("")
+    elif model == "facebook/sam2.1-hiera-large":
+        from transformers import Sam2Config, Sam2Model
+
+        large = dict(
+            model_type="sam2_hiera_det_model",
+            hidden_size=144,
+            num_attention_heads=2,
+            blocks_per_stage=[2, 6, 36, 4],
+            embed_dim_per_stage=[144, 288, 576, 1152],
+            num_attention_heads_per_stage=[2, 4, 8, 16],
+            window_size_per_stage=[8, 4, 16, 8],
+            window_positional_embedding_background_size=[7, 7],
+            global_attention_blocks=[23, 33, 43],
+        )
+        sizes = dict(
+            model_type="sam2_vision_model",
+            backbone_config=large,
+            backbone_channel_list=[1152, 576, 288, 144],
+        )
+        Sam2Model(Sam2Config(vision_config=sizes)).save_pretrained(path.with_suffix(""))
         return path.with_suffix("")
     elif model.replace("/", "-") in open_clip.list_models():
         weights = open_clip.create_model(model.replace("/", "-"), load_weights=False).state_dict()
