@@ -188,6 +188,7 @@ def measure(args: argparse.Namespace) -> None:
         "threads": torch.get_num_threads(), "rounds": args.rounds, "window": side,
         "classes": args.classes,
         "image": args.image, "short_side": args.short_side, "forward": forward, "images": images,
+        "attention_ms": measure_attention(clip, windows[:6], args.rounds),
         "gflop_per_s": rates[0] / 1e9, "gb_per_s": rates[1] / 1e9,
     }  # fmt: skip
     if args.texts:
@@ -552,6 +553,23 @@ def peak_rates(clip) -> tuple[float, float]:
     )
 
 
+def measure_attention(clip, windows: Tensor, rounds: int) -> dict[str, float]:
+    """Milliseconds of one block's attention on windows in torch's fused form and by explicit
+    weights, between which ``kernels.attend`` chooses by the processor and the precision.
+    """
+    from sfp.clip.kernels import attend, attend_explicitly
+
+    block = clip.trunk.blocks[0]
+    q, k, v = block.qkv(block.normed(clip.trunk.embed(windows)))
+    calls = {
+        "fused": partial(nn.functional.scaled_dot_product_attention, q, k, v),
+        "explicit": partial(attend_explicitly, q, k, v, mean=False),
+        "taken": partial(attend, q, k, v),
+    }
+    seconds = in_rounds(calls, 4 * rounds, clip.device)
+    return {name: 1e3 * statistics.median(own) for name, own in seconds.items()}
+
+
 def _bytes_of(part: Any) -> int:
     """Bytes of all weights in a block, or in a part of one."""
     if isinstance(part, Tensor):
@@ -691,14 +709,17 @@ def tables(result: dict[str, Any]) -> str:
     stages.append([f"floor of {result['images'][0]['method']}", *least, "", "", ""])
     rates = f"{result['gflop_per_s']:.0f} GFLOP/s in a linear map"
     speed = f"{rates}, {result['gb_per_s']:.0f} GB/s in a copy"
+    forms = ", ".join(f"{form} {ms:.1f}" for form, ms in result["attention_ms"].items())
     windows = result["images"][0]["windows"]
+    most = max(row["batch"] for row in result["forward"])
     return (
         f"{result['model']}, {result['precision']}, {result['machine']}, {result['threads']} "
         f"threads ({speed}), "
         f"torch {result['torch']}; ratio: time over that of open_clip's encode_image in "
         f"{result['plain_precision']}, "
         f"medians of {result['rounds']} interleaved rounds\n\n"
-        f"{markdown_table(head, body)}\nOne JPEG of {height}x{width} with {result['classes']} "
+        f"{markdown_table(head, body)}\nAttention of one block on {min(6, most)} windows, "
+        f"milliseconds: {forms}\n\nOne JPEG of {height}x{width} with {result['classes']} "
         f"classes, {windows} windows; "
         f"milliseconds, and the whole over open_clip's forward of these windows, and over the "
         f"method's own floor, the roofline of this machine\n\n"

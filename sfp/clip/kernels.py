@@ -16,6 +16,8 @@ from sfp.transfer import require_exact_products
 
 # of attention weights at a time: a CPU's cache, a share of a GPU's memory
 _CACHE_BYTES, _GPU_BYTES = 4 << 20, 512 << 20
+# matrix tiles (AMX) make the bfloat16 products of torch's fused attention on a CPU
+_HAS_TILES = torch.cpu._is_amx_tile_supported()
 _ONEDNN = {
     None: ("none", ""),
     "silu": ("swish", ""),
@@ -114,12 +116,18 @@ def attend(
         scale: 1 / sqrt(head width) if None.
         causal: no token attends to those after it.
     """
-    # on a CPU torch's fused attention is slower in bfloat16 than explicit weights are, and makes
-    # all weights at once where V has another width
-    slow = q.dtype == torch.bfloat16 or q.shape[-1] != v.shape[-1]
+    # on a CPU torch's fused attention makes all weights at once where V has another width
+    slow = not _fuses_well(q.dtype) or q.shape[-1] != v.shape[-1]
     if q.device.type == "cpu" and slow and not causal:
         return attend_explicitly(q, k, v, bias=bias, scale=scale, mean=False)[0]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=causal)
+
+
+def _fuses_well(dtype: torch.dtype) -> bool:
+    """Whether torch's fused attention on a CPU is a fast form: in bfloat16 without matrix tiles it
+    took as long as explicit weights, or longer (docs/speed.md).
+    """
+    return dtype != torch.bfloat16 or _HAS_TILES
 
 
 def attend_with_rows(
@@ -131,7 +139,7 @@ def attend_with_rows(
     """
     if (
         q.device.type == "cpu"
-        and q.dtype == torch.float32
+        and _fuses_well(q.dtype)
         and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
     ):
         mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)

@@ -97,9 +97,16 @@ def test_explicit_attention_in_parts(cache, bias, monkeypatch):
     assert attend_explicitly(q, k, v, mean=False)[2] is None
 
 
+@pytest.fixture(params=[False, True], ids=["no tiles", "tiles"])
+def tiles(request, monkeypatch):
+    """The forms of a processor without and with matrix tiles, whichever this one is."""
+    monkeypatch.setattr(kernels, "_HAS_TILES", request.param)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tokens", [1, 2, 50, 197])
+@pytest.mark.usefixtures("tiles")
 @torch.inference_mode()
 def test_rows_from_the_log_sum_exp(tokens, dtype, device):
     q, k, v = (u.to(device, dtype) for u in heads(tokens))
@@ -111,6 +118,7 @@ def test_rows_from_the_log_sum_exp(tokens, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("tiles")
 @torch.inference_mode()
 def test_attend(dtype):
     q, k, v = (u.to(dtype) for u in heads(60))
