@@ -102,7 +102,7 @@ class Registry:
         return enter
 
     def names(self) -> list[str]:
-        self._import_all()
+        _import_all(self.package)
         return sorted(set(self._classes) - self._unlisted)
 
     def get(self, name: str) -> type:
@@ -111,7 +111,7 @@ class Registry:
         Raises:
             SFPError: unknown name; the message offers the closest one.
         """
-        self._import_all()
+        _import_all(self.package)
         if not isinstance(name, str) or name not in self._classes:
             raise unknown_choice(self.kind, name, self.names())
         return self._classes[name]
@@ -123,7 +123,7 @@ class Registry:
 
     def check_options(self, name: str, options: Mapping[str, Any]) -> None:
         """Raises SFPError for an option that the class lacks, or a value of another type."""
-        known, hints = self.options(name), get_type_hints(self.get(name), include_extras=True)
+        known, hints = self.options(name), _hints(self.get(name))
         for option, value in options.items():
             if option not in known:
                 raise unknown_choice(f"option of {self.kind} {name}", option, sorted(known))
@@ -139,7 +139,13 @@ class Registry:
         self.check_options(name, options)
         return self.get(name)(**options)
 
-    def _import_all(self) -> None:
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
+
+@functools.cache  # a folder is looked through once, not for each name
+def _import_all(package: str) -> None:
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,23 +24,24 @@ if (
     "PYTEST_XDIST_WORKER" in os.environ
 ):  # several test processes: one thread each, here and in what they start
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
 
-import parity
-
-from sfp.clip import load_clip
-from sfp.clip.prompts import IMAGENET_PROMPTS
-
+# torch is imported where it is needed: the process that only hands out the tests needs none
 ROOT = Path(__file__).parent.parent
 
 
 def parity_clip(spec: str, seed: int | None = None):
     """The frozen CLIP of a parity spec, float32 on the CPU, the index's seed if None."""
+    import parity
+
     return _seeded_clip(spec, parity.SEED if seed is None else seed)
 
 
 @functools.cache
 def _seeded_clip(spec: str, seed: int):
+    import parity
+
+    from sfp.clip import load_clip
+
     with parity.seeded(seed):
         return load_clip(pretrained=parity.state_dict(spec), device="cpu")
 
@@ -50,6 +50,8 @@ def write_ranking(file: Path, clip, names, base: str = "NACLIP") -> Path:
     """A ranking of prompts for FLOSS: the k-th class's best are 5 k and what follows; the last
     class has none.
     """
+    from sfp.clip.prompts import IMAGENET_PROMPTS
+
     count, classes = len(IMAGENET_PROMPTS), {}
     for k, name in enumerate(names):
         seen = 0.0 if name == names[-1] else 1.0
@@ -70,6 +72,8 @@ def clip():
 
 @pytest.fixture(scope="session")
 def toyland_clip():
+    from sfp.clip import load_clip
+
     return load_clip("Toyland", device="cpu")
 
 
@@ -105,6 +109,8 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _seed():
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -134,6 +140,8 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(config, items):
+    import torch
+
     items.sort(
         key=lambda item: item.path.parent != ROOT / "tests"
     )  # the whole runs first, so that two processes end together

@@ -1,7 +1,6 @@
 """The real command lines, end to end, in their own processes.
 
-One evaluation is of a fresh interpreter, and one by its script; the others start with their imports
-done.
+One evaluation is by its script, in a fresh interpreter; the others start with their imports done.
 """
 
 from __future__ import annotations
@@ -71,11 +70,13 @@ def results(data, tmp_path_factory):
         "again": [],
         "pm=L2": ["model.pm=L2"],
     }.items():
-        command = [*TEST, TOYLAND, "--work-dir", name, "--cfg-options", FEW, *options]
-        if name == "SFP":
-            command[3:3] = ["--show-dir", "pictures"]
-        start = run if name == "SFP" else run_forked
-        done = start(command, folder, SFP_DATA=str(data))
+        arguments = ["--work-dir", name, "--cfg-options", FEW, *options]
+        if name == "SFP":  # the script, from elsewhere, with the interpreter and config it finds
+            command = ["sh", str(ROOT / "scripts/test.sh"), "--show-dir", "pictures", *arguments]
+            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            done = run(command, folder, SFP_DATA=str(data), PATH=path)
+        else:
+            done = run_forked([*TEST, TOYLAND, *arguments], folder, SFP_DATA=str(data))
         found[name] = json.loads((folder / name / "results.json").read_text())
         found[name]["stdout"], found[name]["stderr"], found[name]["folder"] = (
             done.stdout,
@@ -85,7 +86,7 @@ def results(data, tmp_path_factory):
     return found
 
 
-# over 5 s: its fixture starts a fresh interpreter, which imports torch and mmsegmentation
+# over 5 s: its fixture runs the script, a fresh interpreter that imports torch and mmsegmentation
 def test_the_output_ends_with_a_table_and_miou(results):
     result = results["SFP"]
     tail = result["stdout"]
@@ -238,36 +239,15 @@ class TestSegment:
         )
 
 
-class TestScripts:
-    """The scripts in an environment that has the package (this one)."""
-
-    def script(self, name: str, cwd: Path, *arguments: str, **environment):
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return run(["sh", name, *arguments], cwd, PATH=path, **environment)
-
-    # over 5 s: a script starts a fresh interpreter, which imports torch and mmsegmentation
-    def test_from_elsewhere(self, data, tmp_path):
-        done = self.script(
-            str(ROOT / "scripts/test.sh"),
-            tmp_path,
-            "--work-dir",
-            "w",
-            "--cfg-options",
-            FEW,
-            SFP_DATA=str(data),
-        )
-        assert "mIoU" in done.stdout.splitlines()[-1]
-        assert (tmp_path / "w/results.json").is_file()
-
-    def test_a_machine_without_python_3_10(self, tmp_path):
-        """Only a POSIX shell: one sentence, no half-made environment."""
-        tools = tmp_path / "bin"
-        tools.mkdir()
-        for tool in ("sh", "dirname", "cat", "cksum", "echo"):
-            (tools / tool).symlink_to(shutil.which(tool))
-        copy = tmp_path / "repository"
-        shutil.copytree(ROOT / "scripts", copy / "scripts")
-        for file in ("setup.py", "constraints.txt"):
-            shutil.copy(ROOT / file, copy)
-        done = run(["sh", str(copy / "scripts/test.sh")], tmp_path, code=1, PATH=str(tools))
-        assert "error: no Python 3.10 or newer" in done.stderr and not (copy / ".venv").exists()
+def test_a_machine_without_python_3_10(tmp_path):
+    """Only a POSIX shell: one sentence, no half-made environment."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("sh", "dirname", "cat", "cksum", "echo"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    copy = tmp_path / "repository"
+    shutil.copytree(ROOT / "scripts", copy / "scripts")
+    for file in ("setup.py", "constraints.txt"):
+        shutil.copy(ROOT / file, copy)
+    done = run(["sh", str(copy / "scripts/test.sh")], tmp_path, code=1, PATH=str(tools))
+    assert "error: no Python 3.10 or newer" in done.stderr and not (copy / ".venv").exists()

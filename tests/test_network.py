@@ -122,6 +122,8 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", form)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", PATIENCE)
+    pause = time.sleep  # between tries: ours, and the hub's of 1 s and more
+    monkeypatch.setattr(time, "sleep", lambda seconds: pause(seconds / 10))
     yield server
     server.ended.set()
     server.shutdown()
@@ -238,24 +240,21 @@ def test_disks_that_take_nothing(server, tmp_path, disk_for_reading_only, monkey
     refusal(fetch_from_the_hub, r"hub can't be written \(Read-only file system\); set HF_HOME", 2)
 
 
-HUB_REFUSALS = {  # huggingface_hub pauses a second between two tries, and 23 in all after a 5xx
-    "503": (r"file can't be fetched \(.*503 Service Unavailable", 26),
+HUB_REFUSALS = {
+    "503": (r"file can't be fetched \(.*503 Service Unavailable", 6),
     "403": (r"file can't be fetched \(.*403 Forbidden", 3),
     "401": (r"file can't be fetched \(there is no such repository, or a private one\)", 3),
     "302 file": ("file leads in a circle", 3),
     "a web page": (r"file can't be fetched \(.*missing the 'X-Repo-Commit' header", 3),
     "never answers": (r"file doesn't answer within 0\.2 seconds", 3),
-    "stalls": (r"file can't be fetched \(.*timed out", STATED + 6),
-    "cuts": (r"file can't be fetched \(.*peer closed connection", STATED + 6),
+    "stalls": (r"file can't be fetched \(.*timed out", STATED + 1),
+    "cuts": (r"file can't be fetched \(.*peer closed connection", STATED + 1),
     "too short": (r"file can't be fetched \(Consistency check failed: .*size 102400", 3),
     "another file": (r"file has the SHA-256 .*, not the published .*, and was deleted", 3),
 }
 
 
-LONG = pytest.param("503", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("fault", [LONG, *list(HUB_REFUSALS)[1:]])
+@pytest.mark.parametrize("fault", HUB_REFUSALS)
 def test_the_hub_likewise(fault, server, tmp_path):
     words, within = HUB_REFUSALS[fault]
     server.fault = fault
@@ -314,8 +313,10 @@ def test_whoever_loads_weights_by_name(server, tmp_path):
 
 
 def test_the_command_with_the_documented_variables(server, tmp_path):
-    """A process of its own that is told by the environment."""
-    server.fault = "stalls"
+    """A process of its own that is told by the environment; fresh, for huggingface_hub reads it
+    when it is imported.
+    """
+    server.fault = "never answers"
     server.served["open_clip_model.safetensors"] = CONTENT
     told = dict(HF_ENDPOINT=server.url, HF_HOME=str(tmp_path), HF_HUB_DOWNLOAD_TIMEOUT="1")
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
@@ -328,6 +329,7 @@ def test_the_command_with_the_documented_variables(server, tmp_path):
     done = subprocess.run(
         command, env=environment | told | {"HOME": str(tmp_path)}, capture_output=True, text=True
     )
-    assert time.monotonic() - started < 6 * (1 + 1) + 30  # the imports included
-    assert done.returncode == 1 and "timed out" in done.stderr.splitlines()[-1]
+    assert time.monotonic() - started < 60  # the imports included
+    assert done.returncode == 1
+    assert "doesn't answer within 1 seconds" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr and "bring the file ViT-B-16.pt" in done.stderr

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from owners import SHIPPED
 
 from sfp.datasets.preparation import RECIPES
@@ -60,6 +61,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)  # a pause is a tenth of it
     (tmp_path / "served").mkdir()
     server = Server(tmp_path / "served")
     thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01))
