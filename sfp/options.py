@@ -103,6 +103,14 @@ def parse_spec(spec: str | typing.Mapping[str, Any]) -> tuple[str, dict[str, Any
     return name, parse_options(pairs, repr(spec))
 
 
+def add_config_options(
+    parser: argparse.ArgumentParser, example: str = "model.clip=ViT-L/14"
+) -> None:
+    """``--cfg-options`` of every program that reads a config, for ``read_config``."""
+    words = dict(nargs="+", metavar="KEY=VALUE", default=[])
+    parser.add_argument("--cfg-options", **words, help=f"override config keys, such as {example}")
+
+
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     """Options for what a file of weights may not show, of every program that takes one."""
     add = parser.add_argument

@@ -65,6 +65,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "eva01": _timm("eva_giant_patch14_224", "token", None, patch_size=PATCH),
     "eva02": _timm("eva02_base_patch16_clip_224", "token", None),
     "eva02-post-norm": _timm("eva02_enormous_patch14_clip_224", "token", None, patch_size=PATCH),
+    "packed": _timm("vit_giant_patch14_dinov2", "token", None, patch_size=PATCH, mlp_ratio=4),
     "pe": _timm("vit_pe_core_base_patch16_224", "map", None, attn_pool_num_heads=4),
     "average-of-patches": _timm("vit_medium_patch16_gap_256", "", "linear"),
     "registers": _timm("vit_medium_patch16_reg4_gap_256", "avg", None),
@@ -127,6 +128,11 @@ def save_tokenizer(folder: Path, words: str = "a photo of the cat dog sea sky zo
 
 @functools.cache
 def tiny_clip(name: str) -> FrozenCLIP:
+    """The frozen CLIP of a tiny config, one for all tests."""
+    return load(name)
+
+
+def load(name: str) -> FrozenCLIP:
     """The frozen CLIP of a tiny config, by the way that users go: a folder."""
     with tempfile.TemporaryDirectory() as folder:
         clip = load_clip(pretrained=str(save(name, Path(folder))), device="cpu")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
+from sfp.options import add_config_options
 from sfp.plugin import require_mmseg
 
 
@@ -52,13 +53,7 @@ def main() -> int:
     parser.add_argument(
         "--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu; all GPUs if not given"
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=[],
-        help="override config keys of every row",
-    )
+    add_config_options(parser, "model.prompts=photo")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     args.failed = False

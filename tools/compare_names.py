@@ -25,6 +25,7 @@ import numpy as np
 from sfp.errors import SFPError, run_command
 from sfp.evaluation.counts import Figures, sum_counts
 from sfp.evaluation.markdown import markdown_table
+from sfp.options import add_config_options
 from sfp.plugin import require_mmseg
 
 
@@ -52,13 +53,7 @@ def main() -> int:
     parser.add_argument(
         "--images", type=int, help="how many images, spread over the dataset; all if not given"
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=[],
-        help="override config keys, such as model.clip=ViT-L/14",
-    )
+    add_config_options(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(compare, parser.parse_args())
 

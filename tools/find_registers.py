@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
+from sfp.options import add_config_options
 from sfp.plugin import require_mmseg
 
 
@@ -56,13 +57,7 @@ def main() -> int:
         action="store_true",
         help="also neurons that are active on most tokens",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=[],
-        help="override config keys, such as model.clip=ViT-L/14",
-    )
+    add_config_options(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(find, parser.parse_args())
 

@@ -28,6 +28,7 @@ from sfp.clip import load_clip
 from sfp.errors import SFPError, run_command
 from sfp.files import make_folder, sweep, whole_file
 from sfp.methods import METHODS
+from sfp.options import add_config_options
 from sfp.regions import MadeMasks, load_masks
 from sfp.stages import Picture
 
@@ -63,13 +64,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="a folder for the masks, besides the cache")
     parser.add_argument("--device", help="where the model runs; a GPU if there is one")
     parser.add_argument("--precision", help="fp32, bf16 or fp16, as the method will have it")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=[],
-        help="override config keys, such as model.method=LaVG",
-    )
+    add_config_options(parser, "model.method=LaVG")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(command, parser.parse_args())
 

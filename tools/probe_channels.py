@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
+from sfp.options import add_config_options
 from sfp.plugin import require_mmseg
 
 
@@ -31,13 +32,7 @@ def main() -> int:
     )
     parser.add_argument("--channels", type=int, default=8, help="how many channels at most")
     parser.add_argument("--sigma", type=float, default=5.0, help="RF-CLIP's sigma")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=[],
-        help="override config keys, such as model.clip=ViT-L/14",
-    )
+    add_config_options(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(probe, parser.parse_args())
 

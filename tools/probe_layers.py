@@ -26,6 +26,7 @@ from tqdm import tqdm
 from sfp.errors import SFPError, run_command
 from sfp.evaluation.markdown import markdown_table
 from sfp.files import save_figure, whole_file
+from sfp.options import add_config_options
 from sfp.plugin import require_mmseg
 
 READ = ("components", "alignment", "accuracy", "entropy", "cls entropy")
@@ -66,13 +67,7 @@ def main() -> int:
         type=Path,
         help="draw the figures as PNG, or in another format that matplotlib writes",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=[],
-        help="override config keys, such as model.clip=ViT-L/14",
-    )
+    add_config_options(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(probe, parser.parse_args())
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
+from sfp.options import add_config_options
 from sfp.plugin import require_mmseg
 
 
@@ -33,13 +34,7 @@ def main() -> int:
         "--images", type=int, help="how many, spread over the dataset; all by default"
     )
     parser.add_argument("--out", type=Path, default=Path("prompt_ranking.json"), help="the file")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=[],
-        help="override config keys, such as model.base=MaskCLIP",
-    )
+    add_config_options(parser, "model.base=MaskCLIP")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(rank, parser.parse_args())
 

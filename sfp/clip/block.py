@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from open_clip.transformer import QuickGELU
@@ -24,13 +24,33 @@ class Affine(NamedTuple):
     bias: Tensor | None = None
 
 
+class Rows:
+    """The linear map to some of a layer's outputs, its weights read where they lie now."""
+
+    def __init__(self, layer: Affine | nn.Linear, rows: slice):
+        self.layer, self.rows = layer, rows
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.weight[self.rows]
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias = self.layer.bias
+        return None if bias is None else bias[self.rows]
+
+
+LinearMap: TypeAlias = Affine | Rows | nn.Linear
+
+
 @dataclass(eq=False, repr=False)
 class Block:
     """One block, X + W_o A(n_1(X)) and then + MLP(n_2(.)), taken apart.
 
     Made by ``open_clip_block``, or by the file of another family of towers. What a family has
     besides, such as layer scale or rotary positions, lies inside the pieces: ``qkv`` gives queries
-    and keys as they are compared, ``project`` and ``contract`` what is added to the stream.
+    and keys as they are compared, ``project`` and ``contract`` what is added to the stream. Pieces
+    hold the module's own parameters, or read them at each call: weights may be moved.
 
     Attributes:
         heads, head_width: of the attention.
@@ -53,13 +73,13 @@ class Block:
     heads: int
     head_width: int
     dtype: torch.dtype
-    maps: Sequence[Affine]
-    out: Affine | nn.Linear
-    fc: Affine | nn.Linear
-    proj: Affine | nn.Linear
+    maps: Sequence[LinearMap]
+    out: LinearMap
+    fc: LinearMap
+    proj: LinearMap
     activation: str
     factor: float = 1.0
-    gate: Affine | nn.Linear | None = None
+    gate: LinearMap | None = None
     norm_1: nn.LayerNorm | None = None
     norm_2: nn.LayerNorm | None = None
     q_norm: nn.LayerNorm | None = None
@@ -149,12 +169,11 @@ class Block:
         """Q, K, V or some of them side by side, (B, heads, T, head width) each."""
         first, width = _LETTERS.index(which), self.heads * self.head_width
         if len(self.maps) == 1:
-            rows = slice(first * width, (first + len(which)) * width)
-            weight, bias = self.maps[0]
-            joint = linear(normed, weight[rows], None if bias is None else bias[rows])
+            own = Rows(self.maps[0], slice(first * width, (first + len(which)) * width))
+            joint = linear(normed, own.weight, own.bias)
         else:
             wanted = self.maps[first : first + len(which)]
-            joint = torch.cat([linear(normed, *one) for one in wanted], -1)
+            joint = torch.cat([linear(normed, one.weight, one.bias) for one in wanted], -1)
         return (
             joint.unflatten(-1, (len(which), self.heads, self.head_width))
             .permute(2, 0, 3, 1, 4)

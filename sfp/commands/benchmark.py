@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import only_one, sweep
+from sfp.options import add_config_options
 from sfp.plugin import require_mmseg
 
 
@@ -74,13 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="forget what interrupted cells have; finished ones stay until their folder is deleted",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=[],
-        help="override config keys of every cell",
-    )
+    add_config_options(parser, "model.prompts=photo")
     parser.add_argument("--run-group", type=Path, help=argparse.SUPPRESS)  # a worker's cells
     parser.add_argument(
         "--parent", type=int, help=argparse.SUPPRESS

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from sfp.errors import SFPError, run_command
 from sfp.files import find_config, make_folder, only_one, sweep, whole_file
-from sfp.options import parse_options
+from sfp.options import add_config_options, parse_options
 from sfp.plugin import require_mmseg
 
 if TYPE_CHECKING:
@@ -43,13 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="where results.json goes (default: work_dirs/<config's name>)",
     )
     add("--show-dir", type=Path, help="draw each image's labels beside the truth into this folder")
-    add(
-        "--cfg-options",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=[],
-        help="override config keys, such as model.pm=L2",
-    )
+    add_config_options(parser, "model.pm=L2")
     add("--fresh", action="store_true", help="forget an interrupted run instead of continuing it")
     add(
         "--launcher",

@@ -72,6 +72,7 @@ class Method(Registered, ABC):
     Attributes:
         changes: what it changes in CLIP.
         joins_windows: whether ``score`` returns one map of the whole image.
+        softmaxed: whether ``score`` returns probabilities of a softmax over the queries.
         whole_images: whether it takes whole images alone, ``window=0``.
         needs_class_token: whether it reads the class token, so that towers without one are refused;
             ``prepare`` may change it where options decide.
@@ -98,6 +99,7 @@ class Method(Registered, ABC):
 
     changes: ClassVar[Changes] = Changes()
     joins_windows: ClassVar[bool] = False
+    softmaxed: ClassVar[bool] = False
     whole_images: ClassVar[bool] = False
     needs_class_token: ClassVar[bool] = False
     published: ClassVar[Mapping[str, Any]] = {}

@@ -49,6 +49,7 @@ class FLOSS(Wrapper):
     fusion_scale: Positive = 100.0
 
     changes = Changes("Benigmim et al., ICCV 2025", "the base's; text of experts by class")
+    softmaxed = True
 
     def prepare(self) -> None:
         super().prepare()

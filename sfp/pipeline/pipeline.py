@@ -88,15 +88,19 @@ class Pipeline:
         """t and b of a protocol's sigmoid; None where it has none.
 
         Raises:
-            SFPError: the model has no learned bias, or the method a rule of its own.
+            SFPError: the model has no learned bias, or the method a rule or a softmax of its own.
         """
         if protocol.sigmoid is False:
             return None
-        clip = self.method.clip
+        clip, own = self.method.clip, ""
         if self.method.defines("decide"):
+            own = "decides by a rule of its own"
+        elif self.method.softmaxed:
+            own = "makes probabilities by a softmax of its own"
+        if own:
             raise SFPError(
-                f"sigmoid={protocol.sigmoid} is given, but {self.method.name} decides by a rule of"
-                " its own; leave it out, or give another method."
+                f"sigmoid={protocol.sigmoid} is given, but {self.method.name} {own};"
+                " leave it out, or give another method."
             )
         if protocol.sigmoid is not True:
             return protocol.sigmoid

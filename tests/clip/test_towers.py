@@ -7,6 +7,7 @@ import copy
 import pytest
 import tiny_clips
 import torch
+from pretended_device import PretendedCUDA
 from tiny_clips import BLOCKS, CONFIGS, network, tiny_clip, windows
 
 import sfp
@@ -107,6 +108,19 @@ def test_an_average_is_of_the_patches_alone():
         other = tokens.clone()
         other[:, : rows.start], other[:, rows.stop :] = 9.0, 9.0
         close(trunk.pooled(other, (4, 4)), trunk.pooled(tokens, (4, 4)))
+
+
+@EVERY
+@torch.inference_mode()
+def test_weights_that_are_moved_are_read_where_they_are_now(name):
+    """As mmengine's runner moves a segmentor: nothing that a tower made of them stays behind."""
+    clip, images = tiny_clips.load(name), windows(1)
+    tokens = clip.trunk.run(images)
+    expected, single = clip.encode_image(images), clip.trunk.readout(tokens)
+    with PretendedCUDA():
+        clip.model.to("cuda")
+        close(clip.encode_image(images.to("cuda")).cpu(), expected, 1e-4)
+        close(clip.trunk.readout(tokens.to("cuda")).cpu(), single, 1e-4)
 
 
 class TestRotary:

@@ -86,6 +86,8 @@ class TestSegmenter:
         self.segmenter("clip", sigmoid=(100, -25))(self.picture, ["cat"])
         with pytest.raises(SFPError, match="FreeCP decides by a rule of its own"):
             sfp.Segmenter("FreeCP", tiny_clip("siglip"), sigmoid=True)
+        with pytest.raises(SFPError, match="FLOSS makes probabilities by a softmax of its own"):
+            sfp.Segmenter("FLOSS", tiny_clip("siglip"), sigmoid=(100, -12))
 
     @pytest.mark.parametrize("wrong", [(1, 2, 3), (0, 1), (-1.0, 0.0), "yes", 3])
     def test_wrong_values(self, wrong):

@@ -93,13 +93,17 @@ class _QueryPool:
 
     def __init__(self, module: AttentionalPooler, dtype: torch.dtype):
         self.module, self.dtype = module, dtype
-        attention = module.attn
-        self.heads = attention.num_heads
+        self.heads = module.attn.num_heads
+
+    @property
+    def maps(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights and biases of Q, K and V where they lie now, which may have been moved."""
+        attention = self.module.attn
         if attention.in_proj_weight is None:
             weights = [getattr(attention, f"{letter}_proj_weight") for letter in "qkv"]
         else:
             weights = attention.in_proj_weight.chunk(3)
-        self.maps = list(zip(weights, attention.in_proj_bias.chunk(3), strict=True))
+        return list(zip(weights, attention.in_proj_bias.chunk(3), strict=True))
 
     def values(self, tokens: Tensor) -> Tensor:
         """What the pool makes of single tokens: (..., C) to (..., D)."""
@@ -109,10 +113,11 @@ class _QueryPool:
         """What the first query makes of tokens (B, T, C): (B, D)."""
         query = layer_norm(self.module.query[:1], self.module.ln_q, self.dtype)
         keys = layer_norm(tokens, self.module.ln_k, self.dtype)
-        q = linear(query, *self.maps[0]).expand(len(tokens), 1, -1)
+        of_q, of_k, of_v = self.maps
+        q = linear(query, *of_q).expand(len(tokens), 1, -1)
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (q, linear(keys, *self.maps[1]), linear(keys, *self.maps[2]))
+            for part in (q, linear(keys, *of_k), linear(keys, *of_v))
         )
         return self._out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)[:, 0])
 

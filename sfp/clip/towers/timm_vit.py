@@ -15,7 +15,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
-from sfp.clip.block import Affine, Block, activation_of, norm_of, scale_of
+from sfp.clip.block import Block, LinearMap, Rows, activation_of, norm_of, scale_of
 from sfp.clip.kernels import layer_norm, linear
 from sfp.clip.rotary import Rotary
 from sfp.clip.towers._tower import Tower, embed_patches
@@ -252,16 +252,27 @@ def _block(module: nn.Module, dtype: torch.dtype, rotary: Rotary | None) -> Bloc
     )
 
 
-def _maps(attention: nn.Module) -> list[Affine]:
+def _maps(attention: nn.Module) -> list[LinearMap]:
     """The linear maps of Q, K and V: a joint one, or one each."""
     if attention.qkv is None:
-        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-        return [Affine(part.weight, part.bias) for part in parts]
-    bias = attention.qkv.bias
-    if getattr(attention, "q_bias", None) is not None:  # EVA's keys have none
-        bias = torch.cat([attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias])
-        bias = bias.detach().to(attention.qkv.weight.dtype)
-    return [Affine(attention.qkv.weight, bias)]
+        return [attention.q_proj, attention.k_proj, attention.v_proj]
+    return [attention.qkv if getattr(attention, "q_bias", None) is None else _EvaMap(attention)]
+
+
+class _EvaMap:
+    """EVA's joint map of Q, K and V, whose keys have no bias."""
+
+    def __init__(self, attention: nn.Module):
+        self.attention = attention
+
+    @property
+    def weight(self) -> Tensor:
+        return self.attention.qkv.weight
+
+    @property
+    def bias(self) -> Tensor:
+        q, v = self.attention.q_bias, self.attention.v_bias
+        return torch.cat([q, torch.zeros_like(q), v]).to(self.weight.dtype)
 
 
 def _mlp(mlp: nn.Module) -> dict[str, object]:
@@ -274,10 +285,7 @@ def _mlp(mlp: nn.Module) -> dict[str, object]:
         found = dict(fc=mlp.fc1_x, gate=mlp.fc1_g, proj=mlp.fc2)
     elif isinstance(mlp, GluMlp):
         activation, half = activation_of(mlp.act)[1], mlp.fc1.weight.shape[0] // 2
-        halves = [
-            Affine(mlp.fc1.weight[rows], None if mlp.fc1.bias is None else mlp.fc1.bias[rows])
-            for rows in (slice(0, half), slice(half, None))
-        ]
+        halves = [Rows(mlp.fc1, rows) for rows in (slice(0, half), slice(half, None))]
         fc, gate = halves if mlp.gate_last else reversed(halves)
         found = dict(fc=fc, gate=gate, proj=mlp.fc2)
     elif type(mlp).__name__ == "GeGluMlp":  # ViTamin's
