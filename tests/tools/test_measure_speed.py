@@ -16,7 +16,6 @@ from sfp.clip.models import plain_vits
 from sfp.methods import build_method
 from sfp.stages import Picture
 
-
 WIDTH, EMBED = 192, 128  # of a ViT-B/32 that is a quarter as wide
 
 
