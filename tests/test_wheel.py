@@ -120,17 +120,23 @@ def installed(wheel, tmp_path_factory) -> Callable[..., subprocess.CompletedProc
     return finished
 
 
-# over 5 s: an environment is made, and two fresh interpreters import torch
+# over 5 s: an environment is made, and a fresh interpreter imports torch
 def test_segment_and_the_library(installed):
-    names = ("--names", "boat", "--model", "Toyland", "--options", "prompts=photo")
-    said = installed("sfp", "segment", "photo.jpg", *names)
-    assert "boat" in said and (installed.folder / "empty/segmented/photo_overlay.jpg").is_file()
-    code = (
-        "import sfp; print(sfp.__file__);"
-        " print(sfp.Segmenter(model='Toyland', prompts='photo')('photo.jpg', ['sky', 'sea']))"
-    )
-    place, result = installed("python", "-c", code).splitlines()
+    """The program ``sfp`` by itself, then after the library in one interpreter."""
+    assert "usage: sfp" in installed("sfp", "--help")
+    names = ["--names", "boat", "--model", "Toyland", "--options", "prompts=photo"]
+    program = str(installed.folder / "env/bin/sfp")
+    code = f"""
+import runpy, sys, sfp
+print(sfp.__file__)
+print(sfp.Segmenter(model="Toyland", prompts="photo")("photo.jpg", ["sky", "sea"]))
+sys.argv = {["sfp", "segment", "photo.jpg", *names]!r}
+runpy.run_path({program!r}, run_name="__main__")
+"""
+    place, result, *said = installed("python", "-c", code).splitlines()
     assert Path(place).is_relative_to(installed.folder) and "Segmentation of 499x374" in result
+    assert "boat" in "\n".join(said)
+    assert (installed.folder / "empty/segmented/photo_overlay.jpg").is_file()
 
 
 @pytest.mark.slow
