@@ -484,6 +484,7 @@ def click_in(page, place: str, x: float, y: float) -> None:
     image.click(position={"x": x * box["width"], "y": y * box["height"]})
 
 
+# over 5 s: the first page waits for README's command, a fresh interpreter, and for the browser
 def test_segment_an_example(page):
     assert (
         page.request.get(page.url)
