@@ -221,7 +221,10 @@ def test_other_errors_of_a_program_keep_their_traceback():
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_a_checkpoint_larger_than_the_memory(suffix, tmp_path):
-    """In a process that may take hardly more than it has; the file is sound."""
+    """In a process that may take hardly more than it has; the file is sound.
+
+    Over 5 s where it is the first one that is forked: the imports before.
+    """
     tensors = {"visual.conv1.weight": torch.zeros(1 << 25)}
     if suffix == "pt":
         torch.save(tensors, tmp_path / "a.pt")

@@ -313,9 +313,7 @@ def test_whoever_loads_weights_by_name(server, tmp_path):
 
 
 def test_the_command_with_the_documented_variables(server, tmp_path):
-    """A process of its own that is told by the environment; fresh, for huggingface_hub reads it
-    when it is imported.
-    """
+    """Over 5 s: a fresh interpreter, since huggingface_hub reads the environment at its import."""
     server.fault = "never answers"
     server.served["open_clip_model.safetensors"] = CONTENT
     told = dict(HF_ENDPOINT=server.url, HF_HOME=str(tmp_path), HF_HUB_DOWNLOAD_TIMEOUT="1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import os
@@ -12,6 +13,9 @@ import nbformat
 import numpy as np
 import pytest
 from conftest import ROOT
+from forked import Program
+from jupyter_client import AsyncKernelManager
+from jupyter_client.provisioning import LocalProvisioner
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -88,6 +92,39 @@ def test_one_line_chooses_the_model_and_one_the_picture(notebook):
     )
 
 
+KERNEL = """
+import matplotlib, runpy, sys
+# mmengine has imported it: too early for the environment variable that the kernel sets
+matplotlib.use("module://matplotlib_inline.backend_inline")
+sys.argv = sys.argv[2:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+class Forked(LocalProvisioner):
+    """Jupyter's command for a kernel in a process that has its imports done; the slow tests of
+    test_wheel.py have a fresh one.
+    """
+
+    async def launch_kernel(self, cmd, **options):
+        where = dict(cwd=options["cwd"], environment=options["env"])
+        self.process = Program("-c", KERNEL, *cmd[1:], **where)
+        self.pid = self.pgid = self.process.pid
+        return self.connection_info
+
+    async def wait(self):
+        while self.process and self.process.poll() is None:
+            await asyncio.sleep(0.01)
+        self.process = None
+
+
+class Manager(AsyncKernelManager):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.provisioner = Forked(kernel_spec=self.kernel_spec, parent=self)
+
+
+# over 5 s: what the notebooks compute for a reader
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_it_runs_and_shows_what_is_stored(file, monkeypatch, tmp_path):
     """The same kinds of content in each cell; pictures of the same sizes, which look alike."""
@@ -97,7 +134,9 @@ def test_it_runs_and_shows_what_is_stored(file, monkeypatch, tmp_path):
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     where = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources=where, kernel_manager_class=Manager
+    ).execute()
     kinds = [
         {name: [set(data) - {"image/jpeg"} for data in found] for name, found in one.items()}
         for one in (shown(stored), shown(notebook))

@@ -423,7 +423,7 @@ def chromium():
     )
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
+        yield browser.new_context()  # one visitor, whose later windows have Gradio's files already
         browser.close()
 
 
@@ -441,7 +441,8 @@ def width(request):
 def page(chromium, address, width, screenshots, request):
     """The page in a browser window; at the end it has asked no other host and logged no error."""
     asked, errors = [], []
-    window = chromium.new_page(viewport={"width": width, "height": 900})
+    window = chromium.new_page()
+    window.set_viewport_size({"width": width, "height": 900})
     window.set_default_timeout(60_000)
     window.on("request", lambda sent: asked.append(sent.url))
     window.on(
@@ -483,6 +484,7 @@ def click_in(page, place: str, x: float, y: float) -> None:
     image.click(position={"x": x * box["width"], "y": y * box["height"]})
 
 
+# over 5 s: the first page waits for README's command, a fresh interpreter, and for the browser
 def test_segment_an_example(page):
     assert (
         page.request.get(page.url)

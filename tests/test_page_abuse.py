@@ -462,6 +462,7 @@ def test_hosts_that_are_allowed():
     assert allowed_hosts("0.0.0.0") == allowed_hosts("workstation.lab") == ["*"]
 
 
+# over 5 s: eight visitors wait for each other
 def test_many_at_once_are_served_one_after_the_other(visitor, address, backend):
     def segment(number: int) -> str:
         one = Visitor(address)
@@ -523,6 +524,7 @@ def test_clients_that_break_off_or_are_slow(visitor, address):
     assert len(os.listdir("/proc/self/fd")) <= before + 15
 
 
+# over 5 s: files are deleted when they are 2 s old, and looked for each second
 def test_files_are_deleted(backend):
     with serving(backend, delete_cache=(1, 2)) as address:
         visitor = Visitor(address)

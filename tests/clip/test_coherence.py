@@ -34,6 +34,7 @@ def test_nearest_labels_keep_their_values():
     assert torch.equal(nearest_labels(nearest_labels(labels, (74, 106)), (37, 53)), labels)
 
 
+# over 5 s: the coherence of every layer, and the parts that its attention falls into
 def test_the_tool(tool, tmp_path):
     start = ["probe_layers", ROOT / "configs/cfg_toyland.py", "--images", 2]
     data = dict(data_root=tmp_path / "toyland", split="tune", scenes=3)

@@ -76,6 +76,7 @@ def test_folders_and_two_pictures_of_one_name(segment, photos, tmp_path):
         ).mean() > 0.999
 
 
+# over 5 s: the command runs five times
 def test_what_is_done_is_skipped(segment, photos, tmp_path):
     segment(photos, "--out", "out")
     before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in made(tmp_path / "out")}

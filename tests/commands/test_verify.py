@@ -70,6 +70,7 @@ def words_of(parts: dict, step: str, name: str, verdict: str) -> str:
     return finding["words"]
 
 
+# over 5 s: two methods are evaluated and read in every way, and once more in part
 def test_dress_rehearsal_of_datasets_and_readings(voc, published, tmp_path, capsys):
     given = ["--model", "Toyland", "--data-root", f"voc21={voc}", "--published", published]
     given += ["--datasets", "voc21", "--questions", "12"]

@@ -61,6 +61,7 @@ def two_ranks(slow: float) -> list[subprocess.Popen]:
     return processes
 
 
+# over 5 s: two fresh interpreters, of which one waits for the other for 3 s
 def test_a_slow_rank_is_waited_for_longer_than_silence():
     processes = two_ranks(slow=3.0)
     for process in processes:

@@ -140,6 +140,7 @@ def test_255_is_a_class_where_another_label_is_ignored(toyland_clip, window):
     assert len(found["accuracy", 12]) == 1
 
 
+# over 5 s: every probe of every layer of two pictures, with LOF in each, and its figure
 def test_the_tool(tool, tmp_path):
     arguments = [
         ROOT / "configs/cfg_toyland.py",

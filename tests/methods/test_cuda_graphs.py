@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import parity_clip
 
 import sfp
 
 
+# over 5 s: a trunk is compiled; once for both methods
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["ClearCLIP", "NACLIP"])
-def test_what_a_cuda_graph_writes_over_is_not_kept(name, monkeypatch):
-    """A compiler whose results are spoiled as soon as the next step begins, as CUDA graphs' are.
-
-    Of three blocks, since each takes a second to compile.
-    """
-    clip = parity_clip("vit3")
+def test_what_a_cuda_graph_writes_over_is_not_kept(toyland_clip, monkeypatch):
+    """A compiler whose results are spoiled as soon as the next step begins, as CUDA graphs' are."""
     returned: list[torch.Tensor] = []
 
     def overwriting(graph, inputs):
@@ -38,14 +33,15 @@ def test_what_a_cuda_graph_writes_over_is_not_kept(name, monkeypatch):
     monkeypatch.setattr(
         torch, "compile", lambda function, mode: compile_really(function, backend=overwriting)
     )
-    monkeypatch.setattr(type(clip.trunk), "windows_at_once", lambda self, h, w: 2)
+    monkeypatch.setattr(type(toyland_clip.trunk), "windows_at_once", lambda self, h, w: 2)
     monkeypatch.setattr("shutil.which", lambda name: name)
     torch._dynamo.reset()
-    plain = sfp.build_method(name, clip)
-    own = sfp.build_method(name, clip, compiled="reduce-overhead")
-    clip.trunk._positions.clear()  # what other tests kept
-    sides = (48, 64, 48)
-    windows = [torch.randn(3, 3, side, 64) for side in sides]
-    found = [own.run(each)["features"] for each in windows]  # in two groups
-    for each, features in zip(windows, found, strict=True):
-        torch.testing.assert_close(features, plain.run(each)["features"], atol=1e-4, rtol=1e-3)
+    for name in ("ClearCLIP", "NACLIP"):
+        plain = sfp.build_method(name, toyland_clip)
+        own = sfp.build_method(name, toyland_clip, compiled="reduce-overhead")
+        toyland_clip.trunk._positions.clear()  # what other tests kept
+        sides = (48, 64, 48)
+        windows = [torch.randn(3, 3, side, 64) for side in sides]
+        found = [own.run(each)["features"] for each in windows]  # in two groups
+        for each, features in zip(windows, found, strict=True):
+            torch.testing.assert_close(features, plain.run(each)["features"], atol=1e-4, rtol=1e-3)

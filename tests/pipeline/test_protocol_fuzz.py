@@ -153,6 +153,7 @@ def cases(draw) -> Case:
     return Case(images, label_maps, protocol, groups, at_once, tile_bytes, seed)
 
 
+# over 5 s: the plain reading of each case is a slow one
 @given(case=cases())
 def test_equals_the_plain_reading(clip, case):
     random = torch.Generator().manual_seed(case.seed)

@@ -85,6 +85,7 @@ def test_killed_and_continued(photos):
     assert not [path for path in out.rglob(".*partial*")]
 
 
+# over 5 s: masks are made twice, and three evaluations take them
 def test_a_config_and_what_its_results_record(tmp_path, monkeypatch, tool):
     """Toyland's scenes beforehand; the run takes them, and records which masks it had."""
     pytest.importorskip("mmseg")

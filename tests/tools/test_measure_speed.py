@@ -49,6 +49,7 @@ def quick():
     ]
 
 
+# over 5 s: open_clip, three methods and each of their stages, timed and counted
 def test_operations_ratios_and_stages(tool, quick, narrow, tmp_path):
     out = tmp_path / "speed.json"
     code, text, error = tool(
