@@ -180,7 +180,7 @@ def panels(
     for each, title in zip(axes[0], titles, strict=False):
         each.set_title(title, fontsize=10, parse_math=False)
     if heading:
-        figure.suptitle(heading, fontsize=12, x=0.01, ha="left", parse_math=False)
+        figure.suptitle(heading, fontsize=12, x=0.01, ha="left", parse_math=False, wrap=True)
     return figure, axes
 
 

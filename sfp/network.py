@@ -302,9 +302,15 @@ def require_published(path: Path, url: str = "") -> None:
         raise SFPError(f"{path} {said}; delete it, so that it is fetched again.")
 
 
-def difference(path: Path, published: str) -> str | None:
-    """How a file differs from the published one, as a sentence's part; None if it doesn't."""
-    found = file_digest(path, "sha256") if published else ""
+def difference(path: Path, published: str, kind: str = "sha256") -> str | None:
+    """How a file differs from the published one, as a sentence's part; None if it doesn't.
+
+    Args:
+        published: its hash, or the first digits; empty where unknown, then nothing is compared.
+        kind: of the hash, such as "md5".
+    """
+    found = file_digest(path, kind) if published else ""
     if found.startswith(published):
         return None
-    return f"has the SHA-256 {found[:16]}..., not the published {published[:16]}..."
+    name = "SHA-256" if kind == "sha256" else kind.upper()
+    return f"has the {name} {found[:16]}..., not the published {published[:16]}..."

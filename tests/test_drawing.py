@@ -117,6 +117,8 @@ def test_titles_and_heading_are_drawn():
     one = ink(titles=["one"])
     assert 0 < one < ink(titles=["one", "two"])
     assert ink(heading="what it shows") > one
+    long = " ".join(["a heading that is far wider than its figure goes on below itself"] * 2)
+    assert ink(heading=f"{long} ends") > ink(heading=long) > 0
 
 
 def test_a_legend_leaves_the_pictures_pixels_and_has_its_swatches():

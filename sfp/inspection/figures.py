@@ -14,7 +14,6 @@ from sfp.errors import SFPError, unknown_choice
 from sfp.inspection.inspection import Inspection, Stream
 
 _ROOT = 0.5  # attention is drawn by its square root: its largest values dwarf the others
-_WHEN = {"plain": "without repair", "purified": "with repair"}
 
 
 def attention_figure(
@@ -37,17 +36,15 @@ def attention_figure(
     Raises:
         SFPError: no such layer or detector.
     """
-    which = "purified" if purified else "plain"
-    stream = getattr(inspection, which)
+    stream, when = _stream(inspection, purified)
     layers, detector = _layers(inspection, layers), _detector(stream, detector)
     kinds = {"class-token attention": stream.cls_attention} if stream.class_token else {}
     kinds |= {
         "self-attention": stream.self_attention,
         "attention received": stream.received_attention,
     }
-    heading = f"Attention in {inspection.protocol['model']}, {_WHEN[which]}"
-    figure, photo, axes = _panels(inspection, layers, list(kinds), heading)
-    drawing.add_picture(photo, inspection.image, inspection.grid)
+    heading = f"Attention in {inspection.protocol['model']}, {when}"
+    figure, _, axes = _panels(inspection, layers, list(kinds), heading)
     for row, maps in zip(axes, kinds.values(), strict=True):
         for panel, layer in zip(row, layers, strict=True):
             drawing.add_heat(panel, inspection.image, maps[layer - 1], power=_ROOT)
@@ -76,13 +73,11 @@ def outlier_figure(
     Raises:
         SFPError: no such layer or detector.
     """
-    which = "purified" if purified else "plain"
-    stream = getattr(inspection, which)
+    stream, when = _stream(inspection, purified)
     layers = _layers(inspection, layers)
     detectors = [_detector(stream, detector) for detector in detectors or stream.outliers]
-    heading = f"Outliers in {inspection.protocol['model']}, {_WHEN[which]}"
-    figure, photo, axes = _panels(inspection, layers, [*detectors, "length"], heading)
-    drawing.add_picture(photo, inspection.image, inspection.grid)
+    heading = f"Outliers in {inspection.protocol['model']}, {when}"
+    figure, _, axes = _panels(inspection, layers, [*detectors, "length"], heading)
     for row, detector in zip(axes[:-1], detectors, strict=True):
         for panel, layer in zip(row, layers, strict=True):
             mask = stream.outliers[detector][layer - 1]
@@ -122,18 +117,13 @@ def patch_figure(
     figure, photo, axes = _panels(inspection, layers, sides, heading, "chosen patch")
     for row, stream in zip(axes[:2], streams.values(), strict=True):
         for panel, layer in zip(row, layers, strict=True):
-            attention = stream.attention_of(layer, patch)
             outliers = inspection.plain.outliers[detector][layer - 1]
-            drawing.add_heat(panel, inspection.image, attention, power=_ROOT)
-            drawing.add_outline(panel, outliers)
-            share = 100 * attention[outliers].sum()
-            _caption(panel, f"{share:.0f}% at outliers, max {_short(attention.max())}")
+            _add_attention(panel, inspection, stream.attention_of(layer, patch), outliers)
     for row, stream in zip(axes[2:], streams.values(), strict=True):
         for panel, layer in zip(row, layers, strict=True):
             cosines = stream.similarity(layer, patch)
             drawing.add_heat(panel, inspection.image, cosines, (0.0, 1.0))
             _caption(panel, f"mean {cosines.mean():.2f}")
-    drawing.add_picture(photo, inspection.image, inspection.grid)
     for panel in (photo, *axes.flat):
         drawing.add_frame(panel, patch)
     _colorbar(figure, axes[:2], "of each map's maximum", power=_ROOT)
@@ -199,8 +189,7 @@ def heads_figure(
     Raises:
         SFPError: no such layer, head, patch or detector, or heads that were not asked for.
     """
-    which = "purified" if purified else "plain"
-    stream = getattr(inspection, which)
+    stream, when = _stream(inspection, purified)
     layers, detector = _asked(stream.heads, layers, "heads"), _detector(stream, detector)
     maps = [stream.attention_by_head(layer, patch) for layer in layers]
     count = len(maps[0])
@@ -211,22 +200,18 @@ def heads_figure(
     of = "the class token" if stream.class_token else "the patches' mean"
     if patch is not None:
         of = f"the patch at row {patch[0]}, column {patch[1]}"
-    heading = f"Attention of {of} in {inspection.protocol['model']}, head by head, {which} stream"
+    heading = f"Attention of {of} in {inspection.protocol['model']}, head by head, {when}"
     sides = [f"head {head}" for head in heads]
     figure, photo, axes = _panels(inspection, layers, sides, heading)
-    drawing.add_picture(photo, inspection.image, inspection.grid)
     for row, head in zip(axes, heads, strict=True):
         for panel, layer, own in zip(row, layers, maps, strict=True):
-            attention, outliers = own[head - 1], stream.outliers[detector][layer - 1]
-            drawing.add_heat(panel, inspection.image, attention, power=_ROOT)
-            drawing.add_outline(panel, outliers)
-            share = 100 * attention[outliers].sum()
-            _caption(panel, f"{share:.0f}% at outliers, max {_short(attention.max())}")
+            outliers = stream.outliers[detector][layer - 1]
+            _add_attention(panel, inspection, own[head - 1], outliers)
     if patch is not None:
         for panel in (photo, *axes.flat):
             drawing.add_frame(panel, patch)
     _colorbar(figure, axes, "of each map's maximum", power=_ROOT)
-    drawing.add_legend(figure, [(f"outliers by {detector}", drawing.OUTLIER)])
+    drawing.add_legend(figure, [(f"outliers by {detector}", drawing.OUTLIER)], outlined=True)
     return drawing.to_image(figure)
 
 
@@ -252,16 +237,14 @@ def mlp_figure(
     Raises:
         SFPError: no such layer, unit or detector, or an MLP that was not asked for.
     """
-    which = "purified" if purified else "plain"
-    stream = getattr(inspection, which)
+    stream, when = _stream(inspection, purified)
     layers, detector = _asked(stream.mlp, layers, "mlp"), _detector(stream, detector)
     chosen = [list(units or stream.strongest_units(layer, detector)) for layer in layers]
     sides = [f"unit {unit}" for unit in units or ()]
     if not units:
         sides = ["strongest", *(f"no. {place}" for place in range(2, len(chosen[0]) + 1))]
-    heading = f"Hidden units of the MLPs in {inspection.protocol['model']}, {which} stream"
-    figure, photo, axes = _panels(inspection, layers, sides, heading)
-    drawing.add_picture(photo, inspection.image, inspection.grid)
+    heading = f"Hidden units of the MLPs in {inspection.protocol['model']}, {when}"
+    figure, _, axes = _panels(inspection, layers, sides, heading)
     for column, layer, own in zip(axes.T, layers, chosen, strict=True):
         outliers = stream.outliers[detector][layer - 1]
         for panel, unit, values in zip(column, own, stream.activations(layer, own), strict=True):
@@ -272,8 +255,15 @@ def mlp_figure(
                 said = f"at outliers {values[outliers].mean():.2f}, off them {said[5:]}"
             _caption(panel, f"unit {unit}\n{said}")
     _colorbar(figure, axes, "from 0 or the least to the largest of each map")
-    drawing.add_legend(figure, [(f"outliers by {detector}", drawing.OUTLIER)])
+    drawing.add_legend(figure, [(f"outliers by {detector}", drawing.OUTLIER)], outlined=True)
     return drawing.to_image(figure)
+
+
+def _stream(inspection: Inspection, purified: bool) -> tuple[Stream, str]:
+    """One of an inspection's two streams, and words for it."""
+    if purified:
+        return inspection.purified, "with repair"
+    return inspection.plain, "without repair"
 
 
 def _panels(
@@ -283,13 +273,24 @@ def _panels(
     heading: str,
     first: str = "image",
 ) -> tuple[Figure, Axes, np.ndarray]:
-    """A figure, its panel for the picture at the top left, and those of the layers."""
+    """A figure, its panel at the top left with the picture, and those of the layers."""
     titles = [first, *(f"layer {layer}" for layer in layers)]
     shape = inspection.image.shape[:2]
     figure, axes = drawing.panels(len(sides), len(titles), shape, titles=titles, heading=heading)
     for panel, side in zip(axes[:, 1], sides, strict=True):
         panel.set_ylabel(side, fontsize=10)
+    drawing.add_picture(axes[0, 0], inspection.image, inspection.grid)
     return figure, axes[0, 0], axes[:, 1:]
+
+
+def _add_attention(
+    panel: Axes, inspection: Inspection, attention: np.ndarray, outliers: np.ndarray
+) -> None:
+    """A map (h, w) of attention with the outliers' outlines and their share of it."""
+    drawing.add_heat(panel, inspection.image, attention, power=_ROOT)
+    drawing.add_outline(panel, outliers)
+    share = 100 * attention[outliers].sum()
+    _caption(panel, f"{share:.0f}% at outliers, max {_short(attention.max())}")
 
 
 def _caption(panel: Axes, text: str) -> None:

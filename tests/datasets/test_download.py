@@ -208,7 +208,7 @@ def test_an_archive_that_lies_there_is_verified_like_a_fresh_one(
     there.parent.mkdir(parents=True)
     there.write_bytes(changed[content])
     code, _, error = run()
-    assert code == 2 and f"{there} has the md5" in error and "not the published" in error
+    assert code == 2 and f"{there} has the MD5" in error and "not the published" in error
     assert there.read_bytes() == changed[content] and not server.asked
     there.write_bytes(path.read_bytes())
     assert run()[0] == 0 and not server.asked

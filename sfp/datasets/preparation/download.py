@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfp.errors import SFPError
-from sfp.files import file_digest, only_one
-from sfp.network import download
+from sfp.files import only_one
+from sfp.network import difference, download
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Archive:
     @property
     def name(self) -> str:
         return self.url.rsplit("/", 1)[1]
+
+    def difference(self, path: Path) -> str | None:
+        """How a file differs from it, as a sentence's part; None if it doesn't."""
+        kind, _, published = self.checksum.partition(":")
+        return difference(path, published, kind)
 
 
 VOC2012 = Archive(
@@ -59,18 +64,11 @@ def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
     """
     target = folder / archive.name
     if target.is_file():
-        if wrong := _difference(archive, target):
+        if wrong := archive.difference(target):
             raise SFPError(f"{target} {wrong}; delete it, so that it is fetched again.")
     else:
         url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
         with only_one(folder, "--out", f".{archive.name}.lock"):
             advice = "give --mirror another address, or --source the file"
-            download(url, target, lambda path: _difference(archive, path), advice)
+            download(url, target, archive.difference, advice)
     return target
-
-
-def _difference(archive: Archive, path: Path) -> str | None:
-    """How a file differs from the published archive, as a sentence's part; None if it doesn't."""
-    kind, _, published = archive.checksum.partition(":")
-    found = file_digest(path, kind) if published else ""
-    return f"has the {kind} {found}, not the published {published}" if found != published else None
