@@ -80,6 +80,8 @@ def test_operations_ratios_and_stages(tool, quick, narrow, tmp_path):
     assert rows["open_clip", 2]["gflop_per_window"] == pytest.approx(expected / 1e9, rel=1e-3)
     dense = expected + 48 * 2 * width * EMBED  # all patches are projected, not the class token
     assert rows["CLIP", 2]["gflop_per_window"] == pytest.approx(dense / 1e9, rel=1e-3)
+    forms = result["attention_ms"]
+    assert set(forms) == {"fused", "explicit", "taken"} and min(forms.values()) > 0
     (clip, release, learned) = result["images"]
     assert "Methods with second models" in text and "| CLIP-DINOiser | 2 | 2 | dinoiser 0 |" in text
     assert learned["over_clip"]["ratio"] > 0
