@@ -66,7 +66,8 @@ class Program:
         self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What it had written when it ended.
@@ -78,6 +79,10 @@ class Program:
         if self.returncode is None:
             self._process.kill()
             raise TimeoutExpired(str(self._process), timeout)
+        return self.written()
+
+    def written(self) -> tuple[str, str]:
+        """What it has written so far: its output and its errors."""
         out, err = (Path(file).read_text() if Path(file).exists() else "" for file in self._files)
         return out, err
 
