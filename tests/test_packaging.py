@@ -14,7 +14,8 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from sfp.clip.loading import BUILT_IN, _entry, _hub_names
+from sfp.clip.built_in import BUILT_IN
+from sfp.clip.published import entry_of, hub_names
 
 PINS: dict[str, list[Requirement]] = {}  # one for each marker
 for line in (ROOT / "constraints.txt").read_text().splitlines():
@@ -116,5 +117,5 @@ def test_the_spaces_card():
     assert pin.specifier.contains(card["sdk_version"]) and card["license"] == "mit"
     assert len(card["short_description"]) <= 60
     (fetched,) = card["preload_from_hub"]
-    repository, names = _hub_names(_entry("ViT-B-16-quickgelu", "openai"))
+    repository, names = hub_names(entry_of("ViT-B-16-quickgelu", "openai"))
     assert fetched.split() == [repository, names[0]]

@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+import tiny_sam
 import torch
 from mmseg.structures import SegDataSample
 from pretended_device import PretendedCUDA, Tensors
@@ -113,6 +114,26 @@ def test_decoding_and_refiners(options, asked, precision, cuda, clips, toyland_c
     found = segmenter("ClearCLIP", clips[precision], **options)(IMAGE, SYNONYMS, **asked)
     expected = segmenter("ClearCLIP", toyland_clip, **options)(IMAGE, SYNONYMS, **asked)
     assert (found.labels == expected.labels).mean() >= (0.99 if precision == "fp32" else 0.9)
+
+
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory, cuda):
+    folder = tmp_path_factory.mktemp("sam")
+    tiny_sam.write_sam(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.filterwarnings("ignore")
+def test_sam_as_a_refiner_and_in_a_method(precision, sam, cuda, clips, toyland_clip):
+    given = dict(type="SAM", sam=sam, coarse_thresh=0.0, iou_thresh=-1e3, minimal_area=4)
+    image = toyland.make_scene("val", 10).image[::2, ::2]
+    plain = segmenter("ClearCLIP", clips[precision])(image, NAMES).labels
+    for method, options in (("ClearCLIP", dict(refine=[given])), ("Trident", dict(sam=sam))):
+        expected = segmenter(method, toyland_clip, **options)(image, NAMES).labels
+        found = segmenter(method, clips[precision], **options)(image, NAMES).labels
+        assert (found == expected).mean() >= (0.99 if precision == "fp32" else 0.9), method
+        assert (found != plain).mean() > 0.05, method
 
 
 def test_a_planted_wait_is_seen(cuda, clips, monkeypatch):

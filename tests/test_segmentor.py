@@ -166,7 +166,7 @@ def test_blanked_weights_are_refused_and_others_survive(segmentor, folder):
     from mmseg.apis import init_model
     from safetensors.torch import load_file, save_file
 
-    from sfp.clip.loading import BUILT_IN
+    from sfp.clip.built_in import BUILT_IN
     from sfp.segmentor import SFPSegmentor
 
     with pytest.raises(SFPError, match=r"name the weights in model\.weights"):

@@ -26,6 +26,7 @@ from sfp.backbones.colour import mean_colours
 from sfp.clip.clip import l2_normalise, weights_sha256
 from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.network import cached_hub_file, hub_file
+from sfp.transfer import exact_convolutions
 
 SAM_BASE = "facebook/sam-vit-base"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1], ImageNet's
@@ -106,6 +107,7 @@ class Sam(Backbone):
         )
 
     @torch.inference_mode()
+    @exact_convolutions()
     def see(self, pixels: np.ndarray) -> SamImage:
         """A picture (H, W, 3) uint8 RGB through all blocks but the last."""
         size = sized(*pixels.shape[:2], self.side)
@@ -124,6 +126,7 @@ class Sam(Backbone):
         return SamImage(self, stream, size)
 
     @torch.inference_mode()
+    @exact_convolutions()
     def masks(
         self, seen: SamImage, points: Tensor, boxes: Tensor, prompt: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -206,7 +209,7 @@ class SamImage:
     def embedding(self) -> Tensor:
         """What the mask decoder sees, (1, 256, g, g)."""
         encoder = self.sam.model.vision_encoder
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_convolutions():
             return encoder.neck(_output(encoder.layers[-1](self.stream)))
 
     @torch.inference_mode()

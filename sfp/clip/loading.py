@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,34 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from filelock import FileLock
 
+from sfp.clip.built_in import BUILT_IN, built_in_name, read_built_in
 from sfp.clip.checkpoints import Checkpoint, from_state_dict, read_checkpoint, read_config
-from sfp.clip.models import QUICK as _QUICK
-from sfp.clip.models import build_network, open_clip_name, take_weights
-from sfp.clip.models import plain_vits as _plain_vits
+from sfp.clip.models import QUICK, build_network, open_clip_name, plain_vits, take_weights
 from sfp.clip.packages import Package, cached_weights, is_package, open_package
-from sfp.clip.tokenizing import Tokenizer
-from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
-from sfp.files import file_digest, file_sha256, make_folder
-from sfp.network import (
-    cached_hub_file,
-    difference,
-    download,
-    hub_file,
-    require_published,
-    url_sha256,
+from sfp.clip.published import (
+    cached_file,
+    entry_of,
+    entry_of_file,
+    entry_of_tag,
+    fetched_file,
+    pixels_of,
 )
+from sfp.clip.tokenizing import Tokenizer
+from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.options import Range, check_type
 
 if TYPE_CHECKING:
     from sfp.clip.clip import FrozenCLIP
 
-# The built-in models; beside each file a .json has its SHA-256 and how it was made
-BUILT_IN = {
-    name: Path(__file__).parent / f"{name.lower()}.safetensors"
-    for name in ("Toyland", "Toyland-clean")
-}
 _DEFAULT = "ViT-B-16"
 _SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # of every SigLIP
 _ACTIVATIONS = {True: "QuickGELU", False: "plain GELU"}
@@ -105,29 +96,30 @@ def load_clip(
     tag = "a state dict" if in_memory else str(pretrained)
     model, tag, package = _package_of(model, tag)
     architecture = _open_clip_name(model)
-    plain = architecture in BUILT_IN or architecture in _plain_vits()
+    plain = architecture in BUILT_IN or architecture in plain_vits()
     entry: dict[str, Any] = {}  # open_clip's of the weights, empty where that is unknown
     if package is not None:
         plain = plain and package.config is None
         checkpoint = read_checkpoint(package.weights, plain, package.hugging_face)
         if package.config is not None and architecture == _DEFAULT:
             checkpoint = replace(checkpoint, config=package.config)
-        entry = _entry_of_file(package.weights)
+        entry = entry_of_file(package.weights)
         if not entry and package.pixels:
             entry = dict(zip(("mean", "std"), package.pixels, strict=True))
     elif in_memory:
         checkpoint = from_state_dict(dict(pretrained), plain=plain)
-    elif built_in := _built_in(architecture, tag):
-        checkpoint, tag = _read_built_in(built_in), built_in.lower()
+    elif built_in := built_in_name(architecture, tag):
+        checkpoint, tag = read_built_in(built_in), built_in.lower()
         model = architecture = built_in
     elif _is_file_name(tag):
         path = Path(tag).expanduser()
         checkpoint = read_checkpoint(path, plain)
-        entry = _entry_of_file(path)
+        entry = entry_of_file(path)
     else:
-        entry = _entry_of_tag(architecture, tag)
+        entry = entry_of_tag(architecture, tag)
         quick_gelu = _activation(quick_gelu, architecture, tag, entry["quick_gelu"])
-        checkpoint = _fetch(entry, f"The weights {tag!r} of {architecture}", plain)
+        file = fetched_file(entry, f"The weights {tag!r} of {architecture}")
+        checkpoint = read_checkpoint(file, plain)
 
     if not plain or checkpoint.config is not None:
         network, text, name, quick_gelu = _of_config(
@@ -143,7 +135,7 @@ def load_clip(
         )
     name, config = _config_of(checkpoint, model, in_memory, head_width)
     known = entry.get("quick_gelu", checkpoint.quick_gelu)
-    if quick_gelu is None and in_memory and name not in _plain_vits():
+    if quick_gelu is None and in_memory and name not in plain_vits():
         quick_gelu = True
     quick_gelu = _activation(quick_gelu, architecture, checkpoint.source, known)
     pixels = _normalisation(entry, name, quick_gelu, checkpoint.source, pixel_mean, pixel_std)
@@ -251,7 +243,7 @@ def _usual_activation(name: str, config: Mapping[str, Any]) -> bool:
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)
-    found = {_entry(name, tag)["quick_gelu"] for tag in tags}
+    found = {entry_of(name, tag)["quick_gelu"] for tag in tags}
     return found.pop() if len(found) == 1 else bool(config.get("quick_gelu", False))
 
 
@@ -302,13 +294,13 @@ def _config_of(
     Raises:
         SFPError: the file is not of the model that was named, or its head width is unknown.
     """
-    architecture, vits = _open_clip_name(model), _plain_vits()
+    architecture, vits = _open_clip_name(model), plain_vits()
     config = read_config(checkpoint.weights, checkpoint.source)
     found = [name for name, known in vits.items() if _sizes(known) == _sizes(config)]
     vision, text = config["vision_cfg"], config["text_cfg"]
     layers, width, patch = vision["layers"], vision["width"], vision["patch_size"]
     # a name that nobody need have given says nothing about sizes
-    free = in_memory or architecture.removesuffix(_QUICK) == _DEFAULT
+    free = in_memory or architecture.removesuffix(QUICK) == _DEFAULT
     if architecture in BUILT_IN and width == 128:  # both built-in models have 2 heads of 64
         name, known = architecture, 64
     elif found and (architecture in found or free):
@@ -388,7 +380,7 @@ def _activation(asked: bool | None, architecture: str, source: str, known: bool 
         SFPError: nothing says it, or the user's word is not true of the weights.
     """
     word = f"quick_gelu={asked}"
-    if architecture.endswith(_QUICK) or architecture in BUILT_IN:
+    if architecture.endswith(QUICK) or architecture in BUILT_IN:
         if asked is False:
             raise SFPError(
                 f"quick_gelu=False disagrees with the model {architecture}; leave it out."
@@ -430,7 +422,7 @@ def _normalisation(
     from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
 
     usual = unknown or (PIXEL_MEAN, PIXEL_STD)
-    known = {_pixels_of(entry)} if entry else _known_pixels(name, quick_gelu) or {usual}
+    known = {pixels_of(entry)} if entry else _known_pixels(name, quick_gelu) or {usual}
     if mean is None and std is None:
         if len(known) == 1:
             return known.pop()
@@ -456,69 +448,11 @@ def _known_pixels(name: str, quick_gelu: bool) -> set[tuple[tuple[float, ...], t
     """Mean and deviation of all of open_clip's weights of a model's sizes and an activation."""
     import open_clip
 
-    vits = _plain_vits()
+    vits = plain_vits()
     same = {other for other in vits if name in vits and _sizes(vits[other]) == _sizes(vits[name])}
-    same |= {name, name.removesuffix(_QUICK)}
-    entries = [_entry(*pair) for pair in open_clip.list_pretrained() if pair[0] in same]
-    return {_pixels_of(entry) for entry in entries if entry["quick_gelu"] == quick_gelu}
-
-
-def _pixels_of(entry: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(entry["mean"]), tuple(entry["std"])
-
-
-def _entry_of_file(path: Path) -> dict[str, Any]:
-    """open_clip's entry of the weights in a file by the SHA-256 in its address, else empty.
-
-    Names and folders of files mean nothing.
-    """
-    import open_clip
-
-    digest = file_sha256(path)
-    for entry in (_entry(*pair) for pair in open_clip.list_pretrained()):
-        if (published := url_sha256(entry["url"])) and digest.startswith(published):
-            return entry
-    return {}
-
-
-def _entry_of_tag(architecture: str, tag: str) -> dict[str, Any]:
-    """open_clip's entry of a tag.
-
-    Raises:
-        SFPError: unknown tag.
-    """
-    import open_clip
-
-    if architecture in BUILT_IN:
-        raise SFPError(
-            f"The {architecture} model has no weights {tag!r}; leave pretrained out, "
-            "or give the path of a checkpoint."
-        )
-    plain = architecture.removesuffix(_QUICK)
-    tags = {
-        known: name
-        for name in (plain + _QUICK, plain)
-        for known in open_clip.list_pretrained_tags_by_model(name)
-    }
-    if not tags:
-        raise SFPError(
-            f"open_clip has no weights of {plain}; give the path of a checkpoint as pretrained"
-            " (config: model.pretrained)."
-        )
-    if tag not in tags:
-        raise unknown_choice(f"weights for {plain}", tag, sorted(tags))
-    return _entry(tags[tag], tag)
-
-
-def _entry(model: str, tag: str) -> dict[str, Any]:
-    """open_clip's entry, where nothing that is read here is missing."""
-    import open_clip
-
-    from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
-
-    by_config = bool((open_clip.get_model_config(model) or {}).get("quick_gelu", False))
-    usual = dict(url="", hf_hub="", quick_gelu=by_config, mean=PIXEL_MEAN, std=PIXEL_STD)
-    return usual | open_clip.get_pretrained_cfg(model, tag)
+    same |= {name, name.removesuffix(QUICK)}
+    entries = [entry_of(*pair) for pair in open_clip.list_pretrained() if pair[0] in same]
+    return {pixels_of(entry) for entry in entries if entry["quick_gelu"] == quick_gelu}
 
 
 # ------------------------------------------------------------------------------ where weights lie
@@ -534,98 +468,14 @@ def weights_file(model: str, pretrained: str) -> Path | None:
         if is_package(name):
             return cached_weights(name)
     architecture = _open_clip_name(model)
-    if built_in := _built_in(architecture, pretrained):
+    if built_in := built_in_name(architecture, pretrained):
         return BUILT_IN[built_in]
     if _is_file_name(pretrained):
         path = Path(pretrained).expanduser()
         return path if path.is_file() else None
-    return _cached_file(_entry_of_tag(architecture, pretrained))
+    return cached_file(entry_of_tag(architecture, pretrained))
 
 
 def _is_file_name(tag: str) -> bool:
     endings = (".pt", ".pth", ".bin", ".safetensors")
     return Path(tag).suffix in endings or os.sep in tag or Path(tag).is_file()
-
-
-def _built_in(architecture: str, tag: str) -> str | None:
-    """The built-in weights that are meant: the tag's, else the model's; None if neither."""
-    if architecture in BUILT_IN and tag.lower() in ("openai", "toyland"):  # defaults
-        return architecture
-    return {name.lower(): name for name in BUILT_IN}.get(tag.lower())
-
-
-def _read_built_in(name: str) -> Checkpoint:
-    file = BUILT_IN[name]
-    if not file.is_file():
-        raise SFPError(
-            f"The built-in {name} weights are missing at {file}; install the package again, "
-            "or run tools/dev/train_toyland.py."
-        )
-    if file_digest(file, "sha256") != json.loads(file.with_suffix(".json").read_text())["sha256"]:
-        raise SFPError(
-            f"The built-in {name} weights at {file} are damaged (SHA-256 differs); "
-            "install the package again."
-        )
-    return read_checkpoint(file)
-
-
-def _fetch(entry: Mapping[str, Any], what: str, plain: bool = True) -> Checkpoint:
-    """Weights of an open_clip entry, from its cache or the network.
-
-    Raises:
-        SFPError: they can't be had, or are not the published ones.
-    """
-    path, advice = _cached_file(entry), _offline_hint(entry)
-    if path is None and entry["hf_hub"]:
-        repository, names = _hub_names(entry)
-        for name in names:
-            path = path or hub_file(repository, name, what, advice)
-        if path is None:
-            raise SFPError(f"{repository} on Hugging Face has no {' or '.join(names)}; {advice}.")
-    elif path is None:
-        path, url = _own_folder(entry), entry["url"]
-        with FileLock(f"{make_folder(path.parent) / path.name}.lock"):
-            if not path.is_file():  # another process may have fetched it
-                download(url, path, lambda file: difference(file, url_sha256(url)), advice)
-    require_published(path, entry["url"])
-    return read_checkpoint(path, plain)
-
-
-def _hub_names(entry: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The repository of an open_clip entry and which files it may have, the best first."""
-    repository, _, file = entry["hf_hub"].rpartition("/")
-    if file:
-        return repository, [f"{Path(file).stem}.safetensors", file]
-    return repository, ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-
-
-def _own_folder(entry: Mapping[str, Any]) -> Path:
-    """Where open_clip puts what doesn't come from Hugging Face."""
-    return Path("~/.cache/clip").expanduser() / Path(entry["url"]).name
-
-
-def _cached_file(entry: Mapping[str, Any]) -> Path | None:
-    """Where the weights lie already: Hugging Face's cache or open_clip's folder."""
-    repository, names = _hub_names(entry)
-    for name in names if repository else []:
-        if found := cached_hub_file(repository, name):
-            return found
-    local = _own_folder(entry)
-    return local if local.is_file() else None
-
-
-def _offline_hint(entry: Mapping[str, Any]) -> str:
-    names = [Path(entry["url"]).name] if entry["url"] else []
-    if entry["hf_hub"]:
-        repository = entry["hf_hub"].rstrip("/")
-        names.append(f"open_clip_model.safetensors of {repository} on Hugging Face")
-    from sfp.clip.clip import PIXEL_MEAN
-
-    mean, std = map(list, _pixels_of(entry))
-    pixels = "" if mean == list(PIXEL_MEAN) else f", pixel_mean={mean} and pixel_std={std}"
-    return (
-        f"bring the file {' or '.join(names)} from elsewhere and pass its path as pretrained "
-        f"(config: model.pretrained) with quick_gelu={entry['quick_gelu']}{pixels}, or use the "
-        "built-in Toyland model, which needs no download (model='Toyland'; "
-        "config: configs/cfg_toyland.py)"
-    )

@@ -25,7 +25,7 @@ def show(args: argparse.Namespace) -> None:
     Raises:
         SFPError: no name has that part.
     """
-    from sfp.clip.loading import BUILT_IN
+    from sfp.clip.built_in import BUILT_IN
     from sfp.clip.models import list_models
 
     tags: dict[str, Sequence[str]] = {name: ["built in, needs no download"] for name in BUILT_IN}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Literal
@@ -297,27 +298,21 @@ class Pipeline:
             image = own.image if isinstance(own, Picture) else own
             asked.require(torch.isfinite(image).all(), partial(_refuse_image, number))
         views = self.views(images)
-        found = [
-            [
-                self._label(view, task, size, keep_probabilities, asked)
-                for view, size in zip(views, sizes, strict=True)
-            ]
-            for task in tasks
-        ]
+        found: list[list[Labels]] = []
+        for task in tasks:
+            found.append([])
+            for view, size in zip(views, sizes, strict=True):
+                with self._refusing_want_of_memory(task, size):
+                    found[-1].append(self._label(view, task, size, keep_probabilities, asked))
         if doubts is None:
             asked.settle()
         return found
 
-    def _label(
-        self,
-        view: View,
-        task: Task,
-        size: tuple[int, int],
-        keep: bool | Literal["label"],
-        doubts: Doubts,
-    ) -> Labels:
+    @contextmanager
+    def _refusing_want_of_memory(self, task: Task, size: tuple[int, int]) -> Iterator[None]:
+        """Raises SFPError where the labels of a size take too much memory."""
         try:
-            return self._labelled(view, task, size, keep, doubts)
+            yield
         except (RuntimeError, MemoryError) as error:
             if not is_want_of_memory(error):
                 raise
@@ -328,7 +323,7 @@ class Pipeline:
                 " leave refiners and probabilities out, or make the picture smaller."
             ) from error
 
-    def _labelled(
+    def _label(
         self,
         view: View,
         task: Task,

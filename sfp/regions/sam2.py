@@ -19,6 +19,7 @@ from sfp.network import cached_hub_file, hub_file
 from sfp.options import Range, Share
 from sfp.regions._program import PROGRAMS, MaskProgram
 from sfp.regions.regions import Regions
+from sfp.transfer import exact_convolutions
 
 _WEIGHTS = "model.safetensors"
 
@@ -59,6 +60,7 @@ class Sam2Masks(MaskProgram):
         return "fp32"
 
     @torch.inference_mode()
+    @exact_convolutions()
     def __call__(self, pixels: np.ndarray) -> Regions:
         pixels = pixels.copy()  # torch wants it writable
         device, processor, size = self.clip.device, self.processor, pixels.shape[:2]

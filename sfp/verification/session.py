@@ -19,8 +19,9 @@ import torch
 
 import sfp
 from sfp.clip import load_clip
+from sfp.clip.built_in import BUILT_IN
 from sfp.clip.clip import FrozenCLIP
-from sfp.clip.loading import BUILT_IN, weights_file
+from sfp.clip.loading import weights_file
 from sfp.clip.prompts import PROMPT_SETS
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError

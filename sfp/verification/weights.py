@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfp.clip.built_in import BUILT_IN
 from sfp.clip.clip import l2_normalise
-from sfp.clip.loading import BUILT_IN, weights_file
+from sfp.clip.loading import weights_file
 from sfp.clip.prompts import IMAGENET_PROMPTS
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError

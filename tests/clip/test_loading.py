@@ -20,13 +20,9 @@ import sfp
 from sfp.clip import load_clip
 from sfp.clip.checkpoints import Checkpoint, from_state_dict, read_checkpoint
 from sfp.clip.clip import PIXEL_MEAN, PIXEL_STD
-from sfp.clip.loading import (
-    _config_of,
-    _entry,
-    _normalisation,
-    _offline_hint,
-    _plain_vits,
-)
+from sfp.clip.loading import _config_of, _normalisation
+from sfp.clip.models import plain_vits
+from sfp.clip.published import entry_of, offline_hint
 from sfp.errors import SFPError
 
 HEADS = dict(device="cpu", head_width=64)  # the parity models have sizes of no open_clip model
@@ -213,7 +209,7 @@ class TestBackbones:
 class TestHeads:
     """No shape of the weights shows how wide the heads are."""
 
-    @pytest.mark.parametrize("name", [n for n in _plain_vits() if not n.endswith("quickgelu")])
+    @pytest.mark.parametrize("name", [n for n in plain_vits() if not n.endswith("quickgelu")])
     def test_the_config_whose_sizes_agree_gives_them(self, name):
         expected = open_clip.get_model_config(name)
         with torch.device("meta"):
@@ -387,8 +383,8 @@ class TestPixels:
 
     def test_every_entry_gives_its_own(self):
         for name, tag in open_clip.list_pretrained():
-            if name in _plain_vits():
-                entry = _entry(name, tag)
+            if name in plain_vits():
+                entry = entry_of(name, tag)
                 found = _normalisation(entry, name, entry["quick_gelu"], "a tag", None, None)
                 assert found == (tuple(entry["mean"]), tuple(entry["std"]))
 
@@ -423,15 +419,15 @@ class TestPixels:
             _normalisation({}, "ViT-B-16", True, "a file", mean, std)
 
     def test_a_word_against_the_entry(self):
-        entry = _entry("ViT-L-14", "laion2b_s32b_b82k")
+        entry = entry_of("ViT-L-14", "laion2b_s32b_b82k")
         with pytest.raises(SFPError, match="disagrees with the weights a tag"):
             _normalisation(entry, "ViT-L-14", False, "a tag", PIXEL_MEAN, PIXEL_STD)
 
     def test_the_offline_hint_names_them(self):
-        assert "pixel_mean=[0.5, 0.5, 0.5]" in _offline_hint(
-            _entry("ViT-L-14", "laion2b_s32b_b82k")
+        assert "pixel_mean=[0.5, 0.5, 0.5]" in offline_hint(
+            entry_of("ViT-L-14", "laion2b_s32b_b82k")
         )
-        assert "pixel_mean" not in _offline_hint(_entry("ViT-B-16", "openai"))
+        assert "pixel_mean" not in offline_hint(entry_of("ViT-B-16", "openai"))
 
     def test_the_word_reaches_the_model(self, weights):
         clip = load_clip(

@@ -19,7 +19,7 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sfp.clip.loading import BUILT_IN
+from sfp.clip.built_in import BUILT_IN
 from sfp.clip.prompts import IMAGENET_PROMPTS
 from sfp.datasets import toyland
 from sfp.errors import SFPError

@@ -10,7 +10,7 @@ from conftest import write_ranking
 from safetensors.torch import load_file
 
 import sfp
-from sfp.clip.loading import BUILT_IN
+from sfp.clip.built_in import BUILT_IN
 from sfp.datasets import toyland
 from sfp.errors import SFPError
 from sfp.methods import METHODS

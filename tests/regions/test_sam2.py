@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pretended_device import PretendedCUDA
 
+import sfp
 from sfp.datasets import toyland
 from sfp.errors import SFPError
-from sfp.regions import load_masks, masks_on_disk
+from sfp.regions import PROGRAMS, load_masks, masks_on_disk
 from sfp.stages import Picture
 
 pytest.importorskip("transformers")
@@ -85,6 +87,20 @@ def test_a_plain_reading_point_by_point(folder, toyland_clip):
     assert len({mask.tobytes() for mask in expected}) > 3
     again = masks_of(folder, toyland_clip, image, points=3, overlap=1.0, points_at_once=64)
     assert again == found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_masks_on_a_gpu_are_those_of_the_cpu(folder, toyland_clip):
+    """Of a pretended one, which refuses float32 convolutions in TF32."""
+    image, program = toyland.make_scene("val", 0).image, PROGRAMS.get("sam2")
+    options = dict(model=str(folder), points=2, iou=0.0, stability=0.0, overlap=1.0)
+    expected = program(toyland_clip, **options)(image)
+    with PretendedCUDA():
+        clip = sfp.load_clip("Toyland", device="cuda", precision="fp32")
+        found = program(clip, **options)(image)
+    assert len(found) == 4
+    for own, mask in zip(found.masks(), expected.masks(), strict=True):
+        assert (own == mask).mean() > 0.999
 
 
 def test_unsure_unstable_and_double_masks_are_dropped(folder, toyland_clip):

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from sfp.clip import load_clip
-from sfp.clip.loading import BUILT_IN
+from sfp.clip.built_in import BUILT_IN
 from sfp.methods import METHODS, list_methods
 from sfp.outliers import list_detectors
 

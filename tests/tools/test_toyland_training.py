@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 
 from sfp.clip import load_clip
-from sfp.clip.loading import BUILT_IN
+from sfp.clip.built_in import BUILT_IN
 from sfp.datasets.toyland_outliers import outlier_cells, true_outliers
 
 sys.path.insert(0, str(ROOT / "tools/dev"))

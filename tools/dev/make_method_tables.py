@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sfp.clip.loading import BUILT_IN
+from sfp.clip.built_in import BUILT_IN
 from sfp.errors import SFPError, run_command
 from sfp.evaluation.markdown import markdown_table
 from sfp.evaluation.tables import COLUMNS, find_published, peers_table

@@ -27,9 +27,9 @@ from matplotlib.figure import Figure
 from outlier_truth import TOKEN_FIGURES, detection_figures, token_figures
 
 from sfp.clip import load_clip
+from sfp.clip.built_in import BUILT_IN
 from sfp.clip.clip import FrozenCLIP
 from sfp.clip.coherence import nearest_labels
-from sfp.clip.loading import BUILT_IN
 from sfp.clip.registers import SHIPPED, Registers, read_entries
 from sfp.clip.text_bank import TextBank
 from sfp.clip.trunk import Hook

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from sfp.clip import load_clip
-from sfp.clip.loading import BUILT_IN
+from sfp.clip.built_in import BUILT_IN
 from sfp.clip.text_bank import TextBank
 from sfp.datasets import toyland
 from sfp.errors import SFPError, run_command
