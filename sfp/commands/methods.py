@@ -17,7 +17,7 @@ _KINDS = {"methods": "sfp.methods", "detectors": "sfp.outliers", "refiners": "sf
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sfp methods", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="sfp methods", description=__doc__.split("\n\n")[0])
     parser.add_argument("name", nargs="?", help="a method, a detector or a refiner")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(show, parser.parse_args(arguments))

@@ -13,7 +13,7 @@ from sfp.errors import SFPError, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sfp models", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="sfp models", description=__doc__.split("\n\n")[0])
     parser.add_argument("part", nargs="?", default="", help="of a name, in any case")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(show, parser.parse_args(arguments))
