@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from sfp.exports.instances import Annotated
     from sfp.many.run import Engine
 
-FORMATS = ("overlay", "png", "npz", "coco", "labelstudio", "cvat")
+FORMATS = ("overlay", "png", "npz", "coco", "labelstudio", "cvat", "areas")
 _DEFAULTS = {"window": 224, "stride": 112, "short_side": 336}
 _COCO, _TASKS, _INTERFACE = "coco.json", "labelstudio.json", "labelstudio.xml"
-_CVAT = "cvat.zip"
+_CVAT, _AREAS = "cvat.zip", "areas.csv"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--format",
         default="overlay,png",
         metavar="A,B",
-        help=f"which of {', '.join(FORMATS)}; png is always written, the last three are one file"
+        help=f"which of {', '.join(FORMATS)}; png is always written, the last four are one file"
         " for all pictures",
     )
     add(
@@ -317,6 +317,10 @@ def collect(out: Path, example: str, formats: list[str]) -> None:
         colours = first.palette[len(first.names) - len(names) :].tolist()
         written.append(_write(out / _TASKS, tasks))
         written.append(_write(out / _INTERFACE, label_studio_interface(names, colours)))
+    if "areas" in forms:
+        from sfp.exports.areas import area_table
+
+        written.append(_write(out / _AREAS, area_table(pictures())))
     if "cvat" in forms:
         from sfp.exports.cvat import write_cvat
 
