@@ -157,7 +157,7 @@ def read_class_list(path: str | os.PathLike, separator: str = ", ") -> list[list
 
 
 def check_names(
-    names: Sequence[str | Sequence[str]], source: str = "the list of names"
+    names: Sequence[str | Sequence[str]], source: str = "The list of names"
 ) -> list[list[str]]:
     """Names, each a word or a list of synonyms, as lists of words without spaces around them.
 
