@@ -99,6 +99,7 @@ class Segmenter:
         if METHODS.get(method).whole_images:
             options.setdefault("window", 0)
         protocol, of_method = Protocol.split(options)
+        of_method = check_method(method, of_method, Protocol.options_beside(Segmenter))
         clip = model
         if not isinstance(model, FrozenCLIP):
             clip = load_clip(
@@ -112,10 +113,13 @@ class Segmenter:
                 pixel_std=pixel_std,
             )
         check_weights(clip, weights_sha256)
-        dense = build_method(method, clip, **check_method(method, of_method))
+        dense = build_method(method, clip, **of_method)
         self.pipeline = Pipeline(dense, TextBank(clip, prompts, text_cache), protocol)
         self.short_side = short_side
         self._encode_text = functools.lru_cache(maxsize=32)(self.pipeline.text_bank.encode)
+
+    def __repr__(self) -> str:
+        return f"Segmenter({self.pipeline.method!r}, short_side={self.short_side})"
 
     def __call__(
         self,

@@ -120,10 +120,16 @@ def _sentence(error: Exception) -> SFPError:
     )
 
 
-def unknown_choice(kind: str, given: object, choices: Iterable[str]) -> SFPError:
-    """The error for a name that is not among the choices, offering the closest one."""
+def unknown_choice(
+    kind: str, given: object, choices: Iterable[str], others: Iterable[str] = ()
+) -> SFPError:
+    """The error for a name that is not among the choices, offering the closest one.
+
+    Args:
+        others: what may have been meant besides, not listed.
+    """
     choices = list(choices)
-    lowered = {choice.lower(): choice for choice in choices}
+    lowered = {choice.lower(): choice for choice in [*others, *choices]}
     close = difflib.get_close_matches(str(given).lower(), lowered, n=1, cutoff=0.5)
     hint = f"; did you mean {lowered[close[0]]!r}?" if close else "."
     return SFPError(f"Unknown {kind} {given!r}{hint} Choose one of: {', '.join(choices)}.")

@@ -16,6 +16,7 @@ from sfp.errors import SFPError
 from sfp.files import CONFIGS
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_TEXTS = (".txt", ".text", ".csv", ".tsv")
 BACKGROUND = "background"
 FEW = 5
 _SEPARATORS = {"ade847": "; "}  # of lists whose names have commas, as their configs say
@@ -75,13 +76,13 @@ def read_names(text: str) -> tuple[list[list[str]], str]:
     ending = Path(text).suffix.lower()
     if path is None and (
         (os.path.isfile(text) and (ending or os.path.dirname(text)))
-        or (ending in (".txt", *PICTURES) and "," not in text)
+        or (ending in (*_TEXTS, *PICTURES) and "," not in text)
     ):
         path = Path(text)
     if path is None:
         return check_names(parse_names(text), "The list of names"), ""
     shipped = next((name for name, file in lists.items() if file == path.resolve()), None)
-    separator = _SEPARATORS.get(shipped, ", ")
+    separator = _SEPARATORS.get(shipped, ", ") if shipped else ","  # spaces go with check_names
     names = check_names(read_class_list(path, separator), f"The names file {path}")
     if shipped and len(names[0]) > _MANY and names[0][0] != BACKGROUND:
         names[0].insert(0, BACKGROUND)
@@ -156,7 +157,7 @@ def read_class_list(path: str | os.PathLike, separator: str = ", ") -> list[list
 
 
 def check_names(
-    names: Sequence[str | Sequence[str]], source: str = "the list of names"
+    names: Sequence[str | Sequence[str]], source: str = "The list of names"
 ) -> list[list[str]]:
     """Names, each a word or a list of synonyms, as lists of words without spaces around them.
 

@@ -111,6 +111,20 @@ def add_config_options(
     parser.add_argument("--cfg-options", **words, help=f"override config keys, such as {example}")
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Help with each option's default, where it says something: a switch that is off, None and an
+    empty list do not.
+    """
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default, help_text = action.default, action.help
+        if help_text is None or default in (None, argparse.SUPPRESS) or isinstance(default, bool):
+            return help_text
+        words = default if isinstance(default, (list, tuple)) else [default]
+        shown = " ".join(str(word) for word in words).replace("%", "%%")
+        return f"{help_text} (default: {shown})" if shown else help_text
+
+
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     """Options for what a file of weights may not show, of every program that takes one."""
     add = parser.add_argument

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from sfp.errors import SFPError
 
 PAIRS = (
-    "mmcv-lite==2.1.0 with onedl-mmsegmentation==1.4.2 (no compiler needed),"
-    " or full mmcv>=2.0.0,<2.2.0 with mmsegmentation==1.2.2"
+    "pip install 'sfp-ovss[mmseg]' (mmcv-lite==2.1.0 with onedl-mmsegmentation==1.4.2, no compiler"
+    " needed), or have full mmcv>=2.0.0,<2.2.0 with mmsegmentation==1.2.2"
 )
 _MODULES = {
     "MODELS": "sfp.segmentor",
@@ -71,7 +71,7 @@ def require_mmseg() -> None:
         )
         reason = str(error).split("\n")[0] or type(error).__name__
         raise SFPError(
-            f"mmsegmentation can't be imported here ({reason}); install {PAIRS}. Found: {found}."
+            f"mmsegmentation can't be imported here ({reason}); {PAIRS}. Found: {found}."
         ) from error
 
 

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
@@ -121,12 +121,18 @@ class Registry:
         fields = dataclasses.fields(self.get(name))
         return {field.name: field.default for field in fields if field.kw_only}
 
-    def check_options(self, name: str, options: Mapping[str, Any]) -> None:
-        """Raises SFPError for an option that the class lacks, or a value of another type."""
+    def check_options(
+        self, name: str, options: Mapping[str, Any], others: Iterable[str] = ()
+    ) -> None:
+        """Raises SFPError for an option that the class lacks, or a value of another type.
+
+        Args:
+            others: see ``unknown_choice``.
+        """
         known, hints = self.options(name), _hints(self.get(name))
         for option, value in options.items():
             if option not in known:
-                raise unknown_choice(f"option of {self.kind} {name}", option, sorted(known))
+                raise unknown_choice(f"option of {self.kind} {name}", option, sorted(known), others)
             what = f"{option} of {self.kind} {name}"
             check_type(what, value, hints[option], known[option])
 

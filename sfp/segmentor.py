@@ -97,6 +97,7 @@ class SFPSegmentor(BaseSegmentor):
     ):
         vocabulary = Vocabulary.of_config(name_path, names, name_separator)
         protocol, options = Protocol.split(options)
+        options = check_method(method, options, Protocol.options_beside(SFPSegmentor))
         if pretrained is None and weights is None:
             raise SFPError(
                 "model.pretrained is None, or was taken away by mmseg's init_model or"
@@ -122,7 +123,7 @@ class SFPSegmentor(BaseSegmentor):
         mean, std = ([255 * v for v in values] for values in (frozen.pixel_mean, frozen.pixel_std))
         usual = UnevenSegDataPreProcessor(mean=mean, std=std, bgr_to_rgb=True)
         super().__init__(data_preprocessor=data_preprocessor or usual)
-        dense = build_method(method, frozen, **check_method(method, options))
+        dense = build_method(method, frozen, **options)
         self.frozen, self.stays = frozen, device is not None
         # submodules, so that .to(device) moves them
         self.network, self.backbones = frozen.model, nn.ModuleDict(dense.backbones)

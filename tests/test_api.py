@@ -96,6 +96,18 @@ def test_wrong_options():
         sfp.Segmenter("SFP", "Toyland", short_side=0)
 
 
+@pytest.mark.parametrize(
+    ("option", "meant"), [("windw", "window"), ("cls_facto", "cls_factor"), ("modl", "model")]
+)
+def test_a_misspelt_option_is_refused_before_weights_are_read(option, meant, tmp_path):
+    with pytest.raises(sfp.SFPError, match=f"'{option}'; did you mean '{meant}'"):
+        sfp.Segmenter("SFP", pretrained=str(tmp_path / "absent.pt"), **{option: 3})
+
+
+def test_repr(segmenter):
+    assert repr(segmenter).startswith("Segmenter(SFP(FrozenCLIP('Toyland'")
+
+
 class TestBackground:
     def test_a_text_is_a_label_alone(self, segmenter, scene):
         """Pixels whose best name is improbable fall to it.

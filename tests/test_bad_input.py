@@ -306,6 +306,7 @@ CONFIG = [
     ("model.pm=L2 model.pm=LOF", "model.pm twice"),
     ("model.purify=yes", "purify of method SFP is 'yes'"),
     ("model.purify_layers=[99]", "layer 99"),
+    ("model.methd=SFP", "did you mean 'method'"),
     ("model.sae_residul=none", "'sae_residul'", "did you mean 'sae_residual'"),
     ("model.hai=no", "hai of method SFP is 'no'"),
     ("model.windows_at_once=-1", "windows_at_once=-1"),

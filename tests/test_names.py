@@ -80,7 +80,7 @@ class TestReadNames:
     def test_files(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         for name in ("list", "my list.names", "ade20k"):
-            (tmp_path / name).write_text("\ufeffsky\nsea, ocean\n", encoding="utf-8")
+            (tmp_path / name).write_text("\ufeffsky\nsea,ocean\n", encoding="utf-8")
         expected = [["sky"], ["sea", "ocean"]]
         for path in ("./list", "my list.names", str(tmp_path / "list"), "./ade20k"):
             assert read_names(path) == (expected, path.removeprefix("./"))
@@ -113,6 +113,7 @@ class TestReadNames:
             "large.txt": "over 1 MiB",
             "folder.txt": "can't be read",
             "absent.txt": "There is no names file",
+            "absent.text": "There is no names file",
             "absent.png": "There is no names file",
             "": "empty name",
         }.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
 from sfp.errors import SFPError
-from sfp.options import parse_options, parse_spec, split_spec
+from sfp.options import HelpFormatter, parse_options, parse_spec, split_spec
 
 
 def test_literals_become_values_and_the_rest_text():
@@ -41,3 +43,15 @@ def test_a_spec_keeps_commas_inside_values():
 def test_a_pair_without_key_or_value(pair):
     with pytest.raises(SFPError, match=r"--options got .*KEY=VALUE"):
         parse_options([pair], "--options")
+
+
+def test_help_shows_defaults_that_say_something():
+    parser = argparse.ArgumentParser(formatter_class=HelpFormatter)
+    parser.add_argument("--number", default=0, help="a")
+    parser.add_argument("--names", nargs="+", default=["SFP", "50%"], help="b")
+    parser.add_argument("--nothing", help="c")
+    parser.add_argument("--empty", nargs="+", default=[], help="d")
+    parser.add_argument("--switch", action="store_true", help="e")
+    words = " ".join(parser.format_help().split())
+    assert "a (default: 0)" in words and "b (default: SFP 50%)" in words
+    assert words.count("default") == 2

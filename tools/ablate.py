@@ -20,13 +20,13 @@ from pathlib import Path
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
-from sfp.options import add_config_options
+from sfp.options import HelpFormatter, add_config_options
 from sfp.plugin import require_mmseg
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="TABLE", help="the tables, see --list")
     parser.add_argument("--list", action="store_true", help="list the tables and measure nothing")

@@ -25,13 +25,13 @@ import numpy as np
 from sfp.errors import SFPError, run_command
 from sfp.evaluation.counts import Figures, sum_counts
 from sfp.evaluation.markdown import markdown_table
-from sfp.options import add_config_options
+from sfp.options import HelpFormatter, add_config_options
 from sfp.plugin import require_mmseg
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument(
         "config",

@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
+from sfp.options import HelpFormatter
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument("--methods", nargs="+", help="all by default; proxies are colours")
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp16"])

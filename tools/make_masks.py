@@ -28,7 +28,7 @@ from sfp.clip import load_clip
 from sfp.errors import SFPError, run_command
 from sfp.files import make_folder, sweep, whole_file
 from sfp.methods import METHODS
-from sfp.options import add_config_options
+from sfp.options import HelpFormatter, add_config_options
 from sfp.regions import MadeMasks, load_masks
 from sfp.stages import Picture
 
@@ -53,7 +53,7 @@ class Job:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument("inputs", nargs="+", help="a config file, or pictures and their folders")
     parser.add_argument(

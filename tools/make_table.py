@@ -13,12 +13,13 @@ from pathlib import Path
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
+from sfp.options import HelpFormatter
 from sfp.plugin import require_mmseg
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument(
         "folders", nargs="+", type=Path, help="folders that hold results.json, at any depth"

@@ -37,7 +37,7 @@ from sfp.clip.clip import PRECISIONS, FrozenCLIP
 from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.evaluation.markdown import markdown_table
 from sfp.files import whole_file
-from sfp.options import add_weights_arguments, parse_spec, weights_arguments
+from sfp.options import HelpFormatter, add_weights_arguments, parse_spec, weights_arguments
 from sfp.verification.timing import in_rounds, machine, peak_memory, spread
 
 STAGES = (
@@ -55,7 +55,7 @@ PLAIN = "open_clip"
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument(
         "--methods",

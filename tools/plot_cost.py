@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from sfp.errors import SFPError, run_command
 from sfp.evaluation.tables import read_results
 from sfp.files import save_figure, whole_file
+from sfp.options import HelpFormatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument(
         "folders",

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from sfp.errors import SFPError, run_command
 from sfp.evaluation.markdown import markdown_table
 from sfp.files import save_figure, whole_file
-from sfp.options import add_config_options
+from sfp.options import HelpFormatter, add_config_options
 from sfp.plugin import require_mmseg
 
 READ = ("components", "alignment", "accuracy", "entropy", "cls entropy")
@@ -34,7 +34,7 @@ READ = ("components", "alignment", "accuracy", "entropy", "cls entropy")
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument("config", help="a config file, such as configs/cfg_toyland.py")
     parser.add_argument(

@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
-from sfp.options import add_config_options
+from sfp.options import HelpFormatter, add_config_options
 from sfp.plugin import require_mmseg
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument("config", help="a config file, such as configs/cfg_voc20.py")
     parser.add_argument(

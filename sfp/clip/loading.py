@@ -266,6 +266,8 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
     except Exception as error:  # each kind of device has its own
         refuse_want_of_memory(error, f"asking the device {str(device)!r} for a number")
         reason = str(error).strip().splitlines()[0].split(". ")[0][:120]
+        if reason.startswith("Expected one of"):  # all kinds that torch was ever built for
+            reason = "torch knows no such kind of device"
         count = torch.cuda.device_count()
         raise SFPError(
             f"device={str(device)!r} can't be used here ({reason}); use 'cpu'"
@@ -394,7 +396,8 @@ def _activation(asked: bool | None, architecture: str, source: str, known: bool 
     if asked is None and known is None:
         raise SFPError(
             f"{source} doesn't say whether it was trained with QuickGELU (OpenAI, MetaCLIP, DFN) "
-            "or plain GELU (LAION, DataComp); give quick_gelu=True or quick_gelu=False."
+            "or plain GELU (LAION, DataComp); give quick_gelu=True or quick_gelu=False"
+            " (command: --quick-gelu or --no-quick-gelu)."
         )
     return known if asked is None else asked
 

@@ -145,7 +145,8 @@ def offline_hint(entry: Mapping[str, Any]) -> str:
     pixels = "" if mean == list(PIXEL_MEAN) else f", pixel_mean={mean} and pixel_std={std}"
     return (
         f"bring the file {' or '.join(names)} from elsewhere and pass its path as pretrained "
-        f"(config: model.pretrained) with quick_gelu={entry['quick_gelu']}{pixels}, or use the "
+        f"(config: model.pretrained, command: --pretrained) with quick_gelu={entry['quick_gelu']}"
+        f"{pixels} (command: --{'' if entry['quick_gelu'] else 'no-'}quick-gelu), or use the "
         "built-in Toyland model, which needs no download (model='Toyland'; "
         "config: configs/cfg_toyland.py)"
     )

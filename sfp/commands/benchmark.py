@@ -23,15 +23,15 @@ from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import only_one, sweep
-from sfp.options import add_config_options
+from sfp.options import HelpFormatter, add_config_options
 from sfp.plugin import require_mmseg
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sfp benchmark",
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__.split("\n\n")[0],
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--methods",

@@ -32,7 +32,7 @@ class Cache:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sfp cache", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="sfp cache", description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--clear", nargs="+", choices=["text", "masks", "downloads", "compiled", "all"], default=[],
         help="delete these caches; all leaves out compiled, which other programs share",

@@ -16,13 +16,14 @@ from pathlib import Path
 from sfp.datasets.check import check_dataset
 from sfp.datasets.layouts import LAYOUTS
 from sfp.errors import SFPError, run_command
+from sfp.options import HelpFormatter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sfp check",
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__.split("\n\n")[0],
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("name", help=", ".join(LAYOUTS))
     parser.add_argument(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from sfp.errors import SFPError, run_command
 from sfp.files import find_config, make_folder, only_one, sweep, whole_file
-from sfp.options import add_config_options, parse_options
+from sfp.options import HelpFormatter, add_config_options, parse_options
 from sfp.plugin import require_mmseg
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sfp evaluate",
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__.split("\n\n")[0],
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("config", help="a config file, such as configs/cfg_toyland.py, or a dataset's name")

@@ -17,7 +17,7 @@ from sfp.files import make_folder, whole_file
 from sfp.many.items import Item
 from sfp.many.recipe import is_result
 from sfp.many.sources import Sources
-from sfp.options import add_weights_arguments, parse_options, weights_arguments
+from sfp.options import HelpFormatter, add_weights_arguments, parse_options, weights_arguments
 from sfp.registry import registered_names
 
 USUAL = ("attention", "outliers", "features")
@@ -27,8 +27,8 @@ FIGURES = (*USUAL, "patch", "heads", "mlp")
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sfp inspect",
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__.split("\n\n")[0],
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("images", nargs="+", help="pictures, or what sfp segment takes of many")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Sequence
+from dataclasses import fields
 
 from sfp.errors import run_command, unknown_choice
 from sfp.registry import registered_names
@@ -17,7 +18,7 @@ _KINDS = {"methods": "sfp.methods", "detectors": "sfp.outliers", "refiners": "sf
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sfp methods", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="sfp methods", description=__doc__.split("\n\n")[0])
     parser.add_argument("name", nargs="?", help="a method, a detector or a refiner")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(show, parser.parse_args(arguments))
@@ -37,10 +38,10 @@ def show(args: argparse.Namespace) -> None:
                 if words:
                     print(f"  {name:16} {words.partition(': ')[2] or words}")
         return
-    listed = [name for names in known.values() for name in names]
-    if args.name not in listed:
+    if not any(args.name in names for names in known.values()):
+        listed = [name for names in known.values() for name, words in names.items() if words]
         raise unknown_choice("method", args.name, listed)
-    from sfp.methods import METHODS
+    from sfp.methods import METHODS, Method
     from sfp.outliers import DETECTORS
     from sfp.refiners import REFINERS
 
@@ -48,6 +49,15 @@ def show(args: argparse.Namespace) -> None:
         if args.name in known[kind]:
             print(f"{args.name}, one of the {kind}\n")
             print(inspect.getdoc(registry.get(args.name)))
-            print("\noptions and their defaults:")
-            for option, default in registry.options(args.name).items():
-                print(f"  {option}={default!r}")
+            options = registry.options(args.name)
+            shared = {field.name for field in fields(Method)} if kind == "methods" else set()
+            if options.keys() - shared:
+                print("\noptions and their defaults:")
+            for option in (name for name in options if name not in shared):
+                print(f"  {option}={options[option]!r}")
+            if shared:
+                print(
+                    "\noptions of every method, see help(sfp.methods.Method); None: as published:"
+                )
+            for option in (name for name in options if name in shared):
+                print(f"  {option}={options[option]!r}")

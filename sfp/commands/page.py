@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfp.errors import SFPError, run_command
-from sfp.options import add_weights_arguments, weights_arguments
+from sfp.options import HelpFormatter, add_weights_arguments, weights_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sfp page",
         description="Start the web page.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--host",

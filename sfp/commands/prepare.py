@@ -18,13 +18,14 @@ from pathlib import Path
 from sfp.datasets.layouts import LAYOUTS
 from sfp.datasets.preparation import prepare
 from sfp.errors import SFPError, run_command
+from sfp.options import HelpFormatter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sfp prepare",
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__.split("\n\n")[0],
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("name", help=", ".join(LAYOUTS))
     parser.add_argument(

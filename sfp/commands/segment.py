@@ -33,24 +33,24 @@ from sfp.files import whole_file
 from sfp.many.recipe import LABELS, Recipe, is_result, settings_of
 from sfp.many.sources import Sources
 from sfp.names import BACKGROUND, read_names, usual_background
-from sfp.options import add_weights_arguments, parse_options, weights_arguments
+from sfp.options import HelpFormatter, add_weights_arguments, parse_options, weights_arguments
 from sfp.registry import registered_names
 
 if TYPE_CHECKING:
     from sfp.exports.instances import Annotated
     from sfp.many.run import Engine
 
-FORMATS = ("overlay", "png", "npz", "coco", "labelstudio", "cvat")
+FORMATS = ("overlay", "png", "npz", "coco", "labelstudio", "cvat", "areas")
 _DEFAULTS = {"window": 224, "stride": 112, "short_side": 336}
 _COCO, _TASKS, _INTERFACE = "coco.json", "labelstudio.json", "labelstudio.xml"
-_CVAT = "cvat.zip"
+_CVAT, _AREAS = "cvat.zip", "areas.csv"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sfp segment",
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__.split("\n\n")[0],
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     around.add_argument(
         "--background",
         help="what fits none of the names: a label alone, for pixels below prob_thd, or words to"
-        " ask for, with ',' between them; usual ones are added to five names or less",
+        " ask for, with ',' between them; usual ones are added to five names or fewer",
     )
     around.add_argument(
         "--no-background", action="store_true", help="add no words: each pixel gets a name"
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--format",
         default="overlay,png",
         metavar="A,B",
-        help=f"which of {', '.join(FORMATS)}; png is always written, the last three are one file"
+        help=f"which of {', '.join(FORMATS)}; png is always written, the last four are one file"
         " for all pictures",
     )
     add(
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="further options, such as sigma=3 or prob_thd=0.2",
     )
     add("--window", type=int, default=224, help="side of the sliding window; 0 for whole images")
-    add("--stride", type=int, default=112)
+    add("--stride", type=int, default=112, help="of the window")
     add("--short-side", type=int, default=336, help="pictures are resized to it first")
     add("--device", help="cuda or cpu; CUDA where there is one by default")
     many = parser.add_argument_group("many pictures")
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_many(
         "--shard",
         type=_shard,
-        default=(1, 1),
+        default="1/1",
         metavar="I/N",
         help="do only the I-th of N shares, while others do theirs into the same --out",
     )
@@ -317,6 +317,10 @@ def collect(out: Path, example: str, formats: list[str]) -> None:
         colours = first.palette[len(first.names) - len(names) :].tolist()
         written.append(_write(out / _TASKS, tasks))
         written.append(_write(out / _INTERFACE, label_studio_interface(names, colours)))
+    if "areas" in forms:
+        from sfp.exports.areas import area_table
+
+        written.append(_write(out / _AREAS, area_table(pictures())))
     if "cvat" in forms:
         from sfp.exports.cvat import write_cvat
 

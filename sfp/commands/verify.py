@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.files import find_config
-from sfp.options import add_weights_arguments, weights_arguments
+from sfp.options import HelpFormatter, add_weights_arguments, weights_arguments
 from sfp.registry import registered_names
 from sfp.verification import STEPS
 from sfp.verification.given import Given, read_images, read_roots
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sfp verify",
         description=f"{__doc__.splitlines()[0]} Steps: {steps}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("work_dirs/verify"), help="folder for the report")

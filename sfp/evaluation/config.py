@@ -12,6 +12,7 @@ import inspect
 import logging
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -111,6 +112,8 @@ def _from_file(path: Path) -> Config:
     within = CONFIGS.parent == Path(sfp.__file__).parent and "SFP_DATA" not in os.environ
     if within:  # data/ beside a wheel's configs would lie in site-packages: in the working folder
         os.environ["SFP_DATA"] = "data"
+    if os.getcwd() not in sys.path:  # where custom_imports finds modules, as with python -m
+        sys.path.append(os.getcwd())
     try:
         _require_python(path)
         return Config.fromfile(path)
@@ -118,8 +121,11 @@ def _from_file(path: Path) -> Config:
         raise
     except Exception as error:  # a config is a program: anything can go wrong in it
         refuse_want_of_memory(error, f"reading the config {path}")
+        cause: BaseException = error  # mmengine's own words list the whole sys.path
+        while isinstance(cause, ImportError) and (inner := cause.__cause__ or cause.__context__):
+            cause = inner
         raise SFPError(
-            f"The config {path} can't be read ({type(error).__name__}: {error});"
+            f"The config {path} can't be read ({type(cause).__name__}: {cause});"
             " put it right, or name another."
         ) from error
     finally:
@@ -284,9 +290,10 @@ def check_dataset(cfg: Config) -> None:
     dataset = cfg.test_dataloader.dataset
     if dataset.type == "ToylandDataset":
         return
-    root = Path(dataset.get("data_root") or ".")
+    root = Path(os.path.normpath(dataset.get("data_root") or "."))
     hint = (
-        "set test_dataloader.dataset.data_root, or SFP_DATA to the folder that holds all datasets"
+        "make it by sfp prepare, set test_dataloader.dataset.data_root, or SFP_DATA to the folder"
+        " that holds all datasets"
     )
     if not root.is_dir():
         raise SFPError(f"The data root {root} of {dataset.type} does not exist; {hint}.")

@@ -178,7 +178,8 @@ def dataset_fingerprint(
                 digest.update(f"{short_name(path)} {known}\n".encode())
             except OSError as error:
                 raise SFPError(
-                    f"{path} of {type(dataset).__name__} is missing; run sfp check on the data."
+                    f"{path} of {type(dataset).__name__} is missing; check img_suffix"
+                    " and seg_map_suffix, or run sfp check on the data."
                 ) from error
     return digest.hexdigest()
 

@@ -59,6 +59,11 @@ class Stream:
     heads: dict[int, np.ndarray] = field(default_factory=dict)
     mlp: dict[int, np.ndarray] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        height, width = self.grid
+        repaired = int(self.repaired.sum())
+        return f"Stream({self.layers} layers, {height}x{width} patches, {repaired} repaired)"
+
     @property
     def prefix(self) -> int:
         """P, how many tokens come before the patches."""

@@ -130,7 +130,7 @@ class Asked:
             result = replace(results[0], protocol=record)
             for file in reversed(files):  # the one that says that it is done comes last
                 result.save(file)
-            report = ", ".join(f"{name} {100 * area:.1f}%" for name, area in result.areas.items())
+            report = ", ".join(_share(name, area) for name, area in result.areas.items())
         return f"{item.title}: {report} -> {', '.join(map(str, reversed(files)))}"
 
     def is_done(self, out: Path, stem: str, item: Item) -> bool:
@@ -170,6 +170,10 @@ def is_result(file: str) -> bool:
         if file.endswith(ending):
             return read_provenance(f"{file.removesuffix(ending)}{carrier}") is not None
     return False
+
+
+def _share(name: str, area: float) -> str:
+    return f"{name} {100 * area:.1f}%" if area >= 0.0005 else f"{name} <0.1%"
 
 
 def _with_names(card: dict[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Sources:
             elif kind.endswith(TABLE):
                 yield from self._table(file, name)
             elif not os.path.lexists(file):
-                yield SFPError(f"There is no image file {file}; check the path.")
+                yield SFPError(f"There is no image file or folder {file}; check the path.")
             else:
                 yield FileItem(self._key(file), name, file, *_size_and_time(file))
         except SFPError as error:  # the other files go on

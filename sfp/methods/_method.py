@@ -6,7 +6,7 @@ import os
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -492,8 +492,13 @@ def build_method(name: str, clip: FrozenCLIP, **options: Any) -> Method:
     return METHODS.get(name)(clip, **options)
 
 
-def check_method(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_method(
+    name: str, options: Mapping[str, Any], others: Iterable[str] = ()
+) -> dict[str, Any]:
     """Options as a method takes them, its detector's in ``pm``, before anything is loaded.
+
+    Args:
+        others: what the caller takes besides, see ``unknown_choice``.
 
     Raises:
         SFPError: unknown method, detector or option, or a value of another type than the default's.
@@ -509,7 +514,7 @@ def check_method(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             raise SFPError(f"{option} of {detector} is given twice, once in pm; keep one.")
         of_detector[option] = given.pop(option)
     DETECTORS.check_options(detector, of_detector)
-    METHODS.check_options(name, given)
+    METHODS.check_options(name, given, [*takes, *others])
     return {**given, "pm": dict(type=detector, **of_detector)} if of_detector else given
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
@@ -69,6 +70,11 @@ class Protocol:
         names = {field.name for field in fields(cls)}
         own = {key: value for key, value in options.items() if key in names}
         return cls(**own), {key: value for key, value in options.items() if key not in names}
+
+    @classmethod
+    def options_beside(cls, taker: Callable) -> list[str]:
+        """The options that ``taker`` takes beside those of a method: its own and the protocol's."""
+        return [*inspect.signature(taker).parameters, *(field.name for field in fields(cls))]
 
     @functools.cached_property
     def refiners(self) -> tuple[Refiner | LabelRefiner, ...]:

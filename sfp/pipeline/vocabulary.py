@@ -45,7 +45,7 @@ class Vocabulary:
 
     @classmethod
     def from_names(
-        cls, names: Sequence[str | Sequence[str]], source: str = "the list of names"
+        cls, names: Sequence[str | Sequence[str]], source: str = "The list of names"
     ) -> Vocabulary:
         """From names, each a word or a list of synonyms.
 

@@ -225,7 +225,7 @@ class TestNames:
 
 class TestFormats:
     def test_files_for_all_pictures(self, segment, photos, tmp_path):
-        said = segment(photos, "--format", "coco, labelstudio", "--parts", "--out", "out")
+        said = segment(photos, "--format", "coco, labelstudio, areas", "--parts", "--out", "out")
         assert "4 pictures -> " in said
         coco = json.loads((tmp_path / "out/coco.json").read_text())
         names = ["a.jpg", "a.png", "inner/a.jpg", "inner/b.webp"]
@@ -240,6 +240,10 @@ class TestFormats:
         regions = [len(task["predictions"][0]["result"]) for task in tasks]
         assert sum(regions) == len(coco["annotations"]) > 12
         assert '<Label value="house"' in (tmp_path / "out/labelstudio.xml").read_text()
+        head, *rows = (tmp_path / "out/areas.csv").read_text().splitlines()
+        assert head == "picture,sky,sea,house" and [row.split(",")[0] for row in rows] == names
+        for row in rows:
+            assert sum(map(float, row.split(",")[1:])) == pytest.approx(1, abs=1e-5)
         assert not list((tmp_path / "out").rglob("*_overlay.jpg"))
 
     def test_later_runs_add_to_them(self, segment, photos, tmp_path):

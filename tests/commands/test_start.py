@@ -71,7 +71,7 @@ SEGMENT = "segment photo.jpg --names cat --model Toyland --options prompts=photo
 MISTAKES = [
     ("sgment photo.jpg", "Unknown command 'sgment'; did you mean 'segment'"),
     ("segment", "the following arguments are required: images, --names"),
-    ("segment absent.jpg --names cat", "There is no image file absent.jpg"),
+    ("segment absent.jpg --names cat", "There is no image file or folder absent.jpg"),
     ("segment empty --names cat", "The folder empty has no pictures"),
     ("segment photo.jpg --names photo.jpg", "The names file photo.jpg can't be read"),
     ("segment photo.jpg --names binary.txt", "The names file binary.txt can't be read"),
@@ -153,11 +153,17 @@ def test_names_read_from_files_are_the_registered_ones():
 def test_one_method_and_the_models(capsys):
     assert main(["methods", "SC-CLIP"]) == 0
     said = capsys.readouterr().out
-    assert "beta: similarities below it are cut" in said and "beta=0.4" in said
+    own, every = said.split("options of every method")
+    assert "beta: similarities below it are cut" in own and "beta=0.4" in own and "pm=" not in own
+    assert "pm=None" in every
     assert main(["models", "b-16"]) == 0
     said = capsys.readouterr().out
     assert "ViT-B-16 " in said and "laion400m_e32" in said and "Toyland" not in said
     assert main(["models", "siglip2"]) == 0 and "webli" in capsys.readouterr().out
+    assert main(["models", "*b-16-siglip2"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "ViT-B-16-SigLIP2"
+    ]
     assert main(["models", "resnet"]) == 2
     assert "No model has 'resnet' in its name" in capsys.readouterr().err
 

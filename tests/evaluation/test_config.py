@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -464,3 +465,20 @@ def test_a_wrappers_code_holds_its_bases():
     )
     assert alone != wrapped
     assert len(provenance._classes("CLIP", {})) == 1
+
+
+def test_modules_of_a_config_lie_in_the_working_folder(tmp_path, monkeypatch):
+    """As with python -m: the script ``sfp`` has its own folder on the path instead."""
+    base = str(CONFIGS / "cfg_toyland.py")
+    for name in ("own_module_here", "own_module_lost"):
+        (tmp_path / f"cfg_{name}.py").write_text(
+            f"_base_ = [{base!r}]\n"
+            f"custom_imports = dict(imports=['sfp', {name!r}], allow_failed_imports=False)\n"
+        )
+    (tmp_path / "own_module_here.py").write_text("FOUND = True\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    read_config("cfg_own_module_here.py", [])
+    assert sys.modules.pop("own_module_here").FOUND
+    with pytest.raises(SFPError, match=r"\(ModuleNotFoundError: No module named 'own_module_lost'"):
+        read_config("cfg_own_module_lost.py", [])

@@ -397,6 +397,8 @@ def test_a_notebook_shows_the_attention(inspection):
     shown = Image.open(io.BytesIO(inspection._repr_png_()))
     assert np.array_equal(np.asarray(shown), np.asarray(attention_figure(inspection)))
     assert "12 layers" in repr(inspection)
+    assert repr(inspection.plain).endswith("patches, 0 repaired)")
+    assert not repr(inspection.purified).endswith(" 0 repaired)")
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class TestFolders:
         items, errors = walk(tmp_path / "empty", tmp_path / "none")
         assert not items
         assert f"The folder {tmp_path / 'empty'} has no pictures" in errors[0]
-        assert errors[1] == f"There is no image file {tmp_path / 'none'}; check the path."
+        assert errors[1] == f"There is no image file or folder {tmp_path / 'none'}; check the path."
 
     def test_a_folder_of_shards(self, tmp_path):
         write_tar(tmp_path / "0.tar", web_dataset())

@@ -30,6 +30,7 @@ from sfp.drawing import sheet
 from sfp.errors import SFPError, run_command, unknown_choice
 from sfp.files import whole_file
 from sfp.inspection.figures import attention_figure, feature_figure, outlier_figure, patch_figure
+from sfp.options import HelpFormatter
 from sfp.page.backend import TOYLAND_OPTIONS
 
 _FEW = ("CLIP", "MaskCLIP", "ClearCLIP", "SC-CLIP", "CLIPSeg", "SFP")
@@ -47,7 +48,7 @@ _PALETTE = np.array(toyland.PALETTE, np.uint8)
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder for the pictures")
     parser.add_argument(

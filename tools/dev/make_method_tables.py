@@ -146,7 +146,7 @@ have no public code: they were compared with slow, plain readings of the papers'
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--again", action="store_true", help="measure everything again")
     parser.add_argument(
         "--check",

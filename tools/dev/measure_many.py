@@ -36,6 +36,7 @@ from sfp.many.processes import several_processes
 from sfp.many.recipe import Recipe, scores_of
 from sfp.many.run import run
 from sfp.many.sources import Sources
+from sfp.options import HelpFormatter
 from sfp.result import Segmentation
 
 NAMES = ["sky", "sea", "sand", "grass", "boat", "house", "sun", "tree"]
@@ -50,7 +51,7 @@ WINDOW_FLOPS = 35.1e9  # ViT-B/16 at 224 pixels: 17.6 billion multiplications wi
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--pictures", nargs=2, type=int, default=[96, 48], metavar="N")

@@ -54,7 +54,7 @@ WINDOW, STRIDE, SHORT_SIDE = 224, 112, 336
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--split", choices=toyland.SPLITS[1:], default="tune", help="of the scenes")
     parser.add_argument("--scenes", type=int, default=12, help="how many; all their windows count")
     parser.add_argument(

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from sfp.errors import run_command, unknown_choice
 from sfp.evaluation.markdown import markdown_table
 from sfp.files import whole_file
+from sfp.options import HelpFormatter
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def verdicts(
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter
     )
     parser.add_argument("--faults", nargs="+", default=list(FAULTS), metavar="NAME")
     parser.add_argument("--steps", nargs="+", default=list("bcdf"), metavar="a")

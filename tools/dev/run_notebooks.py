@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("files", nargs="*", type=Path, help="all of notebooks/ if none is given")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(run, parser.parse_args())

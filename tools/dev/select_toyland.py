@@ -60,7 +60,7 @@ def mean_iou(pipeline: Pipeline, scenes: list[toyland.Scene]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument(
         "--model",

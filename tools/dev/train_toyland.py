@@ -166,7 +166,7 @@ def sight(step: int, steps: int) -> tuple[int, int | None]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--base", type=Path, help="weights to start from; a twin is made of them")
     parser.add_argument("--clean", action="store_true", help="the twin without outliers")
