@@ -54,6 +54,7 @@ def title(case) -> str:
     return f"{case[0]} {' '.join(f'{key}={value}' for key, value in case[1].items())}".strip()
 
 
+# over 5 s for CaR: many rounds of CLIP, for each batch
 @pytest.mark.parametrize(
     ("model", "case"),
     [

@@ -102,9 +102,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 class Forked(LocalProvisioner):
-    """Jupyter's command for a kernel in a process that has its imports done; the slow tests of
-    test_wheel.py have a fresh one.
-    """
+    """Jupyter's command for a kernel in a process that has its imports done."""
 
     async def launch_kernel(self, cmd, **options):
         where = dict(cwd=options["cwd"], environment=options["env"])
@@ -118,15 +116,20 @@ class Forked(LocalProvisioner):
         self.process = None
 
 
-class Manager(AsyncKernelManager):
+class ForkedKernel(AsyncKernelManager):
     def __init__(self, **options):
         super().__init__(**options)
         self.provisioner = Forked(kernel_spec=self.kernel_spec, parent=self)
 
 
 # over 5 s: what the notebooks compute for a reader
+@pytest.mark.parametrize(
+    "kernel",
+    [ForkedKernel, pytest.param(AsyncKernelManager, marks=pytest.mark.slow)],
+    ids=["forked", "fresh"],
+)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_it_runs_and_shows_what_is_stored(file, monkeypatch, tmp_path):
+def test_it_runs_and_shows_what_is_stored(file, kernel, monkeypatch, tmp_path):
     """The same kinds of content in each cell; pictures of the same sizes, which look alike."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
@@ -135,7 +138,7 @@ def test_it_runs_and_shows_what_is_stored(file, monkeypatch, tmp_path):
         cell.outputs, cell.execution_count = [], None
     where = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources=where, kernel_manager_class=Manager
+        notebook, timeout=120, kernel_name="python3", resources=where, kernel_manager_class=kernel
     ).execute()
     kinds = [
         {name: [set(data) - {"image/jpeg"} for data in found] for name, found in one.items()}
