@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 from collections import deque
@@ -22,6 +21,7 @@ import sfp
 from sfp.clip import load_clip
 from sfp.clip.clip import FrozenCLIP
 from sfp.clip.loading import check_weights
+from sfp.clip.prompts import prompts_sha256
 from sfp.clip.text_bank import TextBank
 from sfp.errors import SFPError
 from sfp.images import ImageLike, StoredImage, read_image, resize_short_side, resized_size
@@ -266,7 +266,7 @@ class Segmenter:
         """
         if names is not None:
             return self._question(names, background, prob_thd).provenance
-        method, prompts = self.pipeline.method, list(self.pipeline.text_bank.prompts)
+        method, prompts = self.pipeline.method, self.pipeline.text_bank.prompts
         clip = method.clip
         backbones = {**method.backbones, **self.pipeline.protocol.backbones}
         provenance = {
@@ -284,7 +284,7 @@ class Segmenter:
             "backbones": {name: own.fingerprint for name, own in backbones.items()},
             "precision": clip.precision,
             "prompts": len(prompts),
-            "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+            "prompts_sha256": prompts_sha256(prompts),
             "short_side": self.short_side,
             **self.pipeline.protocol.as_dict(),
         }

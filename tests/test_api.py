@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import sfp
+from sfp.clip.prompts import IMAGENET_PROMPTS, prompts_sha256
 from sfp.datasets import toyland
 
 NAMES = ["sky", ["sea", "ocean"], "house", "boat"]
@@ -284,6 +285,7 @@ def test_the_protocol_has_settings_and_words(segmenter):
     protocol = segmenter.protocol(NAMES)
     assert protocol["words"] == [["sky"], ["sea", "ocean"], ["house"], ["boat"]]
     assert json.loads(json.dumps(protocol)) == protocol
+    assert protocol["prompts_sha256"] == prompts_sha256(IMAGENET_PROMPTS)  # as results.json has it
     clip = segmenter.pipeline.method.clip
     others = [
         sfp.Segmenter("SFP", clip, sae_lambda=0.7),

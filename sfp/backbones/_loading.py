@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sfp.backbones import sam_files
 from sfp.backbones._backbone import Backbone
 from sfp.backbones.colour import MeanColours
-from sfp.backbones.sam import Sam
 from sfp.backbones.timm_vit import Positions, Reads, TimmViT
 from sfp.clip.clip import FrozenCLIP
 
@@ -21,11 +21,11 @@ def backbone_file(model: object, weights: str | None = None) -> Path | None:
     isn't here yet.
     """
     if weights:
-        return Sam.cached_file(weights) if Path(weights).expanduser().exists() else None
+        return sam_files.cached_file(weights) if Path(weights).expanduser().exists() else None
     if not isinstance(model, str) or model in BACKBONES:
         return None
     of_sam = "/" in model or Path(model).exists()  # timm's names have no slash
-    return Sam.cached_file(model) if of_sam else TimmViT.cached_file(model)
+    return sam_files.cached_file(model) if of_sam else TimmViT.cached_file(model)
 
 
 def load_backbone(

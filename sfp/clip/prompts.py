@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from sfp.errors import SFPError
@@ -73,3 +76,8 @@ def read_prompts(path: str | os.PathLike) -> list[str]:
             " of a {}.'"
         )
     return prompts
+
+
+def prompts_sha256(prompts: Sequence[str]) -> str:
+    """SHA-256 of prompts, as a segmenter's protocol and results.json have it."""
+    return hashlib.sha256(json.dumps([list(prompts)]).encode()).hexdigest()

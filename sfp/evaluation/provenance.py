@@ -25,12 +25,12 @@ from mmseg.datasets import BaseSegDataset
 from sfp.backbones import backbone_file
 from sfp.clip.clip import FrozenCLIP
 from sfp.clip.loading import weights_file
+from sfp.clip.prompts import prompts_sha256
 from sfp.errors import SFPError
 from sfp.evaluation.config import dataset_options, read_protocol
 from sfp.evaluation.counts import Figures, as_json
 from sfp.evaluation.dataset import short_name, short_side_of
 from sfp.evaluation.loop import Part
-from sfp.evaluation.tables import prompts_sha256
 from sfp.files import file_sha256, whole_file
 from sfp.methods import METHODS, Method, list_methods
 from sfp.options import parse_spec

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -288,7 +287,7 @@ def _difference(name: str, here: Any, said: Any) -> str:
 @functools.cache
 def _settings(method: str, backbone: str, dataset: str) -> dict[str, Any]:
     """The protocol of a method's own settings on a dataset; empty without a config of its name."""
-    from sfp.clip.prompts import PROMPT_SETS
+    from sfp.clip.prompts import PROMPT_SETS, prompts_sha256
     from sfp.evaluation.config import CONFIGS, read_config, read_protocol, read_vocabulary
 
     name = _CONFIGS.get(dataset, dataset)
@@ -303,11 +302,6 @@ def _settings(method: str, backbone: str, dataset: str) -> dict[str, Any]:
     images = VAL_SCENES if name == "toyland" else LAYOUTS[name].published
     said |= dict(images=images) if images else {}
     return json.loads(json.dumps(said))  # lists as results have them
-
-
-def prompts_sha256(prompts: Sequence[str]) -> str:
-    """SHA-256 of prompts, as results have it."""
-    return hashlib.sha256(json.dumps([list(prompts)]).encode()).hexdigest()
 
 
 def rows_and_columns(

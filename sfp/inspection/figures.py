@@ -11,7 +11,8 @@ from PIL import Image
 
 from sfp import drawing
 from sfp.errors import SFPError, unknown_choice
-from sfp.inspection.inspection import Inspection, Stream
+from sfp.inspection.inspection import Inspection
+from sfp.inspection.stream import Stream
 
 _ROOT = 0.5  # attention is drawn by its square root: its largest values dwarf the others
 

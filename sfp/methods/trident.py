@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfp.backbones import load_backbone, load_sam
-from sfp.backbones.sam import SAM_BASE, SamAttention, SamImage, SamStandInImage
+from sfp.backbones.sam import SamAttention, SamImage, SamStandInImage
+from sfp.backbones.sam_files import SAM_BASE
 from sfp.backbones.timm_vit import Positions
 from sfp.clip.clip import l2_normalise
 from sfp.clip.kernels import linear

@@ -14,7 +14,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from sfp.backbones import Backbone, load_sam
-from sfp.backbones.sam import SAM_BASE, SamImage, sized
+from sfp.backbones.sam import SamImage, sized
+from sfp.backbones.sam_files import SAM_BASE
 from sfp.errors import SFPError
 from sfp.options import Range, Share
 from sfp.refiners._refiner import REFINERS, LabelRefiner

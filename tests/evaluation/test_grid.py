@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sfp.clip.built_in import BUILT_IN
-from sfp.clip.prompts import IMAGENET_PROMPTS
+from sfp.clip.prompts import IMAGENET_PROMPTS, prompts_sha256
 from sfp.datasets import toyland
 from sfp.errors import SFPError
 from sfp.evaluation import grid
@@ -38,7 +38,6 @@ from sfp.evaluation.tables import (
     markdown,
     peers,
     peers_table,
-    prompts_sha256,
 )
 from sfp.methods import list_methods
 from sfp.pipeline import Vocabulary
