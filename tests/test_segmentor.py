@@ -110,6 +110,32 @@ def test_mmsegs_inferencer(order, folder):
     assert (folder / "out/vis/val_00000.jpg").is_file()
 
 
+# over 5 s: a fresh interpreter, as a user's
+def test_mmsegs_apis_with_a_config_of_ours(folder):
+    """With what docs/configs.md says that they need besides."""
+    text = f"""
+        _base_ = [{str(ROOT / "configs/cfg_toyland.py")!r}]
+        model = dict(weights='toyland')
+        test_pipeline = [
+            dict(type='LoadImageFromFile'), dict(type='Resize', scale=(2048, 336), keep_ratio=True),
+            dict(type='PackSegInputs')]
+        visualizer = dict(type='SegLocalVisualizer', name='visualizer')
+        test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+    """
+    (folder / "derived.py").write_text(textwrap.dedent(text))
+    out = run(
+        """
+        from mmseg.apis import MMSegInferencer, inference_model, init_model
+        photo = 'toyland/JPEGImages/val_00000.jpg'
+        one = inference_model(init_model('derived.py', device='cpu'), photo).pred_sem_seg.data[0]
+        two = MMSegInferencer(model='derived.py', device='cpu')(photo)['predictions']
+        print('equal', (one.numpy() == two).all(), one.unique().numel() > 1)
+        """,
+        folder,
+    )
+    assert "equal True True" in out
+
+
 @pytest.fixture(scope="module")
 def segmentor():
     require_mmseg()
