@@ -19,11 +19,11 @@ from sfp.datasets.layouts import LAYOUTS
 from sfp.datasets.toyland import VAL_SCENES
 from sfp.errors import SFPError
 from sfp.evaluation.markdown import markdown_table
+from sfp.evaluation.published import BACKBONES, NOT_RUN, PAPERS, find_published
 
 Value = TypeVar("Value")
 
 _CONFIGS = {"cityscapes": "city_scapes"}  # the papers' key to a config's name
-PUBLISHED_FILE = Path(__file__).parent / "paper_results.csv"
 # columns of the table in the papers' order: our dataset class, the papers' key, head
 COLUMNS = {
     "PascalVOCDataset": ("voc21", "V21"),
@@ -37,51 +37,6 @@ COLUMNS = {
     "ADE847Dataset": ("ade847", "A847"),
     "PascalContext459Dataset": ("context459", "C459"),
     "ToylandDataset": ("toyland", "Toyland"),
-}
-# the authors' code loads CLIP in half precision
-_NO_REFINEMENT = dict(pamr_iterations=0, refine=[], prompts=80, precision="fp16")
-_SMALL = dict(window=224, stride=112, short_side={"cityscapes": 560, None: 336}, **_NO_REFINEMENT)
-_LARGE = dict(window=448, stride=224, short_side={None: 448}, **_NO_REFINEMENT)
-_WHOLE_VOC21 = {**_SMALL, "window": {"voc21": 0, None: 224}}
-_WHOLE_VOC = {**_SMALL, "window": {"voc20": 0, "voc21": 0, None: 224}}
-
-
-def _tlp(grid: int) -> list[dict[str, Any]]:
-    return [dict(type="TLP", grid=grid)]
-
-
-# where a paper's main numbers stand, and how it says that they were measured; by dataset, None for
-# the others, where that differs
-PAPERS = {
-    "SFP": (("Tab1", "Tab4"), _SMALL),
-    "SC-CLIP": (("Tab1", "Tab9"), _SMALL),
-    "CLIPSeg": (("Tab2",), _LARGE),
-    "RF-CLIP": (("list",), _WHOLE_VOC21),
-    "ResCLIP": (("README",), _WHOLE_VOC),
-    "PEARL": (("README",), {**_WHOLE_VOC, "refine": {"cityscapes": _tlp(224), None: _tlp(80)}}),
-    "DIH-CLIP": (("README",), _SMALL),
-    "FreeCP": (
-        ("README",),
-        {**_SMALL, "window": 384, "short_side": {"cityscapes": 560, None: 448}},
-    ),
-    "FLOSS": (("README",), _SMALL),
-    "Trident": (("quoted",), dict(prompts=80, precision="fp16")),  # else its own settings
-    "CASS": (("quoted",), _WHOLE_VOC21),
-    "CaR": (("quoted",), dict(window=0, precision="fp16")),
-}
-# methods of those tables that have no file in sfp/methods, and why
-NOT_RUN = {
-    "GroupViT": "trained",
-    "SegCLIP": "trained",
-    "TCL": "trained",
-    "SAM-CLIP": "trained",
-    "ReCo": "not run: it retrieves pictures of each class from ImageNet's training set",
-    "PnP-OVSS": "not run: BLIP in place of CLIP, and lists of each picture's classes by GPT-4o",
-}
-_BACKBONES = {
-    "ViT-B-16": ("ViT-B/16", "ViT-B (CLIP-B, OpenAI)"),
-    "ViT-L-14": ("ViT-L/14", "ViT-L (CLIP-L, OpenAI)"),
-    "ViT-B-32": ("ViT-B/32",),
 }
 
 
@@ -113,39 +68,6 @@ class Entry:
         return None if None in (self.published, self.measured) else self.measured - self.published
 
 
-@functools.cache
-def published_rows() -> tuple[dict[str, str], ...]:
-    """All numbers of the papers' tables."""
-    with PUBLISHED_FILE.open(encoding="utf-8", newline="") as file:
-        return tuple(csv.DictReader(file))
-
-
-def find_published(
-    method: str, backbone: str, dataset: str, paper: str | None = None
-) -> tuple[float, str] | None:
-    """mIoU that a paper prints and where.
-
-    The method's own paper first, then those of ``PAPERS`` in their order.
-    """
-    order = [paper] if paper else sorted(PAPERS, key=lambda name: name != method)
-    wanted = "SFP" if method == "SFP-release" else method
-    for name in order:
-        for row in published_rows():
-            fits = (
-                row["method"].removesuffix(" (Ours)") == wanted
-                and row["dataset"] == dataset
-                and row["metric"] == "mIoU"
-            )
-            if (
-                fits
-                and row["paper"] == name
-                and row["table"] in PAPERS[name][0]
-                and row["backbone"] in _BACKBONES.get(backbone, ())
-            ):
-                return float(row["value"]), f"{name} {row['table']}"
-    return None
-
-
 def collect(folders: Iterable[Path], paper: str | None = None) -> list[Entry]:
     """The evaluations in folders; those without ``results.json`` are left out.
 
@@ -168,7 +90,7 @@ def collect(folders: Iterable[Path], paper: str | None = None) -> list[Entry]:
 
 def peers(entries: Sequence[Entry], paper: str | None = None) -> list[Entry]:
     """The published numbers of ``NOT_RUN`` on the datasets of entries, for rows below theirs."""
-    backbone, datasets = next(iter(_BACKBONES)), dict.fromkeys(entry.dataset for entry in entries)
+    backbone, datasets = next(iter(BACKBONES)), dict.fromkeys(entry.dataset for entry in entries)
     found = []
     for method, reason in NOT_RUN.items():
         for dataset in datasets:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from sfp.errors import unknown_choice
 from sfp.evaluation.markdown import markdown_table
-from sfp.evaluation.tables import published_rows, read_results
+from sfp.evaluation.published import published_rows
+from sfp.evaluation.tables import read_results
 
 _CITY = {"city_scapes": "cityscapes"}  # a config's name to the papers' key
 

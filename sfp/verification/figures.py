@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from sfp.errors import SFPError
-from sfp.evaluation.tables import find_published
+from sfp.evaluation.published import find_published
 from sfp.page.backend import TOYLAND_OPTIONS
 from sfp.verification.findings import (
     LEFT_OUT,

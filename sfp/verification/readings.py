@@ -122,7 +122,7 @@ def targets_of(session: Session, dataset: str) -> tuple[float, ...]:
     if session.given.published:
         rows: Iterable[Mapping[str, str]] = rows_of(session.given.published)
     else:
-        from sfp.evaluation.tables import published_rows
+        from sfp.evaluation.published import published_rows
 
         known = published_weights(session)
         if known is None or (known.model, known.tag) != ("ViT-B-16", "openai"):

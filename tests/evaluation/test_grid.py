@@ -27,13 +27,12 @@ from sfp.evaluation import grid
 from sfp.evaluation.config import CONFIGS, read_config
 from sfp.evaluation.grid import Cell, load_group, plan, run_group, save_group
 from sfp.evaluation.provenance import dataset_fingerprint, weight_files
+from sfp.evaluation.published import NOT_RUN, find_published
 from sfp.evaluation.tables import (
     COLUMNS,
-    NOT_RUN,
     Entry,
     as_csv,
     collect,
-    find_published,
     latex,
     markdown,
     peers,

@@ -10,7 +10,7 @@ from conftest import ROOT
 from sfp.errors import SFPError
 from sfp.evaluation.config import method_options
 from sfp.evaluation.grid import Cell
-from sfp.evaluation.tables import published_rows
+from sfp.evaluation.published import published_rows
 from sfp.experiments.ablations import (
     ABLATIONS,
     Ablation,

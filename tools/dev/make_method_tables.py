@@ -27,7 +27,8 @@ from tqdm import tqdm
 from sfp.clip.built_in import BUILT_IN
 from sfp.errors import SFPError, run_command
 from sfp.evaluation.markdown import markdown_table
-from sfp.evaluation.tables import COLUMNS, find_published, peers_table
+from sfp.evaluation.published import find_published
+from sfp.evaluation.tables import COLUMNS, peers_table
 from sfp.files import whole_file
 from sfp.methods import METHODS, list_methods
 from sfp.outliers import DETECTORS, list_detectors
