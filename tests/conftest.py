@@ -121,6 +121,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("dist", "no") != "no" and "PYTEST_XDIST_WORKER" not in os.environ:
+        from forked import start_server
+
+        start_server()  # one for all test processes; it imports nothing before it is asked
     slow = config.getoption("--slow")
     settings.register_profile(
         "sfp", deadline=None, derandomize=not slow, max_examples=1500 if slow else 30, database=None

@@ -1,9 +1,9 @@
-"""Programs in processes of their own, which have torch and mmsegmentation imported already.
+"""Programs in processes of their own, which have their imports done.
 
-A fresh interpreter takes 5 to 9 seconds for these imports. Here one server (multiprocessing's) for
-each test process takes them once, and forks itself for each program, which runs from its first line
-on as any other: in its own folder and environment, and to be killed. What a fresh interpreter does
-by itself is tested by tests/test_commands.py, test_readme.py and test_plugin.py.
+A fresh interpreter takes 5 to 9 seconds for torch, mmsegmentation and what they import. Here one
+server (``server.py``) for the whole test run imports them once, and forks itself for each program,
+which runs from its first line on as any other: in its own folder and environment, and to be killed.
+What a fresh interpreter does by itself is tested by tests/test_commands.py and test_readme.py.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-import runpy
 import signal
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
-from multiprocessing import forkserver
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
+_SERVER = "SFP_TEST_SERVER"  # ROOT:FOLDER, whose code it has imported and where it answers
 
 
 @functools.cache
-def _server() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.chdir(ROOT)
-        forkserver.ensure_running()
-    return context
+def start_server() -> subprocess.Popen | None:
+    """Start the server for this process and those below it, which find it by the environment."""
+    if os.environ.get(_SERVER, "").startswith(f"{ROOT}{os.pathsep}"):
+        return None
+    folder = tempfile.mkdtemp()
+    os.environ[_SERVER] = f"{ROOT}{os.pathsep}{folder}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests/server.py"), folder]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE)
 
 
 class Program:
@@ -44,23 +44,31 @@ class Program:
         command: what follows ``python``: a file and its arguments, or ``-m`` or ``-c``.
         cwd: its folder.
         environment: all of its environment.
+        imported: "all", or "library" for a program that is to import sfp and mmsegmentation itself.
     """
 
-    def __init__(self, *command: object, cwd: Path, environment: Mapping[str, str]):
+    def __init__(
+        self, *command: object, cwd: Path, environment: Mapping[str, str], imported: str = "all"
+    ):
         self._told = tempfile.TemporaryDirectory()
         self._files = [f"{self._told.name}/{name}" for name in ("out", "err")]
         method = multiprocessing.get_start_method()
-        given = [list(map(str, command)), str(cwd), dict(environment), self._files, method]
-        self._process = _server().Process(target=_be, args=given)
-        self._process.start()
-        self.pid = self._process.pid
+        self._command = list(map(str, command))
+        given = [self._command, str(cwd), dict(environment), self._files, method]
+        self._server = _connect(imported)
+        self._server.send(given)
+        self.pid = self._server.recv()
+        self._code: int | None = None
 
     @property
     def returncode(self) -> int | None:
-        return self._process.exitcode
+        return self.poll()
 
-    def poll(self) -> int | None:
-        return self.returncode
+    def poll(self, timeout: float | None = 0) -> int | None:
+        """Its exit code if it ends within the time."""
+        if self._code is None and self._server.poll(timeout):
+            self._code = self._server.recv()
+        return self._code
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -75,10 +83,9 @@ class Program:
         Raises:
             TimeoutExpired: it runs still.
         """
-        self._process.join(timeout)
-        if self.returncode is None:
-            self._process.kill()
-            raise TimeoutExpired(str(self._process), timeout)
+        if self.poll(timeout) is None:
+            self.kill()
+            raise TimeoutExpired(self._command, timeout)
         return self.written()
 
     def written(self) -> tuple[str, str]:
@@ -88,34 +95,26 @@ class Program:
 
 
 def run(
-    *command: object, cwd: Path, environment: Mapping[str, str], timeout: float = 240
+    *command: object,
+    cwd: Path,
+    environment: Mapping[str, str],
+    imported: str = "all",
+    timeout: float = 240,
 ) -> CompletedProcess:
     """Run a program to its end."""
-    program = Program(*command, cwd=cwd, environment=environment)
+    program = Program(*command, cwd=cwd, environment=environment, imported=imported)
     out, err = program.communicate(timeout)
     return CompletedProcess(command, program.returncode, out, err)
 
 
-def _be(
-    command: list[str], cwd: str, environment: dict[str, str], files: list[str], method: str
-) -> None:
-    """Be the program: in the forked process."""
-    os.setsid()
-    multiprocessing.set_start_method(method, force=True)  # a server's child has the server's
-    for number, file in enumerate(files, 1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), number)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
-    if command[0] == "-c":
-        sys.argv = ["-c", *command[2:]]
-        exec(compile(command[1], "-c", "exec"), {"__name__": "__main__"})
-    elif command[0] == "-m":
-        sys.argv = command[1:]
-        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = command
-        sys.path.insert(0, str(Path(command[0]).parent))
-        runpy.run_path(command[0], run_name="__main__")
+def _connect(imported: str) -> Connection:
+    start_server()
+    folder = os.environ[_SERVER].rpartition(os.pathsep)[2]
+    end = time.monotonic() + 20
+    while True:
+        try:
+            return Client(f"{folder}/{imported}")
+        except (FileNotFoundError, ConnectionRefusedError):  # it has just been started
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)

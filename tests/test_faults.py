@@ -175,7 +175,7 @@ def test_damaged_partial_files(folder, reference):  # noqa: F811
         assert result(folder, "damaged") == reference
 
 
-@pytest.mark.parametrize("killed", ["ablate", "benchmark", "worker"])
+@pytest.mark.parametrize("killed", ["ablate", "worker"])
 def test_a_killed_ablation_leaves_nothing_running_and_is_continued(killed, folder):  # noqa: F811
     out = f"ablated_{killed}"
     command = [
@@ -208,7 +208,6 @@ def test_a_killed_ablation_leaves_nothing_running_and_is_continued(killed, folde
     below = children(process.pid)
     victim = {
         "ablate": process.pid,
-        "benchmark": next(pid for pid in below if "--methods" in command_of(pid)),
         "worker": next(pid for pid in below if "--run-group" in command_of(pid)),
     }[killed]
     os.kill(victim, signal.SIGKILL)

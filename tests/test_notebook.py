@@ -147,7 +147,8 @@ def test_it_runs_and_shows_what_is_stored(file, kernel, monkeypatch, tmp_path):
     assert kinds[0] == kinds[1], ADVICE
     before, fresh = figures(stored), figures(notebook)
     for name, pixels in fresh.items():
-        assert min(pixels.shape[:2]) > 150 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+        colours = pixels @ [1 << 16, 1 << 8, 1]  # one number for each is sorted 25 times as fast
+        assert min(pixels.shape[:2]) > 150 and len(np.unique(colours)) > 100
         assert pixels.shape == before[name].shape, ADVICE
         assert np.abs(pixels.astype(int) - before[name]).mean() < 8, (name, ADVICE)
     assert len({pixels.tobytes() for pixels in fresh.values()}) == len(fresh)

@@ -128,7 +128,7 @@ def test_lists_of_layers_pass_through_the_grid():
         assert {key: found[key] for key in parse_spec(method)[1]} == parse_spec(method)[1]
 
 
-# over 5 s: the program starts the benchmark, and this its worker: two fresh interpreters
+# over 5 s: the program starts the grid's worker, a fresh interpreter
 def test_the_tool(tool, monkeypatch, tmp_path):
     """A row is measured through the grid; one without an option is named."""
     rows = (
