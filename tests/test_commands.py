@@ -62,22 +62,22 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(data, tmp_path_factory):
-    """results.json of runs with different options."""
+    """results.json of runs with different options; the last two have one work dir."""
     folder = tmp_path_factory.mktemp("runs")
     found = {}
-    for name, options in {
-        "SFP": [],
-        "again": [],
-        "pm=L2": ["model.pm=L2"],
-    }.items():
-        arguments = ["--work-dir", name, "--cfg-options", FEW, *options]
+    for name, work, options in (
+        ("SFP", "SFP", []),
+        ("again", "again", []),
+        ("pm=L2", "again", ["model.pm=L2"]),
+    ):
+        arguments = ["--work-dir", work, "--cfg-options", FEW, *options]
         if name == "SFP":  # the script, from elsewhere, with the interpreter and config it finds
             command = ["sh", str(ROOT / "scripts/test.sh"), "--show-dir", "pictures", *arguments]
             path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             done = run(command, folder, SFP_DATA=str(data), PATH=path)
         else:
             done = run_forked([*TEST, TOYLAND, *arguments], folder, SFP_DATA=str(data))
-        found[name] = json.loads((folder / name / "results.json").read_text())
+        found[name] = json.loads((folder / work / "results.json").read_text())
         found[name]["stdout"], found[name]["stderr"], found[name]["folder"] = (
             done.stdout,
             done.stderr,
@@ -133,6 +133,14 @@ def test_two_runs_are_equal(results):
 
 def test_options_change_the_result(results):
     assert results["pm=L2"]["mIoU"] != results["SFP"]["mIoU"] and results["pm=L2"]["pm"] == "L2"
+
+
+def test_a_run_with_other_options_leaves_the_result_before_it(results):
+    first, second = results["again"], results["pm=L2"]
+    (kept,) = (first["folder"] / "again").glob("results_*.json")
+    assert kept.name == f"results_SFP_{first['config_sha256'][:8]}.json"
+    assert json.loads(kept.read_text())["mIoU"] == first["mIoU"]
+    assert f"kept as again/{kept.name}" in second["stdout"] and "kept" not in first["stdout"]
 
 
 def test_pictures_are_drawn_on_request(results):

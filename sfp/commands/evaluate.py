@@ -74,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from sfp.evaluation.counts import CountStore
     from sfp.evaluation.dataset import build_dataset, check_task, named_deaths
     from sfp.evaluation.metric import check_metric
-    from sfp.evaluation.provenance import run_provenance, write_results
+    from sfp.evaluation.provenance import keep_other, run_provenance, write_results
     from sfp.evaluation.ranks import wait_for_all
     from sfp.segmentor import SFPSegmentor
 
@@ -120,6 +120,8 @@ def evaluate(args: argparse.Namespace) -> None:
         figures = part.figures()
         if is_main_process():
             path, seconds = work_dir / "results.json", time.time() - started
+            if kept := keep_other(path, store.provenance["config"]):
+                print(f"{path} was of another method or other options: kept as {kept}")
             result = write_results(path, cfg, model, part, figures, store.provenance, seconds)
             store.clear()  # a finished run is measured anew when it is asked for again
             report(result, figures, part, path, get_world_size())
