@@ -20,6 +20,7 @@ from conftest import ROOT
 from PIL import Image
 
 from sfp.datasets import toyland
+from sfp.result import palette_for
 
 TEST = [sys.executable, str(ROOT / "tools/test.py")]
 TOYLAND = str(ROOT / "configs/cfg_toyland.py")
@@ -143,10 +144,22 @@ def test_a_run_with_other_options_leaves_the_result_before_it(results):
     assert f"kept as again/{kept.name}" in second["stdout"] and "kept" not in first["stdout"]
 
 
-def test_pictures_are_drawn_on_request(results):
+def test_pictures_are_drawn_on_request(data, results):
+    """The truth and the result, and below them the colours of the classes that occur alone."""
     pictures = sorted((results["SFP"]["folder"] / "pictures").glob("*.png"))
     assert len(pictures) == 6
-    assert Image.open(pictures[0]).width > 400
+    numbers, palette = set(), palette_for(toyland.CLASSES)
+    for path in pictures:
+        truth = np.asarray(Image.open(data / f"toyland/SegmentationClass/{path.name}"))
+        drawn = np.asarray(Image.open(path))
+        assert drawn.shape[0] > truth.shape[0] and drawn.shape[1] > 1.8 * truth.shape[1]
+        below = drawn[truth.shape[0] + 20 :]
+        keyed = {
+            label for label, colour in enumerate(palette) if (below == colour).all(-1).sum() > 40
+        }
+        assert set(np.unique(truth)) <= keyed
+        numbers.add(len(keyed))
+    assert max(numbers) < len(toyland.CLASSES)
 
 
 def test_miou_equals_a_count_by_hand(data, results):
