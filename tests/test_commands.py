@@ -20,6 +20,7 @@ from conftest import ROOT
 from PIL import Image
 
 from sfp.datasets import toyland
+from sfp.result import palette_for
 
 TEST = [sys.executable, str(ROOT / "tools/test.py")]
 TOYLAND = str(ROOT / "configs/cfg_toyland.py")
@@ -62,22 +63,22 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(data, tmp_path_factory):
-    """results.json of runs with different options."""
+    """results.json of runs with different options; the last two have one work dir."""
     folder = tmp_path_factory.mktemp("runs")
     found = {}
-    for name, options in {
-        "SFP": [],
-        "again": [],
-        "pm=L2": ["model.pm=L2"],
-    }.items():
-        arguments = ["--work-dir", name, "--cfg-options", FEW, *options]
+    for name, work, options in (
+        ("SFP", "SFP", []),
+        ("again", "again", []),
+        ("pm=L2", "again", ["model.pm=L2"]),
+    ):
+        arguments = ["--work-dir", work, "--cfg-options", FEW, *options]
         if name == "SFP":  # the script, from elsewhere, with the interpreter and config it finds
             command = ["sh", str(ROOT / "scripts/test.sh"), "--show-dir", "pictures", *arguments]
             path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             done = run(command, folder, SFP_DATA=str(data), PATH=path)
         else:
             done = run_forked([*TEST, TOYLAND, *arguments], folder, SFP_DATA=str(data))
-        found[name] = json.loads((folder / name / "results.json").read_text())
+        found[name] = json.loads((folder / work / "results.json").read_text())
         found[name]["stdout"], found[name]["stderr"], found[name]["folder"] = (
             done.stdout,
             done.stderr,
@@ -135,10 +136,30 @@ def test_options_change_the_result(results):
     assert results["pm=L2"]["mIoU"] != results["SFP"]["mIoU"] and results["pm=L2"]["pm"] == "L2"
 
 
-def test_pictures_are_drawn_on_request(results):
+def test_a_run_with_other_options_leaves_the_result_before_it(results):
+    first, second = results["again"], results["pm=L2"]
+    (kept,) = (first["folder"] / "again").glob("results_*.json")
+    assert kept.name == f"results_SFP_{first['config_sha256'][:8]}.json"
+    assert json.loads(kept.read_text())["mIoU"] == first["mIoU"]
+    assert f"kept as again/{kept.name}" in second["stdout"] and "kept" not in first["stdout"]
+
+
+def test_pictures_are_drawn_on_request(data, results):
+    """The truth and the result, and below them the colours of the classes that occur alone."""
     pictures = sorted((results["SFP"]["folder"] / "pictures").glob("*.png"))
     assert len(pictures) == 6
-    assert Image.open(pictures[0]).width > 400
+    numbers, palette = set(), palette_for(toyland.CLASSES)
+    for path in pictures:
+        truth = np.asarray(Image.open(data / f"toyland/SegmentationClass/{path.name}"))
+        drawn = np.asarray(Image.open(path))
+        assert drawn.shape[0] > truth.shape[0] and drawn.shape[1] > 1.8 * truth.shape[1]
+        below = drawn[truth.shape[0] + 20 :]
+        keyed = {
+            label for label, colour in enumerate(palette) if (below == colour).all(-1).sum() > 40
+        }
+        assert set(np.unique(truth)) <= keyed
+        numbers.add(len(keyed))
+    assert max(numbers) < len(toyland.CLASSES)
 
 
 def test_miou_equals_a_count_by_hand(data, results):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sfp.datasets.layouts import LAYOUTS
 from sfp.errors import SFPError, run_command
 from sfp.files import find_config, make_folder, only_one, sweep, whole_file
 from sfp.options import HelpFormatter, add_config_options, parse_options
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         help="where results.json goes (default: work_dirs/<config's name>)",
     )
-    add("--show-dir", type=Path, help="draw each image's labels beside the truth into this folder")
+    add("--show-dir", type=Path, help="draw the truth and each image's labels into this folder")
     add_config_options(parser, "model.pm=L2")
     add("--fresh", action="store_true", help="forget an interrupted run instead of continuing it")
     add(
@@ -74,7 +75,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from sfp.evaluation.counts import CountStore
     from sfp.evaluation.dataset import build_dataset, check_task, named_deaths
     from sfp.evaluation.metric import check_metric
-    from sfp.evaluation.provenance import run_provenance, write_results
+    from sfp.evaluation.provenance import keep_other, run_provenance, write_results
     from sfp.evaluation.ranks import wait_for_all
     from sfp.segmentor import SFPSegmentor
 
@@ -108,35 +109,41 @@ def evaluate(args: argparse.Namespace) -> None:
                 " (--fresh starts again)"
             )
         started, loader = time.time(), cfg.test_dataloader
-        palette = model.dataset_meta["palette"]
+        palette, name = model.dataset_meta["palette"], model.pipeline.method.name
         loop.evaluate(
             model,
             [part],
             batch_size=loader.get("batch_size", 1),
             workers=loader.get("num_workers", 0),
-            after_image=drawing(args.show_dir, palette) if args.show_dir else None,
+            after_image=drawing(args.show_dir, palette, name) if args.show_dir else None,
         )
         wait_for_all()
         figures = part.figures()
         if is_main_process():
             path, seconds = work_dir / "results.json", time.time() - started
+            if kept := keep_other(path, store.provenance["config"]):
+                print(f"{path} was of another method or other options: kept as {kept}")
             result = write_results(path, cfg, model, part, figures, store.provenance, seconds)
             store.clear()  # a finished run is measured anew when it is asked for again
-            report(result, figures, part, path, get_world_size())
+            report(result, figures, part, path, get_world_size(), cfg.get("dataset"))
             if args.show_dir:
                 print(f"pictures of this run's images -> {args.show_dir}")
 
 
-def report(result: dict, figures: object, part: Part, path: Path, ranks: int) -> None:
-    """Print the classes' figures, and the means in one line."""
+def report(
+    result: dict, figures: object, part: Part, path: Path, ranks: int, name: str | None
+) -> None:
+    """Print the classes' figures, and the means in one line.
+
+    Args:
+        name: the config's ``dataset``.
+    """
     from sfp.evaluation.metric import class_table
 
     print(class_table(figures, part.classes))
-    if result["absent"]:
-        print(
-            f"No label is of the classes {', '.join(result['absent'])}; if the images should have"
-            " them, labels may be shifted: run sfp check."
-        )
+    if absent := result["absent"]:
+        shift = _of_shift(absent, part.classes, name)
+        print(f"No label is of the classes {', '.join(absent)}{shift}.")
     means = dict(mIoU="mIoU", aAcc="aAcc", mAcc="mAcc", mIoU_present="mIoU(present)")
     print(
         "  ".join(f"{shown} {result[key]:.2f}" for key, shown in means.items()),
@@ -144,27 +151,45 @@ def report(result: dict, figures: object, part: Part, path: Path, ranks: int) ->
     )
 
 
-def drawing(folder: Path, palette: Sequence[Sequence[int]]) -> Callable[[Part, dict, Tensor], None]:
-    """A function that draws an image's labels, over the image, beside the truth into a folder."""
+def _of_shift(absent: Sequence[str], classes: Sequence[str], name: str | None) -> str:
+    """What classes without a label say of the labels: shifted by one, they lack the first class or
+    the last. A few images of any dataset may lack these beside others.
+    """
+    ends = {classes[0], classes[-1]}
+    if name in LAYOUTS and ends & set(absent):
+        return f"; if the images should have them, labels may be shifted: run sfp check {name}"
+    if name != "toyland" and len(absent) == 1 and absent[0] in ends:
+        return "; if the images should have it, labels may be shifted by one"
+    return ""
+
+
+def drawing(
+    folder: Path, palette: Sequence[Sequence[int]], method: str
+) -> Callable[[Part, dict, Tensor], None]:
+    """A function that draws the truth and an image's labels, over the image side by side, with the
+    classes that occur below, into a folder.
+    """
     import mmcv
     import numpy as np
-    from PIL import Image
+
+    from sfp.drawing import sheet
 
     make_folder(folder, "choose another --show-dir")
     colours = np.array(palette, np.uint8)
 
-    def over(image: np.ndarray, labels: Tensor) -> np.ndarray:
-        known = (labels < len(colours)).numpy()
-        drawn = image.copy()
-        drawn[known] = 0.4 * image[known] + 0.6 * colours[labels.numpy()[known]]
-        return drawn
-
     def draw(part: Part, item: dict, labels: Tensor) -> None:
         sample = item["data_samples"]
         image = mmcv.imread(sample.img_path, channel_order="rgb")
-        sides = [over(image, own) for own in (sample.gt_sem_seg.data[0], labels.cpu())]
+        panels, occurring = [], set()
+        for title, tensor in (("truth", sample.gt_sem_seg.data[0]), (method, labels.cpu())):
+            own, drawn = tensor.numpy(), image.copy()
+            known = own < len(colours)  # the others are not counted
+            drawn[known] = 0.4 * image[known] + 0.6 * colours[own[known]]
+            panels.append((title, drawn))
+            occurring |= set(np.unique(own[known]).tolist())
+        legend = [(part.classes[label], tuple(palette[label])) for label in sorted(occurring)]
         with whole_file(folder / f"{Path(sample.img_path).stem}.png") as partial:
-            Image.fromarray(np.concatenate(sides, 1)).save(partial)
+            sheet([panels], legend, min(len(image), 512)).save(partial)
 
     return draw
 

@@ -142,6 +142,8 @@ def segment(args: argparse.Namespace) -> None:
 
     sources = Sources(args.images, args.out, args.every, is_result)
     recipe, formats = read_recipe(args)
+    if "cvat" in formats:
+        check_cvat_names(sources)
     engine, workers = choose_engine(args, recipe)
     summary = run(
         sources,
@@ -168,6 +170,16 @@ def segment(args: argparse.Namespace) -> None:
             f"{summary.failed} of {summary.pictures} images could not be segmented and are named"
             f" above, the first because: {summary.failures[0]}"
         )
+
+
+def check_cvat_names(sources: Sources) -> None:
+    """Raises SFPError for two pictures that CVAT couldn't tell apart, before any is segmented."""
+    from sfp.exports.cvat import cvat_name
+
+    files = {found.key: found.name for found in sources if not isinstance(found, SFPError)}
+    named, taken = Counter(files.values()), {}
+    for path, name in files.items():
+        cvat_name(name if named[name] == 1 else path, taken)
 
 
 def choose_engine(args: argparse.Namespace, recipe: Recipe) -> tuple[Engine | None, int]:

@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -143,6 +144,24 @@ def write_results(
     with whole_file(path) as partial:
         partial.write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def keep_other(path: Path, config_sha256: str) -> Path | None:
+    """Give the ``results.json`` of a run of another config a name of its own, so that the next one
+    doesn't replace it.
+
+    Returns:
+        Its new path, in the same folder; None where there was none, or none that can be read.
+    """
+    try:
+        before = json.loads(path.read_text())
+        method, sha256 = str(before["method"]), str(before["config_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):  # no figure that could be lost
+        return None
+    if sha256 == config_sha256:
+        return None
+    name = re.sub(r"[^\w.+-]", "-", f"{path.stem}_{method}_{sha256[:8]}{path.suffix}")
+    return path.replace(path.with_name(name))
 
 
 def dataset_fingerprint(

@@ -26,13 +26,7 @@ def write_cvat(path: Path, pictures: Iterable[Annotated]) -> None:
     labels: list[str] = []
     with whole_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for picture in pictures:
-            name = str(PurePosixPath(picture.file_name).with_suffix(""))
-            if name in written:
-                raise SFPError(
-                    f"{written[name]} and {picture.file_name} are one name in CVAT's format, which"
-                    " leaves endings out; rename one, or leave cvat out of --format."
-                )
-            written[name] = picture.file_name
+            name = cvat_name(picture.file_name, written)
             labels = labels or _label_map(picture)
             kinds = np.zeros((*picture.size, 3), np.uint8)
             objects = np.zeros_like(kinds)
@@ -48,6 +42,22 @@ def write_cvat(path: Path, pictures: Iterable[Annotated]) -> None:
         names = "".join(f"{name}\n" for name in written)
         archive.writestr("ImageSets/Segmentation/default.txt", names)
         archive.writestr("labelmap.txt", "\n".join([*labels, ""]))
+
+
+def cvat_name(file_name: str, taken: dict[str, str]) -> str:
+    """A picture's name in CVAT's format, which is put into ``taken``.
+
+    Raises:
+        SFPError: another picture has it.
+    """
+    name = str(PurePosixPath(file_name).with_suffix(""))
+    if name in taken:
+        raise SFPError(
+            f"{taken[name]} and {file_name} are one name in CVAT's format, which leaves endings"
+            " out; rename one, or leave cvat out of --format."
+        )
+    taken[name] = file_name
+    return name
 
 
 def _label_map(picture: Annotated) -> list[str]:

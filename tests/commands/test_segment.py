@@ -269,11 +269,16 @@ class TestFormats:
     def test_two_pictures_that_cvat_cannot_tell_apart(self, segment, photos, tmp_path):
         said = segment(photos, "--out", "out", "--format", "cvat", code=2)
         assert "a.jpg and a.png are one name" in said
-        (photos / "a.png").unlink()
-        shutil.rmtree(tmp_path / "out")
+        assert not (tmp_path / "out").exists()  # told before any work
+        (photos / "a.png").rename(tmp_path / "a.png")
         segment(photos, "--out", "out", "--format", "cvat")
         with zipfile.ZipFile(tmp_path / "out/cvat.zip") as archive:
             assert {"SegmentationClass/inner/b.png", "labelmap.txt"} <= set(archive.namelist())
+        # a result of another run has the name
+        said = segment(tmp_path / "a.png", "--out", "out", "--format", "cvat", code=2)
+        assert (
+            "a.jpg and a.png are one name" in said and (tmp_path / "out/a_png_labels.png").exists()
+        )
 
     def test_everything_of_each_picture(self, segment, photos, tmp_path):
         segment(photos / "a.jpg", "--out", "out", "--format", "npz")

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from sfp.commands.evaluate import _of_shift
 from sfp.datasets import toyland
 from sfp.errors import SFPError
 from sfp.evaluation.dataset import check_names
@@ -276,10 +277,30 @@ def test_labels_reduced_before_that_may_have_255_are_told_by_absent_classes(
     shift(folder)
     code, printed, checked, found = evaluated("voc20")
     assert code == 0 and "No label is of the classes" in printed
-    assert "tvmonitor; if the images should have them, labels may be shifted" in printed
+    assert (
+        "tvmonitor; if the images should have them, labels may be shifted: run sfp check voc20"
+        in printed
+    )
     assert checked == 1 and "% of all pixels are to be ignored" in found
     result = json.loads((tmp_path / "work/results.json").read_text())
     assert result["absent"][-1] == "tvmonitor" and "train" not in result["absent"]
+
+
+@pytest.mark.parametrize(
+    ("absent", "name", "told"),
+    [
+        (["sea"], "toyland", ""),
+        (["sky"], "toyland", ""),
+        (["boat"], None, "; if the images should have it, labels may be shifted by one"),
+        (["car", "boat"], None, ""),
+        (["car"], None, ""),
+        (["car"], "voc21", ""),
+        (["car", "boat"], "voc21", "run sfp check voc21"),
+    ],
+)
+def test_absent_classes_are_blamed_on_a_shift_where_it_is_likely(absent, name, told):
+    words = _of_shift(absent, CLASSES, name)
+    assert words.endswith(told) and bool(words) == bool(told)
 
 
 def test_labels_that_are_all_ignored(voc, evaluated, tmp_path):
