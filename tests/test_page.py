@@ -9,7 +9,6 @@ import re
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import weakref
 from dataclasses import replace
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from forked import Program
 from PIL import Image
 
 import sfp
@@ -395,20 +395,13 @@ def address(tmp_path_factory):
         "HF_HOME": home,
         "TMPDIR": home,
     }
-    server = subprocess.Popen(
-        [sys.executable, "-m", *shlex.split(command), "--port", "0"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines: list[str] = []
-    while not lines or not (found := re.search(r"http://127\.0\.0\.1:\d+/", lines[-1])):
-        lines.append(server.stdout.readline())
-        assert lines[-1], f"the page ended: {''.join(lines)}"
+    command = ["-m", *shlex.split(command), "--port", "0"]
+    server = Program(*command, cwd=ROOT, environment=environment, imported="library")
+    while not (found := re.search(r"http://127\.0\.0\.1:\d+/", server.written()[0])):
+        assert server.poll(0.02) is None, f"the page ended: {server.written()}"
     yield found[0]
     server.send_signal(signal.SIGINT)
-    rest = server.communicate(timeout=20)[0]
+    rest = "".join(server.communicate(timeout=20))
     assert "Traceback" not in rest and server.returncode == 0, rest
     assert not list(Path(home).glob("sfp-page-*"))  # its uploads are gone
 

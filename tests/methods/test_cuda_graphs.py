@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import sfp
-from sfp.clip import load_clip
-from sfp.clip.built_in import BUILT_IN
 
 
-@pytest.fixture
-def clip():
-    """Toyland's with the first two blocks of its image tower; more only takes longer to compile."""
-    weights = {
-        key: value
-        for key, value in load_file(BUILT_IN["Toyland"]).items()
-        if not re.match(r"visual\.transformer\.resblocks\.([2-9]|\d\d)\.", key)
-    }
-    cut = load_clip(pretrained=weights, quick_gelu=True, head_width=64, device="cpu")
-    assert cut.trunk.layers == 2
-    return cut
-
-
+# over 5 s: a trunk is compiled; once for both methods
 @pytest.mark.filterwarnings("ignore")
-def test_what_a_cuda_graph_writes_over_is_not_kept(clip, monkeypatch):
+def test_what_a_cuda_graph_writes_over_is_not_kept(toyland_clip, monkeypatch):
     """A compiler whose results are spoiled as soon as the next step begins, as CUDA graphs' are."""
     returned: list[torch.Tensor] = []
 
@@ -50,13 +33,13 @@ def test_what_a_cuda_graph_writes_over_is_not_kept(clip, monkeypatch):
     monkeypatch.setattr(
         torch, "compile", lambda function, mode: compile_really(function, backend=overwriting)
     )
-    monkeypatch.setattr(type(clip.trunk), "windows_at_once", lambda self, h, w: 2)
+    monkeypatch.setattr(type(toyland_clip.trunk), "windows_at_once", lambda self, h, w: 2)
     monkeypatch.setattr("shutil.which", lambda name: name)
     torch._dynamo.reset()
     for name in ("ClearCLIP", "NACLIP"):
-        plain = sfp.build_method(name, clip)
-        own = sfp.build_method(name, clip, compiled="reduce-overhead")
-        clip.trunk._positions.clear()  # what other tests kept
+        plain = sfp.build_method(name, toyland_clip)
+        own = sfp.build_method(name, toyland_clip, compiled="reduce-overhead")
+        toyland_clip.trunk._positions.clear()  # what other tests kept
         sides = (48, 64, 48)
         windows = [torch.randn(3, 3, side, 64) for side in sides]
         found = [own.run(each)["features"] for each in windows]  # in two groups
