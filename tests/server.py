@@ -19,7 +19,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -109,7 +108,6 @@ def be(
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), number)
     os.environ.clear()
     os.environ.update(environment)
-    tempfile.tempdir = None  # by the new environment
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))

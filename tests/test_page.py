@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 import weakref
 from dataclasses import replace
@@ -18,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from forked import Program
 from PIL import Image
 
 import sfp
@@ -395,13 +395,20 @@ def address(tmp_path_factory):
         "HF_HOME": home,
         "TMPDIR": home,
     }
-    command = ["-m", *shlex.split(command), "--port", "0"]
-    server = Program(*command, cwd=ROOT, environment=environment, imported="library")
-    while not (found := re.search(r"http://127\.0\.0\.1:\d+/", server.written()[0])):
-        assert server.poll(0.02) is None, f"the page ended: {server.written()}"
+    server = subprocess.Popen(
+        [sys.executable, "-m", *shlex.split(command), "--port", "0"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines: list[str] = []
+    while not lines or not (found := re.search(r"http://127\.0\.0\.1:\d+/", lines[-1])):
+        lines.append(server.stdout.readline())
+        assert lines[-1], f"the page ended: {''.join(lines)}"
     yield found[0]
     server.send_signal(signal.SIGINT)
-    rest = "".join(server.communicate(timeout=20))
+    rest = server.communicate(timeout=20)[0]
     assert "Traceback" not in rest and server.returncode == 0, rest
     assert not list(Path(home).glob("sfp-page-*"))  # its uploads are gone
 
