@@ -206,10 +206,10 @@ class _Progress:
         if self.quiet:
             return
         if self.bar is None:
-            from tqdm import tqdm
+            from sfp.progress import progress
 
             one = self.plan.seen == 1
-            self.bar = tqdm(desc="segmenting", unit="image", smoothing=0.1, disable=one)
+            self.bar = progress(desc="segmenting", unit="image", smoothing=0.1, disable=one)
             self.counter.start()
             self.skip_done()
         self.tell_wrong()
