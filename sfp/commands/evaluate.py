@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(
         "--work-dir",
         type=Path,
-        help="where results.json goes (default: work_dirs/<config's name>)",
+        help="where results.json goes (default: work_dirs/<config's name>); that of another method"
+        " or other options stays there under a name of its own",
     )
     add("--show-dir", type=Path, help="draw the truth and each image's labels into this folder")
     add_config_options(parser, "model.pm=L2")
