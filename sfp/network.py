@@ -18,10 +18,10 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 
 from huggingface_hub import constants
-from tqdm import tqdm
 
 from sfp.errors import SFPError, refuse_want_of_memory
 from sfp.files import file_digest, make_folder, unwritable
+from sfp.progress import progress
 
 _TRIES = 6  # in a row that bring nothing new, as huggingface_hub's
 _CHUNK = 1 << 18
@@ -161,7 +161,7 @@ def _continue(url: str, partial: Path) -> None:
             have = 0  # the server sends the whole file
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        bar = tqdm(
+        bar = progress(
             desc=f"fetching {partial.stem}", initial=have, total=total, unit="B", unit_scale=True
         )
         with partial.open("ab" if have else "wb") as writer, bar:

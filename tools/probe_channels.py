@@ -15,11 +15,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.options import HelpFormatter, add_config_options
 from sfp.plugin import require_mmseg
+from sfp.progress import progress
 
 
 def main() -> int:
@@ -60,7 +60,7 @@ def probe(args: argparse.Namespace) -> None:
     chosen = spread_over(dataset, args.images)
 
     def batches() -> Iterator[Tensor]:
-        for index in tqdm(chosen, desc="probing", unit="image"):
+        for index in progress(chosen, desc="probing", unit="image"):
             image = clip.normalise(dataset[index]["inputs"].flip(0))  # mmseg loads BGR
             grid = window_grid(*image.shape[1:], protocol.window, protocol.stride)
             yield torch.stack([cut(image, window) for window in grid])

@@ -304,9 +304,17 @@ def _typed(value: str, kind: type) -> Any:
 
 
 def _tags(name: str) -> tuple[str, ...]:
-    """open_clip's tags of a model, those of its name without or with ``-quickgelu`` included."""
+    """open_clip's tags of a model, those of its name without or with ``-quickgelu`` included, but
+    for a name with it only those that were trained so: loading refuses others.
+    """
     import open_clip
 
+    from sfp.clip.published import entry_of_tag
+
     names = (name, name.removesuffix(QUICK), f"{name}{QUICK}")
-    tags = [tag for own in names for tag in open_clip.list_pretrained_tags_by_model(own)]
-    return tuple(dict.fromkeys(tags))
+    tags = dict.fromkeys(
+        tag for own in names for tag in open_clip.list_pretrained_tags_by_model(own)
+    )
+    if name.endswith(QUICK):
+        return tuple(tag for tag in tags if entry_of_tag(name, tag)["quick_gelu"])
+    return tuple(tags)

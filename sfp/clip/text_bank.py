@@ -15,13 +15,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from tqdm import tqdm
 
 from sfp.clip.clip import FrozenCLIP, l2_normalise
 from sfp.clip.prompts import PROMPT_SETS, is_prompt_file, read_prompts
 from sfp.errors import SFPError, unknown_choice
 from sfp.files import make_folder, sweep, whole_file
 from sfp.options import check_type
+from sfp.progress import progress
 
 _TOKENS = 2048  # in a batch of texts; many more on a GPU
 
@@ -127,7 +127,7 @@ class TextBank:
         tokens = _TOKENS if self.clip.device.type == "cpu" else 32 * _TOKENS
         rows = torch.empty(len(unique), self.clip.embed_dim, device=self.clip.device)
         quiet, first = len(unique) < 2000, 0
-        with tqdm(total=len(unique), desc="encoding names", disable=quiet, leave=False) as bar:
+        with progress(total=len(unique), desc="encoding names", disable=quiet, leave=False) as bar:
             while first < len(unique):
                 longest = int(lengths[first])
                 some = order[first : first + max(1, tokens // longest)]

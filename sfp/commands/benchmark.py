@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sfp.errors import SFPError, run_command
 from sfp.files import only_one, sweep
 from sfp.options import HelpFormatter, add_config_options
 from sfp.plugin import require_mmseg
+from sfp.progress import progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -171,7 +170,7 @@ def run_all(groups: list[list], devices: list[str], args: argparse.Namespace) ->
     others with it.
     """
     waiting, running, failed = [(f"group{i}", group) for i, group in enumerate(groups)], [], {}
-    bar = tqdm(total=sum(map(len, groups)), unit="cell", disable=not groups)
+    bar = progress(total=sum(map(len, groups)), unit="cell", disable=not groups)
     try:
         while waiting or running:
             for device in devices:
@@ -183,7 +182,7 @@ def run_all(groups: list[list], devices: list[str], args: argparse.Namespace) ->
                 if (
                     worker.process.returncode and len(worker.group) > 1
                 ):  # the others may be sound: each by itself, from where it stopped
-                    tqdm.write(f"apart after a failure: {', '.join(map(str, worker.group))}")
+                    bar.write(f"apart after a failure: {', '.join(map(str, worker.group))}")
                     waiting += [
                         (f"{worker.log.stem}_{i}", [cell]) for i, cell in enumerate(worker.group)
                     ]
@@ -192,7 +191,7 @@ def run_all(groups: list[list], devices: list[str], args: argparse.Namespace) ->
                 if worker.process.returncode:
                     reason = last_line(worker.log)
                     failed.update({cell: f"{reason} (log: {worker.log})" for cell in worker.group})
-                tqdm.write(
+                bar.write(
                     f"{'failed' if worker.process.returncode else 'done'}: "
                     f"{', '.join(map(str, worker.group))}"
                 )

@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(
         "--work-dir",
         type=Path,
-        help="where results.json goes (default: work_dirs/<config's name>)",
+        help="where results.json goes (default: work_dirs/<config's name>); that of another method"
+        " or other options stays there under a name of its own",
     )
     add("--show-dir", type=Path, help="draw the truth and each image's labels into this folder")
     add_config_options(parser, "model.pm=L2")
@@ -68,16 +69,14 @@ def evaluate(args: argparse.Namespace) -> None:
     parse_options(args.cfg_options, "--cfg-options")  # a mistake is told at once
     require_mmseg()
     from mmengine.dist import get_rank, get_world_size, is_main_process
-    from mmseg.registry import MODELS
 
     from sfp.evaluation import loop
-    from sfp.evaluation.config import building, read_config
+    from sfp.evaluation.config import build_model, read_config
     from sfp.evaluation.counts import CountStore
     from sfp.evaluation.dataset import build_dataset, check_task, named_deaths
     from sfp.evaluation.metric import check_metric
     from sfp.evaluation.provenance import keep_other, run_provenance, write_results
     from sfp.evaluation.ranks import wait_for_all
-    from sfp.segmentor import SFPSegmentor
 
     cfg = read_config(config, args.cfg_options)
     work_dir = args.work_dir or Path(cfg.get("work_dir") or f"work_dirs/{config.stem}")
@@ -88,13 +87,7 @@ def evaluate(args: argparse.Namespace) -> None:
         hold(work_dir, held)
         dataset = build_dataset(cfg)
         check_metric(cfg, dataset)
-        with building("The model"):
-            model = MODELS.build(cfg.model)
-        if not isinstance(model, SFPSegmentor):
-            raise SFPError(
-                f"The model of {config} is a {type(model).__name__};"
-                " set model.type to SFPSegmentor."
-            )
+        model = build_model(cfg)
         check_task(model.vocabulary, model.task.protocol, dataset)
         part = loop.Part(dataset, model.task)
         store = CountStore(work_dir / "counts", run_provenance(cfg, model, part), get_rank())

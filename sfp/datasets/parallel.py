@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
-from tqdm import tqdm
+from sfp.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,7 +20,7 @@ def in_parallel(
 
     The first exception ends it; what had not been started is left undone.
     """
-    bar = functools.partial(tqdm, total=len(items), desc=description, unit="file")
+    bar = functools.partial(progress, total=len(items), desc=description, unit="file")
     if workers < 2 or len(items) < 32:
         yield from bar(map(function, items))
         return

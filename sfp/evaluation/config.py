@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mmengine.config import Config
+from mmengine.registry import Registry
 from mmengine.runner import Runner
+from mmseg.registry import MODELS
 
 import sfp
 from sfp.clip import load_clip
@@ -249,6 +251,34 @@ def read_protocol(model: Mapping[str, Any]) -> Protocol:
         SFPError: what ``Protocol`` refuses.
     """
     return Protocol.split(model)[0]
+
+
+def build_model(cfg: Config) -> SFPSegmentor:
+    """The segmentor of a config.
+
+    Raises:
+        SFPError: its type is another one, or it can't be built.
+    """
+    require_type("model.type", cfg.model.get("type"), MODELS)
+    with building("The model"):
+        model = MODELS.build(cfg.model)
+    if not isinstance(model, SFPSegmentor):
+        raise SFPError(
+            f"The model of {cfg.filename} is a {type(model).__name__};"
+            " set model.type to SFPSegmentor."
+        )
+    return model
+
+
+def require_type(what: str, kind: object, registry: Registry) -> None:
+    """Raises SFPError for the name of a type that mmseg's registry lacks, offering the closest.
+
+    Those of this package are listed.
+    """
+    if isinstance(kind, str) and registry.get(kind) is None:
+        known = registry.module_dict
+        own = [name for name, cls in known.items() if cls.__module__.startswith("sfp.")]
+        raise unknown_choice(what, kind, own, known)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from PIL import Image
 from sfp.datasets.exact import PICTURES
 from sfp.datasets.labels import require_exact
 from sfp.errors import SFPError, refuse_want_of_memory
-from sfp.evaluation.config import building, check_dataset
+from sfp.evaluation.config import building, check_dataset, require_type
 from sfp.pipeline import Protocol, Vocabulary
 
 
@@ -33,8 +33,9 @@ def build_dataset(cfg: Config) -> BaseSegDataset:
         SFPError: its folders or lists are missing, it has no images, or it can't be built, such as
             from a key that it doesn't take.
     """
-    check_dataset(cfg)
     init_default_scope("mmseg")
+    require_type("test_dataloader.dataset.type", cfg.test_dataloader.dataset.type, DATASETS)
+    check_dataset(cfg)
     with building(f"The dataset of {Path(cfg.filename).name}"):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         dataset.full_init()

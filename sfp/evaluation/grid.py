@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmseg.datasets import BaseSegDataset
-from mmseg.registry import MODELS
 
 from sfp.errors import SFPError
 from sfp.evaluation.config import (
     CONFIGS,
-    building,
+    build_model,
     method_options,
     read_config,
     read_protocol,
@@ -165,8 +164,7 @@ def run_group(cells: Sequence[Cell], fresh: bool = False, workers: int = 2) -> N
             sweep(cell.folder)
         configs = [cell.config() for cell in cells]
         datasets = [build_dataset(cfg) for cfg in configs]
-        with building("The model"):
-            model = MODELS.build(configs[0].model)  # after the data, whose faults are found at once
+        model = build_model(configs[0])  # after the data, whose faults are found at once
         parts = []
         for cell, cfg, dataset in zip(cells, configs, datasets, strict=True):
             vocabulary, protocol = read_vocabulary(cfg.model), read_protocol(cfg.model)

@@ -14,12 +14,12 @@ from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmseg.datasets import BaseSegDataset
 from mmseg.structures import SegDataSample
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from sfp.evaluation.counts import CountStore, Figures, checked_counts, count_pixels
 from sfp.evaluation.dataset import image_names, named_deaths, short_name
 from sfp.evaluation.metric import figures_of_all, gather_counts
 from sfp.pipeline import Task
+from sfp.progress import progress
 from sfp.segmentor import SFPSegmentor, pictures
 from sfp.transfer import Doubts
 
@@ -134,7 +134,7 @@ def evaluate(
     """
     images = _Images(parts)
     loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=list)
-    shown = tqdm(
+    shown = progress(
         total=len(images),
         desc="evaluating",
         unit="image",

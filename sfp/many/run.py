@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -134,6 +135,8 @@ def run(
         first = next(units, None)
         with _Progress(plan, summary, quiet) as progress:
             if first is not None:
+                if not quiet and sys.stderr.isatty():  # it takes seconds
+                    print(f"loading {recipe.model} ...", file=sys.stderr)
                 engine = engine or one_process(recipe, out, fresh)
                 for outcome in engine(_chained(first, units, progress), summary):
                     if outcome.error:
@@ -206,10 +209,10 @@ class _Progress:
         if self.quiet:
             return
         if self.bar is None:
-            from tqdm import tqdm
+            from sfp.progress import progress
 
             one = self.plan.seen == 1
-            self.bar = tqdm(desc="segmenting", unit="image", smoothing=0.1, disable=one)
+            self.bar = progress(desc="segmenting", unit="image", smoothing=0.1, disable=one)
             self.counter.start()
             self.skip_done()
         self.tell_wrong()

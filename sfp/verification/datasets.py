@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmseg.registry import MODELS
 
 from sfp.errors import SFPError
-from sfp.evaluation.config import CONFIGS, building, check_dataset, read_config
+from sfp.evaluation.config import CONFIGS, build_model, check_dataset, read_config
 from sfp.evaluation.counts import CountStore, Figures
 from sfp.evaluation.dataset import build_dataset, check_task, image_names
 from sfp.evaluation.loop import Part, evaluate
@@ -135,8 +134,7 @@ def measure(
     started = time.monotonic()
     dataset = build_dataset(cfg)
     check_metric(cfg, dataset)
-    with building("The model"):
-        model = MODELS.build(cfg.model)
+    model = build_model(cfg)
     check_task(model.vocabulary, model.task.protocol, dataset)
     part, seen = Part(dataset, model.task), Shift()
     order = [part.chosen[i] for i in spread_order(len(part.chosen))][:limit]

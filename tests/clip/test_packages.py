@@ -343,6 +343,20 @@ def test_some_models_by_a_pattern():
     assert sfp.list_models("ViT-B-16")["ViT-B-16"].tags[0] == "openai"
 
 
+def test_tags_of_another_activation_are_not_listed():
+    found = sfp.list_models("ViT-B-16*")
+    assert "laion400m_e31" in found["ViT-B-16"].tags
+    assert found["ViT-B-16-quickgelu"].tags == (
+        "openai",
+        "dfn2b",
+        "metaclip_400m",
+        "metaclip_fullcc",
+    )
+    with pytest.raises(SFPError, match="disagrees with the weights laion400m_e31"):
+        sfp.load_clip("ViT-B-16-quickgelu", "laion400m_e31")
+    assert "laion400m_e31" in sfp.list_models()["ViT-B-32-quickgelu"].tags  # trained with it
+
+
 def test_the_page_is_made_of_the_table():
     from conftest import ROOT
 

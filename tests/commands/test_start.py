@@ -146,7 +146,10 @@ def test_lists_of_methods(folder):
 def test_names_read_from_files_are_the_registered_ones():
     for package, names in (("methods", sfp.list_methods()), ("outliers", sfp.list_detectors())):
         found = registered_names(f"sfp.{package}")
-        assert [name for name, words in found.items() if words] == names
+        listed = {name: words for name, words in found.items() if words}
+        assert list(listed) == names
+        said = [words.partition(": ")[2] or words for words in listed.values()]
+        assert len(set(said)) == len(names)  # no two have one description
     assert registered_names("sfp.methods")["SC-CLIP-ablation"] == ""
 
 

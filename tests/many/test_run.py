@@ -71,6 +71,16 @@ def test_scores_are_those_of_instances(background, photos, recipe):  # noqa: F81
         assert scores_of(result, parts) == pytest.approx(expected, abs=1.1e-4) and expected
 
 
+def test_a_terminal_is_told_what_is_loaded(photos, recipe, tmp_path, capsys, monkeypatch):  # noqa: F811
+    for terminal, told in ((True, True), (False, False)):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        go(photos / "00.jpg", tmp_path / str(terminal), recipe)
+        assert capsys.readouterr().err.startswith("loading Toyland ...\n") == told
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    go(photos / "00.jpg", tmp_path / "True", recipe)  # nothing is left to do
+    assert "loading" not in capsys.readouterr().err
+
+
 def test_the_summary(photos, recipe, tmp_path, capsys):  # noqa: F811
     summary = go(photos / "b/c", tmp_path / "out", recipe)
     found = json.loads((tmp_path / "out/.sfp/summary-1-of-1.json").read_text())

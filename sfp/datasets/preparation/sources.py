@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from tqdm import tqdm
-
 from sfp.errors import SFPError
 from sfp.files import sweep, whole_file
+from sfp.progress import progress
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -90,7 +89,7 @@ def unpack(archive: Path, folder: Path, needed: Sequence[str]) -> None:
     """
     sweep(folder)
     try:
-        for name, size, read in tqdm(
+        for name, size, read in progress(
             _members(archive), desc=f"unpacking {archive.name}", unit="file"
         ):
             path = PurePosixPath(name)

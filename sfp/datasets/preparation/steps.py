@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from sfp.datasets.layouts import Layout
 from sfp.datasets.parallel import in_parallel
 from sfp.errors import SFPError
 from sfp.files import file_digest, sweep, whole_file
+from sfp.progress import progress
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def record_sources(plan: Plan, root: Path, name: str) -> None:
                 f"{file}, which says what {root} was made of, is damaged ({error}); move the folder"
                 " away, or give another --out."
             ) from error
-    steps = tqdm(plan.steps, "reading the source", unit="file", disable=len(plan.steps) < 1000)
+    steps = progress(plan.steps, "reading the source", unit="file", disable=len(plan.steps) < 1000)
     now = {str(step.target.relative_to(root)): _digest(step) for step in steps}
     for step, (target, digest) in zip(plan.steps, now.items(), strict=True):
         if not step.target.exists() or made.get(target) == digest:
