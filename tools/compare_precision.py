@@ -13,11 +13,11 @@ import warnings
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
 from sfp.options import HelpFormatter
+from sfp.progress import progress
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def compare(args: argparse.Namespace) -> None:
         raise SFPError(f"--scenes is {args.scenes}; give at least 1.")
     scenes = [
         toyland.make_scene("val", index)
-        for index in tqdm(range(args.scenes), desc="drawing scenes", leave=False)
+        for index in progress(range(args.scenes), desc="drawing scenes", leave=False)
     ]
     truth = [torch.from_numpy(scene.labels).long() for scene in scenes]
     names = list(toyland.CLASSES)

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
 from sfp.options import HelpFormatter, add_config_options
 from sfp.plugin import require_mmseg
+from sfp.progress import progress
 
 
 def main() -> int:
@@ -90,7 +90,7 @@ def find(args: argparse.Namespace) -> None:
     pictures = torch.stack(
         [
             centre(clip.normalise(dataset[index]["inputs"].flip(0)), side)  # mmseg loads BGR
-            for index in tqdm(chosen, desc="reading", unit="image")
+            for index in progress(chosen, desc="reading", unit="image")
         ]
     ).to(clip.device)
     batches = pictures.split(clip.trunk.windows_at_once(side, side))

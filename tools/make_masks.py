@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from sfp.clip import load_clip
 from sfp.errors import SFPError, run_command
 from sfp.files import make_folder, sweep, whole_file
 from sfp.methods import METHODS
 from sfp.options import HelpFormatter, add_config_options
+from sfp.progress import progress
 from sfp.regions import MadeMasks, load_masks
 from sfp.stages import Picture
 
@@ -95,7 +95,7 @@ def command(args: argparse.Namespace) -> None:
         clash_free(jobs)
         make_folder(args.out, "choose another folder with --out")
         sweep(args.out)
-    looked = tqdm(jobs, desc="looking", unit="image", leave=False)
+    looked = progress(jobs, desc="looking", unit="image", leave=False)
     todo = [job for job in looked if not is_done(job, source, args.out)]
     if not todo:
         print(f"nothing to do: all {len(jobs)} images have their masks")
@@ -103,7 +103,7 @@ def command(args: argparse.Namespace) -> None:
     if len(todo) < len(jobs):
         print(f"continuing: {len(jobs) - len(todo)} of {len(jobs)} images have their masks")
     failed: list[SFPError] = []
-    for job in tqdm(todo, desc=f"masks by {source.program.name}", unit="image"):
+    for job in progress(todo, desc=f"masks by {source.program.name}", unit="image"):
         try:
             make(job, source, args.out)
         except SFPError as error:

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from sfp.errors import SFPError, run_command
 from sfp.evaluation.markdown import markdown_table
 from sfp.files import save_figure, whole_file
 from sfp.options import HelpFormatter, add_config_options
 from sfp.plugin import require_mmseg
+from sfp.progress import progress
 
 READ = ("components", "alignment", "accuracy", "entropy", "cls entropy")
 
@@ -107,7 +107,7 @@ def probe(args: argparse.Namespace) -> None:
     clip, text, protocol = model.frozen, model.task.text, model.task.protocol
     chosen = spread_over(dataset, args.images)
     found: dict[tuple[str, int], list[float]] = {}
-    for index in tqdm(chosen, desc="probing", unit="image"):
+    for index in progress(chosen, desc="probing", unit="image"):
         item = dataset[index]
         image = clip.normalise(item["inputs"].flip(0))  # mmseg loads BGR
         size = tuple(image.shape[1:])

@@ -17,12 +17,11 @@ import json
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sfp.errors import SFPError, run_command
 from sfp.files import whole_file
 from sfp.options import HelpFormatter, add_config_options
 from sfp.plugin import require_mmseg
+from sfp.progress import progress
 
 
 def main() -> int:
@@ -79,7 +78,7 @@ def rank(args: argparse.Namespace) -> None:
     }
     journal = Journal(args.out.with_name(f"{args.out.name}.images"), run)
     prompts = text.prompts().transpose(0, 1)
-    for index, name in zip(tqdm(chosen, desc="ranking", unit="image"), names, strict=True):
+    for index, name in zip(progress(chosen, desc="ranking", unit="image"), names, strict=True):
         if name in journal.done:
             continue
         item = dataset[index]
