@@ -93,7 +93,9 @@ def record_sources(plan: Plan, root: Path, name: str) -> None:
                 f"{file}, which says what {root} was made of, is damaged ({error}); move the folder"
                 " away, or give another --out."
             ) from error
-    steps = progress(plan.steps, "reading the source", unit="file", disable=len(plan.steps) < 1000)
+    steps = progress(
+        plan.steps, desc="reading the source", unit="file", disable=len(plan.steps) < 1000
+    )
     now = {str(step.target.relative_to(root)): _digest(step) for step in steps}
     for step, (target, digest) in zip(plan.steps, now.items(), strict=True):
         if not step.target.exists() or made.get(target) == digest:
