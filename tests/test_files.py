@@ -245,7 +245,7 @@ def test_a_file_that_may_not_grow(writer, tmp_path):
 def test_a_full_disk(writer, small_disk):
     folder = small_disk / writer
     folder.mkdir()
-    (folder.parent / "ballast").write_bytes(bytes(30 << 10))
+    (folder.parent / "ballast").write_bytes(bytes((64 << 10) - LIMIT))
     (folder.parent / "a.tar").touch()
     os.truncate(folder.parent / "a.tar", 1 << 20)  # a hole, which takes no room
     try:
