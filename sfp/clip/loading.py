@@ -12,9 +12,10 @@ import torch
 
 from sfp.clip.built_in import BUILT_IN, built_in_name, read_built_in
 from sfp.clip.checkpoints import Checkpoint, from_state_dict, read_checkpoint, read_config
-from sfp.clip.models import QUICK, build_network, open_clip_name, plain_vits, take_weights
+from sfp.clip.models import build_network, open_clip_name, plain_vits, take_weights
 from sfp.clip.packages import Package, cached_weights, is_package, open_package
 from sfp.clip.published import (
+    QUICK,
     cached_file,
     entry_of,
     entry_of_file,

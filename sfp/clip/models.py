@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfp.clip.published import QUICK, entry_of_tag
 from sfp.errors import SFPError, refuse_want_of_memory, unknown_choice
 
-QUICK = "-quickgelu"
 _TRANSFORMERS = "install it by: pip install 'sfp-ovss[vision]'"
 
 
@@ -308,8 +308,6 @@ def _tags(name: str) -> tuple[str, ...]:
     for a name with it only those that were trained so: loading refuses others.
     """
     import open_clip
-
-    from sfp.clip.published import entry_of_tag
 
     names = (name, name.removesuffix(QUICK), f"{name}{QUICK}")
     tags = dict.fromkeys(

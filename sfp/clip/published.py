@@ -13,7 +13,6 @@ from typing import Any
 from filelock import FileLock
 
 from sfp.clip.built_in import BUILT_IN
-from sfp.clip.models import QUICK
 from sfp.errors import SFPError, unknown_choice
 from sfp.files import file_sha256, make_folder
 from sfp.network import (
@@ -24,6 +23,8 @@ from sfp.network import (
     require_published,
     url_sha256,
 )
+
+QUICK = "-quickgelu"  # the end of open_clip's names of models that were trained with QuickGELU
 
 
 def entry_of(model: str, tag: str) -> dict[str, Any]:

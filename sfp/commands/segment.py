@@ -21,7 +21,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,9 +177,18 @@ def check_cvat_names(sources: Sources) -> None:
     from sfp.exports.cvat import cvat_name
 
     files = {found.key: found.name for found in sources if not isinstance(found, SFPError)}
-    named, taken = Counter(files.values()), {}
-    for path, name in files.items():
-        cvat_name(name if named[name] == 1 else path, taken)
+    taken: dict[str, str] = {}
+    for name in file_names(files.items()):
+        cvat_name(name, taken)
+
+
+def file_names(files: Iterable[tuple[str, str]]) -> list[str]:
+    """What pictures, given by path and name, are called in one file for all: by their paths where
+    several have one name.
+    """
+    files = list(files)
+    named = Counter(name for _, name in files)
+    return [name if named[name] == 1 else path for path, name in files]
 
 
 def choose_engine(args: argparse.Namespace, recipe: Recipe) -> tuple[Engine | None, int]:
@@ -306,13 +315,12 @@ def collect(out: Path, example: str, formats: list[str]) -> None:
         if record is not None and "source" in record and "scores" in record:
             files += [(file, record)] if settings_of(record) == settings else []
             others += settings_of(record) != settings
-    named = Counter(record["source"]["name"] for _, record in files)
+    sources = [record["source"] for _, record in files]
+    called = file_names((source["path"], source["name"]) for source in sources)
 
     def pictures() -> Iterator[Annotated]:
-        for file, record in files:
-            source = record["source"]
-            once = named[source["name"]] == 1
-            yield _annotated(file, record, source["name"] if once else source["path"])
+        for (file, record), name in zip(files, called, strict=True):
+            yield _annotated(file, record, name)
 
     written = []
     if "coco" in forms:
